@@ -77,10 +77,11 @@ def angle_response(
         raise ValueError(f"operator must be 'cosine', 'linear' or 'sigmoid', got {operator!r}.")
     if not isinstance(k, Tensor) and not k > 0: raise ValueError(f"k must be positive, got {k!r}.")
     if operator == 'cosine': return cos
-    s = cos.clamp(-1 + _EDGE, 1 - _EDGE).arcsin()                     # pi/2 - t
-    if operator == 'linear': return s * (2 / math.pi)
-    k = torch.as_tensor(k, dtype=cos.dtype, device=cos.device)
-    return (s / (2 * k)).tanh() / (math.pi / (4 * k)).tanh()
+    s = cos.to(torch.promote_types(cos.dtype, torch.float32))         # half precision has no number between 1 - _EDGE and 1
+    s = s.clamp(-1 + _EDGE, 1 - _EDGE).arcsin()                       # pi/2 - t
+    if operator == 'linear': return (s * (2 / math.pi)).to(cos.dtype)
+    k = torch.as_tensor(k, dtype=s.dtype, device=s.device)
+    return ((s / (2 * k)).tanh() / (math.pi / (4 * k)).tanh()).to(cos.dtype)
 
 # %% ../nbs/03_sphere.ipynb #97437b2d
 class SphereConv2d(nn.Conv2d):
