@@ -368,8 +368,8 @@ class Table:
 # %% ../nbs/15_results.ipynb #189c3551
 METHODS = {  # every method of the CIFAR experiment in the order of the tables: label, colour (safe for the colour-blind), line
     "cnn": ("CNN", "#222222", "-"),
-    "cnn_wide_dns": ("CNN, as many parameters as dynamic DNS", "#777777", "--"),
-    "cnn_wide_uns": ("CNN, as many parameters as dynamic UNS", "#AAAAAA", ":"),
+    "cnn_wide_dns": ("CNN, size of dynamic DNS", "#777777", "--"),
+    "cnn_wide_uns": ("CNN, size of dynamic UNS", "#AAAAAA", ":"),
     "static_dns": ("static DNS", "#56B4E9", "-"),
     "static_uns": ("static UNS", "#0072B2", "-"),
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
@@ -432,9 +432,12 @@ def rerun_command(
     experiment: str,
     dataset: str,
     preset: str,
+    recipe: str = "",  # '' and 'clean' are the default
 ) -> str:
     "The command that makes the runs again."
-    return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
+    if recipe in ("", "clean"):
+        return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
+    return f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p recipe={recipe}"
 
 # %% ../nbs/15_results.ipynb #a875de08
 def _text(interval: Interval, n: int) -> str:
@@ -486,7 +489,7 @@ def comparison_table(
     with_recipe = f", recipe {recipe}" if recipe else ""
     caption = (
         f"{experiment} on {dataset}, preset {preset}{with_recipe}: percent, mean ± 95 % interval over seeds;"
-        f" differences in percentage points. `{rerun_command(experiment, dataset, preset)}`"
+        f" differences in percentage points. `{rerun_command(experiment, dataset, preset, recipe)}`"
     )
     return Table(columns, rows, caption)
 
@@ -509,7 +512,7 @@ def claims_table(
                 "not run" if interval is None else _difference(interval),
                 " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)),
                 verdict(interval, claim, preset),
-                f"`{rerun_command(experiment, dataset, preset)}`",
+                f"`{rerun_command(experiment, dataset, preset, recipe)}`",
             ])
     with_recipe = f", recipe {recipe}" if recipe else ""
     caption = f"{experiment} on {dataset}, preset {preset}{with_recipe}: the claims. The range is our reading; only the preset paper can decide."
