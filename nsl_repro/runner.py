@@ -8,7 +8,7 @@ __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'app', 'experiments_
            'KernelDied', 'Run', 'prepare', 'execute', 'run_experiment', 'run_command', 'summary', 'list_command',
            'table_command', 'main']
 
-# %% ../nbs/17_runner.ipynb #a399a315
+# %% ../nbs/17_runner.ipynb #200cc1ef
 import ast, difflib, io, json, logging, os, re, shutil, signal, sys, tempfile, time, tokenize, weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-# %% ../nbs/17_runner.ipynb #59b41099
+# %% ../nbs/17_runner.ipynb #eb3e41cc
 def experiments_dir() -> Path:  # the folder with the experiments' notebooks
     "The project's `nbs/experiments` if we stand inside the project, else the notebooks that came with the package."
     from nsl_repro.data import project_root
@@ -33,7 +33,7 @@ def experiments_dir() -> Path:  # the folder with the experiments' notebooks
     except ModuleNotFoundError:
         raise ValueError(f"there are no experiments: neither {here} nor the installed package has any") from None
 
-# %% ../nbs/17_runner.ipynb #0baccad8
+# %% ../nbs/17_runner.ipynb #57a89715
 def experiments() -> dict[str, Path]:  # name -> notebook, in alphabetical order
     "The experiments at hand; an experiment is named as its notebook."
     return {path.stem: path for path in sorted(experiments_dir().glob("[!_.]*.ipynb"))}
@@ -58,7 +58,7 @@ def _closest(word: str, words) -> str:
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
 
-# %% ../nbs/17_runner.ipynb #0aa63f11
+# %% ../nbs/17_runner.ipynb #4421edda
 @dataclass(frozen=True)
 class Parameter:
     "One line of an experiment's parameters cell."
@@ -77,7 +77,7 @@ class Parameter:
         names = ", ".join(map(str, get_args(item)))
         return f"one of {names}" if item is self.type else f"a list of some of {names}"
 
-# %% ../nbs/17_runner.ipynb #5005855b
+# %% ../nbs/17_runner.ipynb #6b020693
 _scalars = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -93,7 +93,7 @@ def _as_type(annotation: ast.expr) -> Any:
             return list[_as_type(item)]
     raise ValueError(f"the type {ast.unparse(annotation)} is not one of str, int, float, bool, Literal[...] and lists of them")
 
-# %% ../nbs/17_runner.ipynb #44cdb01a
+# %% ../nbs/17_runner.ipynb #a4a38745
 def read_parameters(
     notebook: str | Path,  # the path of a notebook
 ) -> dict[str, Parameter]:  # in the order of the cell
@@ -130,7 +130,7 @@ def read_parameters(
             raise ValueError(f"{where}: {e}") from None
     return parameters
 
-# %% ../nbs/17_runner.ipynb #3b0585fa
+# %% ../nbs/17_runner.ipynb #b629e247
 def parse_value(
     value: Any,  # text, or a Python value
     parameter: Parameter,  # what it must be
@@ -161,7 +161,7 @@ def parse_value(
         raise ValueError(f"{parameter.name} must be {parameter.expects}, was {value!r}")
     return [one(item) for item in value]
 
-# %% ../nbs/17_runner.ipynb #c05acda6
+# %% ../nbs/17_runner.ipynb #771a728b
 def resolve(
     parameters: dict[str, Parameter],  # what `read_parameters` found
     values: dict[str, Any],  # what was asked for, as text or as Python values
@@ -188,14 +188,14 @@ def parse_assignments(
         values[name.strip()] = value
     return values
 
-# %% ../nbs/17_runner.ipynb #adc473dc
+# %% ../nbs/17_runner.ipynb #adc44479
 def collapse_updates(
     text: str,  # what was written to a terminal
 ) -> str:  # what could be read there in the end
     "Keep the last update of every line that was rewritten with carriage returns."
     return re.sub(r"[^\n]*\r(?=[^\r\n])", "", re.sub(r"\r+(?=\n|$)", "", text))
 
-# %% ../nbs/17_runner.ipynb #912a3869
+# %% ../nbs/17_runner.ipynb #761b9237
 def _own_kernel() -> type:
     "A kernel manager that starts this interpreter, whatever kernels are registered on the machine."
     from jupyter_client import AsyncKernelManager
@@ -226,7 +226,7 @@ def _own_kernel() -> type:
 
     return OwnKernel
 
-# %% ../nbs/17_runner.ipynb #b1287dab
+# %% ../nbs/17_runner.ipynb #418a5d5e
 class ExperimentFailed(RuntimeError):
     "A cell of the experiment raised an exception. `notebook` is the executed notebook, with the traceback; `ename` the exception's class."
 
@@ -242,7 +242,7 @@ class KernelDied(RuntimeError):
         super().__init__(message)
         self.notebook = notebook
 
-# %% ../nbs/17_runner.ipynb #99bcaf03
+# %% ../nbs/17_runner.ipynb #5ce712dd
 def _output_root(output: str | Path | None, values: dict[str, Any], parameters: dict[str, Parameter]) -> Path:
     "Where results go: as asked for, else the experiment's default, else the project's `data`."
     from nsl_repro.data import project_root
@@ -276,7 +276,7 @@ def _tidy(notebook: Path) -> None:
                 output.text = collapse_updates(output.text)
     nbformat.write(nb, notebook)
 
-# %% ../nbs/17_runner.ipynb #d87c4fb5
+# %% ../nbs/17_runner.ipynb #ca68014b
 @dataclass(frozen=True)
 class Run:
     "An experiment that may start: every value is checked and its data set is there."
@@ -310,7 +310,7 @@ def prepare(
         check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
     return Run(notebook.stem, notebook, values, _output_root(output, values, parameters), settings)
 
-# %% ../nbs/17_runner.ipynb #f81476f2
+# %% ../nbs/17_runner.ipynb #884b9e83
 def execute(
     run: Run,  # from `prepare`
 ) -> Path:  # the executed notebook
@@ -357,7 +357,7 @@ def run_experiment(
     "Check everything, then execute: `prepare` and `execute`."
     return execute(prepare(name, values, output))
 
-# %% ../nbs/17_runner.ipynb #4a99ed77
+# %% ../nbs/17_runner.ipynb #80ee4545
 FAILED, BAD_USAGE, NO_DATA, DEAD_KERNEL = 1, 2, 3, 4
 
 app = typer.Typer(
@@ -401,7 +401,7 @@ def _terminable() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, previous)
 
-# %% ../nbs/17_runner.ipynb #065a552c
+# %% ../nbs/17_runner.ipynb #3d2e7c37
 @app.command("run")
 def run_command(
     name: Annotated[str, typer.Argument(help="An experiment (see `nsl-repro list`), or the path of a notebook.")],
@@ -425,7 +425,7 @@ def run_command(
     with _sentences(), _terminable():
         typer.echo(f"executed notebook: {run_experiment(name, parse_assignments(parameter), output or None)}", err=True)
 
-# %% ../nbs/17_runner.ipynb #1aff2073
+# %% ../nbs/17_runner.ipynb #c6034ec7
 def summary(
     notebook: str | Path,  # the path of a notebook
 ) -> str:  # its `> ` line, or nothing
@@ -448,12 +448,13 @@ def list_command(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="
             for p in read_parameters(path).values() if verbose else []:
                 typer.echo(f"    {p.name}: {p.annotation} = {p.default!r}" + (f"  # {p.help}" if p.help else ""))
 
-# %% ../nbs/17_runner.ipynb #a982bfcb
+# %% ../nbs/17_runner.ipynb #d05264a0
 @app.command("table")
 def table_command(
     name: Annotated[str, typer.Argument(help="An experiment; default: all of them.")] = "",
     dataset: Annotated[str, typer.Option(help="Only this data set.")] = "",
     preset: Annotated[str, typer.Option(help="Only this preset.")] = "",
+    parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Only runs with this parameter.")] = [],
     output: Annotated[str, typer.Option("--output", "-o", help="Where the results are. Default: the project's data folder.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ):
@@ -463,21 +464,25 @@ def table_command(
     Examples:
       nsl-repro table
       nsl-repro table nsl_cifar --dataset cifar10 --preset quick
+      nsl-repro table nsl_cifar -p recipe=clean --markdown
     """
     with _sentences():
-        from nsl_repro.results import claims_table, comparison_table, load_ledger
+        from nsl_repro.results import claims_table, comparison_table, load_ledger, split_ledger
 
         asked = {"experiment": name, "dataset": dataset, "preset": preset}
         asked = {key: value for key, value in asked.items() if value}
-        entries = load_ledger(output or None, **asked)
-        if not entries:
-            asked = " with " + ", ".join(f"{k} {v}" for k, v in asked.items()) if asked else ""
-            raise ValueError(f"the ledger has no result{asked}; nsl-repro run makes some")
-        for key in sorted({(e.experiment, e.dataset, e.preset) for e in entries}):
-            group = [e for e in entries if (e.experiment, e.dataset, e.preset) == key]
-            typer.echo(("\n## " if markdown else "\n") + " · ".join(key) + "\n")
-            for table in (comparison_table(group), claims_table(group)):
-                typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
+        if parameter:
+            if not name:
+                raise ValueError("NAME must be given with --parameter: it says what the parameters are")
+            asked |= resolve(read_parameters(find_notebook(name)), parse_assignments(parameter), name)
+        groups = split_ledger(load_ledger(output or None, **asked))
+        if not groups:
+            which = " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
+            raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some")
+        for key in sorted(groups):
+            for table in (comparison_table(groups[key]), claims_table(groups[key])):
+                if table.rows:
+                    typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
 
 
 def main() -> None:
