@@ -4,24 +4,26 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+here = Path(__file__).parent
 cfg = ConfigParser()
-cfg.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
+cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 extras = {"run": cfg["run_requirements"].split(), "dev": (cfg["run_requirements"] + " " + cfg["dev_requirements"]).split()}
+shipped = {"nsl_repro._experiments": "nbs/experiments", "nsl_repro._data": "data"}  # folders that travel as packages
+shipped = {package: folder for package, folder in shipped.items() if (here / folder).is_dir()}
 
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
-    url=cfg["git_url"],
     license="MIT",
     keywords=cfg["keywords"],
-    packages=[*find_packages(include=["nsl_repro", "nsl_repro.*"]), "nsl_repro._experiments", "nsl_repro._data"],
-    package_dir={"nsl_repro._experiments": "nbs/experiments", "nsl_repro._data": "data"},
+    packages=[*find_packages(include=["nsl_repro", "nsl_repro.*"]), *shipped],
+    package_dir=shipped,
     package_data={"nsl_repro._experiments": ["*.ipynb"], "nsl_repro._data": ["paper_results.json", "results/*.json"]},
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",

@@ -1,0 +1,51 @@
+# Two commands: `make reproduce` and `make test`. Both make .venv themselves; Python 3.10 or newer and make are all they need.
+PYTHON ?= python3
+EXPERIMENT ?= nsl_cifar
+DATASET ?= digits
+PRESET ?= quick
+SEEDS ?=
+METHODS ?=
+DATA ?=
+OUTPUT ?=
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.installed
+unexport PYTHONPATH PYTHONHOME
+.PHONY: help reproduce test notebooks lab clean
+
+help:
+	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
+	@echo "make test       check everything that is claimed"
+	@echo "make notebooks  clean the notebooks and regenerate the library from them"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make clean      remove what make made (never data/)"
+
+reproduce: $(READY)
+	$(BIN)/nsl-repro run "$(EXPERIMENT)" -p dataset="$(DATASET)" -p preset="$(PRESET)" $(if $(SEEDS),-p seeds="$(SEEDS)") $(if $(METHODS),-p methods="$(METHODS)") $(if $(DATA),-p data_root="$(DATA)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
+	$(BIN)/nsl-repro table "$(EXPERIMENT)" --dataset "$(DATASET)" --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
+
+test: $(READY)
+	$(BIN)/python -m pytest tests/test_sync.py
+	$(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)'
+	$(BIN)/python -m pytest --ignore=tests/test_sync.py
+
+notebooks: $(READY)
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+# pip's build of the project uses the pinned setuptools that has just been installed, so that constraints.txt decides everything
+$(READY): constraints.txt settings.ini setup.py pyproject.toml
+	@command -v "$(PYTHON)" > /dev/null || { echo "$(PYTHON) is not there: install Python 3.10 or newer (on Debian: apt install python3 python3-venv), or name one with PYTHON="; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.10 or newer is needed: name one with PYTHON="; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt install python3-venv"; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $(READY)

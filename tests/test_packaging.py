@@ -1,0 +1,98 @@
+"""The wheel, in an environment that has nothing else: it imports, it imports fast, and it brings its experiments and its ledger."""
+import os
+import statistics
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+SLOW = "import sys; print(*sorted({'torch', 'papermill', 'IPython', 'matplotlib', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))"
+
+
+def call(*command, cwd, timeout=900):
+    "Run a command away from the project, and fail with everything it printed."
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "NSL_"))}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "Built from the source distribution, so that both are complete. The build uses the pinned tools of this environment."
+    out = tmp_path_factory.mktemp("dist")
+    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    "An environment with the wheel and what it needs, nothing more."
+    folder = tmp_path_factory.mktemp("empty")
+    call(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    call(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+    return python
+
+
+def test_the_wheel_carries_experiments_and_figures(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, package, pattern in [
+        ("nbs/experiments", "_experiments", "[!_.]*.ipynb"),
+        ("data", "_data", "paper_results.json"),
+        ("data/results", "_data/results", "*.json"),
+        ("nsl_repro", "", "*.py"),
+    ]:
+        for path in (ROOT / folder).glob(pattern):
+            assert f"nsl_repro/{package}/{path.name}".replace("//", "/") in names
+    assert not [n for n in names if n.startswith(("tests", "data", "nbs")) or "cifar-" in n]
+
+
+def test_an_installed_package_works(python, tmp_path):
+    installed = call(python, "-c", "import nsl_repro; print(nsl_repro.__version__, nsl_repro.__file__)", cwd=tmp_path)
+    assert "site-packages" in installed
+    for module in sorted((ROOT / "nsl_repro").glob("[!_]*.py")):
+        call(python, "-c", f"import nsl_repro.{module.stem}", cwd=tmp_path)
+    command = python.with_name("nsl-repro")
+    listed = call(command, "list", cwd=tmp_path)
+    for path in (ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"):
+        assert path.stem in listed
+    if any((ROOT / "data" / "results").glob("*.json")):
+        assert call(command, "table", cwd=tmp_path).strip()
+    assert "nsl-repro run" in call(command, "run", "--help", cwd=tmp_path)
+
+
+def test_running_without_papermill_says_what_to_install(python, tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    for path in sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))[:1]:
+        command = [python.with_name("nsl-repro"), "run", path.stem, "-p", "dataset=digits", "-o", tmp_path / "out"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 2 and "pip install 'nsl_repro[run]'" in done.stderr, done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_import_is_quick(python, tmp_path):
+    code = "import torch, time; start = time.perf_counter(); import nsl_repro; print(time.perf_counter() - start)"
+    seconds = statistics.median(float(call(python, "-c", code, cwd=tmp_path)) for _ in range(5))
+    assert seconds <= 0.2, f"import nsl_repro costs {seconds:.3f} s over import torch"
+
+
+def test_help_needs_no_torch(python, tmp_path):
+    assert call(python, "-c", f"import nsl_repro.runner; {SLOW}", cwd=tmp_path).split() == []
+
+
+def test_readme_starts_with_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = text.split("```")[1].splitlines()
+    assert [line.split("#")[0].strip() for line in commands[1:3]] == ["make reproduce", "make test"]
+
+
+def test_one_version():
+    import nsl_repro
+
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    assert f"\nversion = {nsl_repro.__version__}\n" in settings
+    assert f"## {nsl_repro.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version: {nsl_repro.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

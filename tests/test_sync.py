@@ -1,0 +1,82 @@
+"""The notebooks are clean, and the library is what they export."""
+import difflib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+REMEDY = "run `make notebooks` and commit what it changed"
+
+
+def nbdev(command, folder):
+    "Run one of nbdev's commands as a process, in a folder."
+    code = f"from nbdev.{'export' if command == 'nbdev_export' else 'clean'} import {command}; {command}()"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True)
+
+
+def files(folder):
+    "Notebooks and modules, by their path in the project."
+    found = [*(folder / "nbs").rglob("*.ipynb"), *(folder / "nsl_repro").rglob("*.py")]
+    return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in found if ".ipynb_checkpoints" not in p.parts}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The project's settings, notebooks and library in a folder of their own."
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    for part in ("nbs", "nsl_repro"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    return tmp_path
+
+
+def differences(before, after):
+    "The first lines of what differs, or nothing."
+    text = []
+    for name in sorted(before | after):
+        a, b = before.get(name, ""), after.get(name, "")
+        text += difflib.unified_diff(a.splitlines(), b.splitlines(), f"committed/{name}", f"regenerated/{name}", n=0, lineterm="")
+    return "\n".join(text[:60])
+
+
+def test_notebooks_are_clean(copy):
+    before = files(copy)
+    nbdev("nbdev_clean", copy)
+    assert not (diff := differences(before, files(copy))), f"notebooks are not clean: {REMEDY}\n{diff}"
+
+
+def test_library_is_what_the_notebooks_export(copy):
+    before = files(copy)
+    for module in (copy / "nsl_repro").rglob("*.py"):  # a module whose notebook is gone must not survive
+        if module.name != "__init__.py":
+            module.unlink()
+    nbdev("nbdev_export", copy)
+    assert not (diff := differences(before, files(copy))), f"the library is not what the notebooks export: {REMEDY}\n{diff}"
+
+
+def test_cleaning_keeps_the_parameters_tag(tmp_path):
+    "nbdev_clean deletes cell tags unless settings.ini says otherwise; without the tag papermill has nowhere to put values."
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    (tmp_path / "nbs").mkdir()
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x: int = 1", metadata={"tags": ["parameters"], "collapsed": True})])
+    nbformat.write(nb, tmp_path / "nbs" / "one.ipynb")
+    nbdev("nbdev_clean", tmp_path)
+    metadata = nbformat.read(tmp_path / "nbs" / "one.ipynb", 4).cells[0].metadata
+    assert metadata == {"tags": ["parameters"]}, "settings.ini must say allowed_cell_metadata_keys = tags"
+
+
+@pytest.mark.parametrize("path", sorted(Path(ROOT, "nbs").rglob("[!_.]*.ipynb")), ids=lambda p: p.stem)
+def test_notebook_is_executed_and_small(path):
+    "Readers see outputs without running anything, and no page is heavy."
+    if ".ipynb_checkpoints" in path.parts:
+        pytest.skip("not a page")
+    nb = nbformat.read(path, 4)
+    first = nb.cells[0].source
+    assert first.startswith("# ") and "\n> " in first, "the first cell must be `# Title` and a line `> what and why`"
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error", f"a committed output is an error: {output.ename}"
+            assert len(str(output)) < 140_000, f"an output is over 100 kB (base64 included): {cell.source[:60]}"
