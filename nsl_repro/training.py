@@ -113,7 +113,7 @@ def progress_bar(
     "A progress bar that is readable in a terminal, in JupyterLab and in a log."
     mode = os.environ.get('NSL_PROGRESS', '')
     options = dict(total=total, initial=initial, desc=description, dynamic_ncols=False,
-                   bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}]')
+                   bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]')
     if not mode and {'JPY_SESSION_NAME', 'COLAB_RELEASE_TAG', 'VSCODE_CWD'} & set(os.environ):
         from tqdm.notebook import tqdm as widget
         return widget(total=total, initial=initial, desc=description)
