@@ -176,7 +176,7 @@ class TrainResult:
 def train(
     model: nn.Module,
     train_set: ImageSet,
-    test_set: ImageSet,
+    test_set: ImageSet | None,  # None: for trials, which must not see it
     validation_set: ImageSet | None = None,
     *,
     recipe: Recipe,
@@ -198,8 +198,7 @@ def train(
     accelerator = accelerator or make_accelerator()
     device = accelerator.device
     mean, std = channel_statistics(train_set.images)
-    train_set, test_set = train_set.to(device), test_set.to(device)
-    validation_set = validation_set.to(device) if validation_set else None
+    train_set, test_set, validation_set = (s.to(device) if s else None for s in (train_set, test_set, validation_set))
     prepare = lambda images: to_input(images, recipe.input, mean, std).contiguous(memory_format=torch.channels_last)
 
     optimizer = torch.optim.SGD(parameter_groups(model, recipe), lr=recipe.lr, momentum=recipe.momentum)
@@ -258,8 +257,9 @@ def train(
                                      loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves), checkpoint)
 
     began = time.perf_counter()
-    metrics = dict(test_accuracy=evaluate(net, test_set, prepare, accelerator), step_ms=sorted(timings)[len(timings) // 2],
+    metrics = dict(step_ms=sorted(timings)[len(timings) // 2],
                    loader_share=1000 * loader_s / sum(t * n for t, n in zip(timings, _lengths(boundaries))))
+    if test_set: metrics['test_accuracy'] = evaluate(net, test_set, prepare, accelerator)
     if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
     if curves['val_accuracy']: metrics['val_accuracy'] = curves['val_accuracy'][-1]
     if diverged is not None: metrics['diverged_step'] = diverged
