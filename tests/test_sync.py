@@ -39,7 +39,7 @@ def differences(before, after):
     for name in sorted(before | after):
         a, b = before.get(name, ""), after.get(name, "")
         text += difflib.unified_diff(a.splitlines(), b.splitlines(), f"committed/{name}", f"regenerated/{name}", n=0, lineterm="")
-    return "\n".join(text[:60])
+    return "\n".join(line[:200] for line in text[:60])
 
 
 def test_notebooks_are_clean(copy):
