@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'MATCHED', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry',
-           'load_ledger', 'PaperResult', 'Claim', 'PaperResults', 'paper_results', 'Interval', 'mean_interval',
-           'difference_interval', 'direction', 'verdict', 'Table', 'method_style', 'split_ledger', 'rerun_command',
-           'comparison_table', 'claims_table', 'plot_curves', 'plot_accuracy']
+           'load_ledger', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results',
+           'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table', 'method_style',
+           'split_ledger', 'rerun_command', 'comparison_table', 'claims_table', 'plot_curves', 'plot_accuracy']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
 import hashlib
@@ -14,9 +14,11 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -197,6 +199,40 @@ def load_ledger(
             raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
     return entries
 
+# %% ../nbs/15_results.ipynb #acfda395
+def run_folder(
+    entry: Entry,
+    root: str | os.PathLike | None = None,  # as in `write_entry`
+) -> Path:  # it need not exist
+    "Where a run keeps its checkpoint and, when it is finished, a copy of its entry."
+    return (Path(root) if root else project_root() / "data") / "runs" / entry_name(entry)
+
+
+def recorded_run(
+    work: Callable[[Path], tuple[dict, dict, float]],  # (its folder) -> (metrics, curves, seconds); continues from whatever it left there
+    root: str | os.PathLike | None = None,  # as in `write_entry`
+    resume: bool = True,  # keep a finished run and continue an interrupted one; False: forget both
+    **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device: see `Entry`
+) -> Entry:  # what stands in the ledger now
+    "Do a run unless it was finished here before, and write its entry to the ledger. Raises `ValueError` before any work if the identity is not valid."
+    provisional = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
+    folder = run_folder(provisional, root)
+    finished = folder / "entry.json"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    if finished.is_file():
+        entry = read_entry(finished)
+        write_entry(entry, root)
+        return entry
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics, curves, seconds = work(folder)
+    entry = new_entry(**identity, metrics=metrics, curves=curves, wall_time_s=seconds)
+    path = write_entry(entry, root)
+    part = finished.with_suffix(".part")
+    shutil.copyfile(path, part)
+    os.replace(part, finished)
+    return entry
+
 # %% ../nbs/15_results.ipynb #b640f5e9
 Tag = Literal["paper", "code", "review"]
 
@@ -368,8 +404,8 @@ class Table:
 # %% ../nbs/15_results.ipynb #189c3551
 METHODS = {  # every method of the CIFAR experiment in the order of the tables: label, colour (safe for the colour-blind), line
     "cnn": ("CNN", "#222222", "-"),
-    "cnn_wide_dns": ("CNN, as many parameters as dynamic DNS", "#777777", "--"),
-    "cnn_wide_uns": ("CNN, as many parameters as dynamic UNS", "#AAAAAA", ":"),
+    "cnn_wide_dns": ("CNN, size of dynamic DNS", "#777777", "--"),
+    "cnn_wide_uns": ("CNN, size of dynamic UNS", "#AAAAAA", ":"),
     "static_dns": ("static DNS", "#56B4E9", "-"),
     "static_uns": ("static UNS", "#0072B2", "-"),
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
@@ -432,9 +468,12 @@ def rerun_command(
     experiment: str,
     dataset: str,
     preset: str,
+    recipe: str = "",  # '' and 'clean' are the default
 ) -> str:
     "The command that makes the runs again."
-    return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
+    if recipe in ("", "clean"):
+        return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
+    return f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p recipe={recipe}"
 
 # %% ../nbs/15_results.ipynb #a875de08
 def _text(interval: Interval, n: int) -> str:
@@ -486,7 +525,7 @@ def comparison_table(
     with_recipe = f", recipe {recipe}" if recipe else ""
     caption = (
         f"{experiment} on {dataset}, preset {preset}{with_recipe}: percent, mean ± 95 % interval over seeds;"
-        f" differences in percentage points. `{rerun_command(experiment, dataset, preset)}`"
+        f" differences in percentage points. `{rerun_command(experiment, dataset, preset, recipe)}`"
     )
     return Table(columns, rows, caption)
 
@@ -509,7 +548,7 @@ def claims_table(
                 "not run" if interval is None else _difference(interval),
                 " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)),
                 verdict(interval, claim, preset),
-                f"`{rerun_command(experiment, dataset, preset)}`",
+                f"`{rerun_command(experiment, dataset, preset, recipe)}`",
             ])
     with_recipe = f", recipe {recipe}" if recipe else ""
     caption = f"{experiment} on {dataset}, preset {preset}{with_recipe}: the claims. The range is our reading; only the preset paper can decide."
