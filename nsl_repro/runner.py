@@ -8,7 +8,7 @@ __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'app', 'experiments_
            'KernelDied', 'Run', 'prepare', 'execute', 'run_experiment', 'run_command', 'summary', 'list_command',
            'table_command', 'main']
 
-# %% ../nbs/17_runner.ipynb #200cc1ef
+# %% ../nbs/17_runner.ipynb #5648722a
 import ast, difflib, io, json, logging, os, re, shutil, signal, sys, tempfile, time, tokenize, weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,22 +18,21 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-# %% ../nbs/17_runner.ipynb #eb3e41cc
+import nsl_repro
+
+# %% ../nbs/17_runner.ipynb #56c0300f
 def experiments_dir() -> Path:  # the folder with the experiments' notebooks
-    "The project's `nbs/experiments` if we stand inside the project, else the notebooks that came with the package."
+    "The project's `nbs/experiments` if we stand inside the project, else the notebooks that came with the package. `ValueError` if there are none."
     from nsl_repro.data import project_root
 
-    here = project_root() / "nbs" / "experiments"
-    if here.is_dir():
-        return here
-    from importlib.resources import files
+    library = Path(nsl_repro.__file__).resolve().parent
+    folders = [project_root() / "nbs" / "experiments", library.parent / "nbs" / "experiments", library / "_experiments"]
+    for folder in folders:  # where we stand, an editable installation, a wheel
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"there are no experiments: looked in {', '.join(map(str, folders))}")
 
-    try:
-        return Path(str(files("nsl_repro._experiments").joinpath("")))
-    except ModuleNotFoundError:
-        raise ValueError(f"there are no experiments: neither {here} nor the installed package has any") from None
-
-# %% ../nbs/17_runner.ipynb #57a89715
+# %% ../nbs/17_runner.ipynb #1fba2276
 def experiments() -> dict[str, Path]:  # name -> notebook, in alphabetical order
     "The experiments at hand; an experiment is named as its notebook."
     return {path.stem: path for path in sorted(experiments_dir().glob("[!_.]*.ipynb"))}
@@ -58,7 +57,7 @@ def _closest(word: str, words) -> str:
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
 
-# %% ../nbs/17_runner.ipynb #4421edda
+# %% ../nbs/17_runner.ipynb #1a61102e
 @dataclass(frozen=True)
 class Parameter:
     "One line of an experiment's parameters cell."
@@ -77,7 +76,7 @@ class Parameter:
         names = ", ".join(map(str, get_args(item)))
         return f"one of {names}" if item is self.type else f"a list of some of {names}"
 
-# %% ../nbs/17_runner.ipynb #6b020693
+# %% ../nbs/17_runner.ipynb #cce92df6
 _scalars = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -93,7 +92,7 @@ def _as_type(annotation: ast.expr) -> Any:
             return list[_as_type(item)]
     raise ValueError(f"the type {ast.unparse(annotation)} is not one of str, int, float, bool, Literal[...] and lists of them")
 
-# %% ../nbs/17_runner.ipynb #a4a38745
+# %% ../nbs/17_runner.ipynb #4b170bec
 def read_parameters(
     notebook: str | Path,  # the path of a notebook
 ) -> dict[str, Parameter]:  # in the order of the cell
@@ -130,7 +129,7 @@ def read_parameters(
             raise ValueError(f"{where}: {e}") from None
     return parameters
 
-# %% ../nbs/17_runner.ipynb #b629e247
+# %% ../nbs/17_runner.ipynb #be3e923d
 def parse_value(
     value: Any,  # text, or a Python value
     parameter: Parameter,  # what it must be
@@ -161,7 +160,7 @@ def parse_value(
         raise ValueError(f"{parameter.name} must be {parameter.expects}, was {value!r}")
     return [one(item) for item in value]
 
-# %% ../nbs/17_runner.ipynb #771a728b
+# %% ../nbs/17_runner.ipynb #12d73c33
 def resolve(
     parameters: dict[str, Parameter],  # what `read_parameters` found
     values: dict[str, Any],  # what was asked for, as text or as Python values
@@ -188,20 +187,18 @@ def parse_assignments(
         values[name.strip()] = value
     return values
 
-# %% ../nbs/17_runner.ipynb #adc44479
+# %% ../nbs/17_runner.ipynb #765e8793
 def collapse_updates(
     text: str,  # what was written to a terminal
 ) -> str:  # what could be read there in the end
     "Keep the last update of every line that was rewritten with carriage returns."
     return re.sub(r"[^\n]*\r(?=[^\r\n])", "", re.sub(r"\r+(?=\n|$)", "", text))
 
-# %% ../nbs/17_runner.ipynb #761b9237
+# %% ../nbs/17_runner.ipynb #1966ae63
 def _own_kernel() -> type:
     "A kernel manager that starts this interpreter, whatever kernels are registered on the machine."
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-
-    import nsl_repro
 
     library = str(Path(nsl_repro.__file__).resolve().parents[1])
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -226,7 +223,7 @@ def _own_kernel() -> type:
 
     return OwnKernel
 
-# %% ../nbs/17_runner.ipynb #418a5d5e
+# %% ../nbs/17_runner.ipynb #d649d858
 class ExperimentFailed(RuntimeError):
     "A cell of the experiment raised an exception. `notebook` is the executed notebook, with the traceback; `ename` the exception's class."
 
@@ -242,7 +239,7 @@ class KernelDied(RuntimeError):
         super().__init__(message)
         self.notebook = notebook
 
-# %% ../nbs/17_runner.ipynb #5ce712dd
+# %% ../nbs/17_runner.ipynb #cf9190f7
 def _output_root(output: str | Path | None, values: dict[str, Any], parameters: dict[str, Parameter]) -> Path:
     "Where results go: as asked for, else the experiment's default, else the project's `data`."
     from nsl_repro.data import project_root
@@ -276,7 +273,7 @@ def _tidy(notebook: Path) -> None:
                 output.text = collapse_updates(output.text)
     nbformat.write(nb, notebook)
 
-# %% ../nbs/17_runner.ipynb #ca68014b
+# %% ../nbs/17_runner.ipynb #07b62877
 @dataclass(frozen=True)
 class Run:
     "An experiment that may start: every value is checked and its data set is there."
@@ -310,7 +307,7 @@ def prepare(
         check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
     return Run(notebook.stem, notebook, values, _output_root(output, values, parameters), settings)
 
-# %% ../nbs/17_runner.ipynb #884b9e83
+# %% ../nbs/17_runner.ipynb #bd6ff165
 def execute(
     run: Run,  # from `prepare`
 ) -> Path:  # the executed notebook
@@ -357,7 +354,7 @@ def run_experiment(
     "Check everything, then execute: `prepare` and `execute`."
     return execute(prepare(name, values, output))
 
-# %% ../nbs/17_runner.ipynb #80ee4545
+# %% ../nbs/17_runner.ipynb #f806efde
 FAILED, BAD_USAGE, NO_DATA, DEAD_KERNEL = 1, 2, 3, 4
 
 app = typer.Typer(
@@ -372,10 +369,8 @@ def _sentences() -> Iterator[None]:
     "Turn what may go wrong into one sentence and an exit status."
     try:
         yield
-    except FileNotFoundError as e:
-        if type(e).__name__ != "DataNotFound":
-            raise
-        message, code, notebook = str(e), NO_DATA, None
+    except OSError as e:  # compared by name: importing nsl_repro.data costs two seconds
+        message, code, notebook = str(e), NO_DATA if type(e).__name__ == "DataNotFound" else BAD_USAGE, None
     except ExperimentFailed as e:
         message, code, notebook = str(e), FAILED, e.notebook
     except KernelDied as e:
@@ -401,7 +396,7 @@ def _terminable() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, previous)
 
-# %% ../nbs/17_runner.ipynb #3d2e7c37
+# %% ../nbs/17_runner.ipynb #495ad886
 @app.command("run")
 def run_command(
     name: Annotated[str, typer.Argument(help="An experiment (see `nsl-repro list`), or the path of a notebook.")],
@@ -414,7 +409,7 @@ def run_command(
     Examples:
       nsl-repro run nsl_cifar
       nsl-repro run nsl_cifar -p dataset=cifar10 -p preset=quick -p seeds=0,1,2
-      nsl-repro run nsl_cifar -p methods=cnn,dynamic_dns -o /tmp/mine
+      nsl-repro run nsl_cifar -p methods=cnn,dynamic_dns -o elsewhere
 
     \b
     Exit status:
@@ -425,7 +420,7 @@ def run_command(
     with _sentences(), _terminable():
         typer.echo(f"executed notebook: {run_experiment(name, parse_assignments(parameter), output or None)}", err=True)
 
-# %% ../nbs/17_runner.ipynb #c6034ec7
+# %% ../nbs/17_runner.ipynb #6ff31755
 def summary(
     notebook: str | Path,  # the path of a notebook
 ) -> str:  # its `> ` line, or nothing
@@ -448,7 +443,7 @@ def list_command(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="
             for p in read_parameters(path).values() if verbose else []:
                 typer.echo(f"    {p.name}: {p.annotation} = {p.default!r}" + (f"  # {p.help}" if p.help else ""))
 
-# %% ../nbs/17_runner.ipynb #d05264a0
+# %% ../nbs/17_runner.ipynb #fa9b701a
 @app.command("table")
 def table_command(
     name: Annotated[str, typer.Argument(help="An experiment; default: all of them.")] = "",
