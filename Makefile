@@ -27,7 +27,7 @@ reproduce: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py
-	$(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)'
 	$(BIN)/python -m pytest --ignore=tests/test_sync.py
 
 notebooks: $(READY)

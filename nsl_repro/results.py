@@ -425,11 +425,14 @@ def method_style(
 
 def split_ledger(
     entries: list[Entry],
-) -> dict[tuple[str, str, str, str], list[Entry]]:  # (experiment, data set, preset, recipe or '') -> its entries
+) -> dict[tuple[str, str, str, str], list[Entry]]:  # (experiment, data set, preset, recipe or '') -> its entries; trials also by rate
     "The entries that may stand in one table, for each table."
     groups: dict[tuple[str, str, str, str], list[Entry]] = {}
     for e in entries:
-        groups.setdefault((e.experiment, e.dataset, e.preset, str(e.parameters.get("recipe", ""))), []).append(e)
+        recipe = str(e.parameters.get("recipe", ""))
+        if e.experiment.endswith("_lr"):  # trials of learning rates: each rate is a comparison of its own
+            recipe = f"{recipe} lr={e.parameters['lr']:g}".strip()
+        groups.setdefault((e.experiment, e.dataset, e.preset, recipe), []).append(e)
     return groups
 
 

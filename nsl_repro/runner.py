@@ -204,11 +204,13 @@ def _own_kernel() -> type:
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if "site-packages" not in library and library not in paths:
         paths.insert(0, library)
+    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+    keep = {name: os.environ.get(name, value) for name, value in keep.items()}
     spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="Python 3",
         language="python",
-        env={"PYTHONPATH": os.pathsep.join(paths), "NSL_PROGRESS": "live" if sys.stderr.isatty() else "lines"},
+        env={**keep, "PYTHONPATH": os.pathsep.join(paths), "NSL_PROGRESS": os.environ.get("NSL_PROGRESS") or ("live" if sys.stderr.isatty() else "lines")},
     )
 
     class OwnKernel(AsyncKernelManager):
@@ -475,7 +477,8 @@ def table_command(
             which = " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
             raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some")
         for key in sorted(groups):
-            for table in (comparison_table(groups[key]), claims_table(groups[key])):
+            trial = not any("test_accuracy" in e.metrics for e in groups[key])  # never scored on test images
+            for table in (comparison_table(groups[key], metric="val_accuracy" if trial else "test_accuracy"), claims_table(groups[key])):
                 if table.rows:
                     typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
 
