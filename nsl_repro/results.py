@@ -471,9 +471,12 @@ def rerun_command(
     experiment: str,
     dataset: str,
     preset: str,
-    recipe: str = "",  # '' and 'clean' are the default
+    recipe: str = "",  # as in the keys of `split_ledger`; '' and 'clean' are the default
 ) -> str:
     "The command that makes the runs again."
+    recipe, _, lr = recipe.partition(" lr=")
+    if lr:
+        experiment, recipe = experiment.removesuffix("_lr"), f"{recipe or 'clean'} -p lr={lr}"
     if recipe in ("", "clean"):
         return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
     return f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p recipe={recipe}"

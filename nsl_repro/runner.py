@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'app', 'experiments_dir', 'experiments', 'find_notebook', 'Parameter',
            'read_parameters', 'parse_value', 'resolve', 'parse_assignments', 'collapse_updates', 'ExperimentFailed',
-           'KernelDied', 'Run', 'prepare', 'execute', 'run_experiment', 'run_command', 'summary', 'list_command',
-           'table_command', 'main']
+           'KernelDied', 'Run', 'prepare', 'execute', 'run_experiment', 'publish', 'run_command', 'summary',
+           'list_command', 'table_command', 'main']
 
 # %% ../nbs/17_runner.ipynb #5648722a
 import ast, difflib, io, json, logging, os, re, shutil, signal, sys, tempfile, time, tokenize, weakref
@@ -356,6 +356,24 @@ def run_experiment(
     "Check everything, then execute: `prepare` and `execute`."
     return execute(prepare(name, values, output))
 
+# %% ../nbs/17_runner.ipynb #ca6af15a
+def publish(
+    executed: str | Path,  # what `run_experiment` left
+    notebook: str | Path,  # the experiment's notebook, of the same cells
+) -> Path:  # `notebook`
+    "Put the outputs of a run into the experiment's own notebook. Raises `ValueError` if its cells have changed since the run."
+    import nbformat
+
+    source, result = nbformat.read(notebook, 4), nbformat.read(executed, 4)
+    cells = [cell for cell in result.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
+        raise ValueError(f"{notebook} must have the cells that were run in {executed}, but has changed since; run it again")
+    for cell, run in zip(source.cells, cells):
+        if cell.cell_type == "code":
+            cell.outputs = run.outputs
+    nbformat.write(source, notebook)
+    return Path(notebook)
+
 # %% ../nbs/17_runner.ipynb #f806efde
 FAILED, BAD_USAGE, NO_DATA, DEAD_KERNEL = 1, 2, 3, 4
 
@@ -404,6 +422,7 @@ def run_command(
     name: Annotated[str, typer.Argument(help="An experiment (see `nsl-repro list`), or the path of a notebook.")],
     parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")] = [],
     output: Annotated[str, typer.Option("--output", "-o", help="Where results go. Default: the project's data folder.")] = "",
+    show: Annotated[bool, typer.Option("--publish", help="Put the outputs into the experiment's own notebook, to be committed.")] = False,
 ):
     """Execute an experiment. Every parameter is checked before it starts; lists are written with commas.
 
@@ -420,7 +439,10 @@ def run_command(
       2  bad usage
     """
     with _sentences(), _terminable():
-        typer.echo(f"executed notebook: {run_experiment(name, parse_assignments(parameter), output or None)}", err=True)
+        executed = run_experiment(name, parse_assignments(parameter), output or None)
+        typer.echo(f"executed notebook: {executed}", err=True)
+        if show:
+            typer.echo(f"outputs put into {publish(executed, find_notebook(name))}", err=True)
 
 # %% ../nbs/17_runner.ipynb #6ff31755
 def summary(
