@@ -80,3 +80,9 @@ def test_notebook_is_executed_and_small(path):
         for output in cell.get("outputs", []):
             assert output.output_type != "error", f"a committed output is an error: {output.ename}"
             assert len(str(output)) < 140_000, f"an output is over 100 kB (base64 included): {cell.source[:60]}"
+
+
+@pytest.mark.parametrize("path", sorted(Path(ROOT, "nbs").glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+def test_no_two_exported_cells_with_nothing_between(path):
+    exported = [cell.cell_type == "code" and cell.source.startswith("#| export") for cell in nbformat.read(path, 4).cells]
+    assert not any(a and b for a, b in zip(exported, exported[1:])), "a sentence, a picture or a test must stand between two exported cells"
