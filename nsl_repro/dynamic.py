@@ -78,7 +78,7 @@ def dynamic_conv2d(
     r"""Convolution under a similarity that changes from place to place: `y_f(p) = sum_c w_fc^T M(p) x_c(p)`.
 
     With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or `TypeError` when shapes, types or devices do not fit.
-    Source: Liu et al., NeurIPS 2019, dynamic neural similarity; the flattening follows the released code.
+    Source: dynamic neural similarity, Liu et al., NeurIPS 2019; kernels and patches flattened channel by channel. [code, review]
     """
     _check_dynamic(x, weight, M, stride, padding, dilation, bias, groups)
     c_out, c_in, kh, kw = weight.shape
@@ -157,10 +157,9 @@ class SimilarityPredictor(nn.Module):
 
 # %% ../nbs/02_dynamic.ipynb #8f98b462
 class DynamicNSLConv2d(nn.Conv2d):
-    """`nn.Conv2d` under a dynamic neural similarity with its own predictor (the paper's "disjoint" form).
+    """`nn.Conv2d` under a dynamic neural similarity with its own predictor: the released code's form, one predictor a layer. [code]
 
-    At initialisation the similarity is the identity up to a few thousandths, so the layer starts as the convolution with the same weight.
-    Source: Liu et al., NeurIPS 2019; predictor as in the released code.
+    At initialisation the similarity is close to the identity, so the layer starts as the convolution with the same weight.
     """
     def __init__(
         self,

@@ -531,7 +531,7 @@ def comparison_table(
     with_recipe = f", recipe {recipe}" if recipe else ""
     caption = (
         f"{experiment} on {dataset}, preset {preset}{with_recipe}: percent, mean ± 95 % interval over seeds;"
-        f" differences in percentage points. `{rerun_command(experiment, dataset, preset, recipe)}`"
+        f" differences in percentage points, not corrected for the number of comparisons. `{rerun_command(experiment, dataset, preset, recipe)}`"
     )
     return Table(columns, rows, caption)
 

@@ -389,7 +389,7 @@ def _sentences() -> Iterator[None]:
     "Turn what may go wrong into one sentence and an exit status."
     try:
         yield
-    except OSError as e:  # compared by name: importing nsl_repro.data costs two seconds
+    except OSError as e:  # compared by name: importing nsl_repro.data would import torch
         message, code, notebook = str(e), NO_DATA if type(e).__name__ == "DataNotFound" else BAD_USAGE, None
     except ExperimentFailed as e:
         message, code, notebook = str(e), FAILED, e.notebook
