@@ -96,7 +96,10 @@ def alive(pid):
 @pytest.mark.parametrize("how, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_no_kernel_outlives_its_runner(notebook, tmp_path, how, status):
     sleepy = notebook("sleepy", "x: int = 0", "import os, time; print(os.getpid(), flush=True); time.sleep(120)")
-    runner = subprocess.Popen([*COMMAND, "run", str(sleepy), "-o", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(
+        [*COMMAND, "run", str(sleepy), "-o", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit an ignored SIGINT
+    )
     try:
         kernel = int(runner.stdout.readline())
         runner.send_signal(how)
