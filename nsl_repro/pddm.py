@@ -110,11 +110,11 @@ def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None = None, chunk: int | None = 
 
 # %% ../nbs/05_pddm.ipynb #893dd709
 class Quadruplets(NamedTuple):
-    "Indices into a batch: (i, j) are positives, k is a negative of i, and l of j."
+    "Indices into a batch: (i, j) are positives, k is a negative of i, and l of j; l None: triplets (i, j, k)."
     i: Tensor    # (m,) int64
     j: Tensor
     k: Tensor
-    l: Tensor
+    l: Tensor | None
 
 def negative_distance(
     a: Tensor,    # (..., d)
@@ -174,12 +174,14 @@ class DoubleHeaderHingeLoss(nn.Module):
         quadruplets: Quadruplets,    # (i, j, k, l), each (m,)
     ) -> DoubleHeader:
         i, j, k, l = quadruplets
-        x, y = embeddings[torch.cat([i, i, j])], embeddings[torch.cat([j, k, l])]
-        S_ij, S_ik, S_jl = score(x, y).reshape(3, len(i))
+        negatives = [(i, k)] if l is None else [(i, k), (j, l)]    # a triplet has one negative
+        rows, others = zip((i, j), *negatives)
+        x, y = embeddings[torch.cat(rows)], embeddings[torch.cat(others)]
+        S_ij, *S_n = score(x, y).reshape(len(rows), len(i))
         D = torch.linalg.vector_norm(_full(x) - _full(y), dim=1)
-        D_ij, D_ik, D_jl = (D.square() if self.squared else D).reshape(3, len(i))
-        E_m = (self.alpha - S_ij + S_ik).relu() + (self.alpha - S_ij + S_jl).relu()
-        E_e = (self.beta + D_ij - D_ik).relu() + (self.beta + D_ij - D_jl).relu()
+        D_ij, *D_n = (D.square() if self.squared else D).reshape(len(rows), len(i))
+        E_m = sum((self.alpha - S_ij + S).relu() for S in S_n)
+        E_e = sum((self.beta + D_ij - D).relu() for D in D_n)
         metric, embedding = [E.sum() / max(len(i), 1) for E in (E_m, E_e)]
         loss = {'both': metric + self.lam * embedding, 'metric': metric, 'embedding': embedding}[self.heads]
         return DoubleHeader(loss, metric, embedding)

@@ -486,7 +486,7 @@ def table_command(
       nsl-repro table nsl_cifar -p recipe=clean --markdown
     """
     with _sentences():
-        from nsl_repro.results import claims_table, comparison_table, load_ledger, split_ledger
+        from nsl_repro.results import claims_table, comparison_table, load_ledger, metrics_table, split_ledger
 
         asked = {"experiment": name, "dataset": dataset, "preset": preset}
         asked = {key: value for key, value in asked.items() if value}
@@ -499,9 +499,8 @@ def table_command(
             which = " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
             raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some")
         for key in sorted(groups):
-            trial = not any("test_accuracy" in e.metrics for e in groups[key])  # never scored on test images
-            for table in (comparison_table(groups[key], metric="val_accuracy" if trial else "test_accuracy"), claims_table(groups[key])):
-                if table.rows:
+            for table in (comparison_table(groups[key]), metrics_table(groups[key]), claims_table(groups[key])):
+                if table.rows and len(table.columns) > 3:  # a single metric stands in the comparison already
                     typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
 
 
