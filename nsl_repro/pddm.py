@@ -136,7 +136,7 @@ def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None, chunk: int | None) -> Tenso
 
 # %% ../nbs/05_pddm.ipynb #65523971
 class Quadruplets(NamedTuple):
-    "Indices into a batch: i and j are of one class, k is a negative of i, l is a negative of j."
+    "Indices into a batch: i and j are of one class, k is a negative of i, l is a negative of j; without l they are triplets."
     i: Tensor    # (m,) int64, as are the others
     j: Tensor
     k: Tensor
@@ -201,7 +201,7 @@ class DoubleHeaderHingeLoss(nn.Module):
     def forward(self,
         score: Callable[[Tensor, Tensor], Tensor],    # as in `hard_quadruplets`; gradients flow into it
         embeddings: Tensor,                           # (N, d), on the unit sphere in the paper
-        quadruplets: Quadruplets,                     # (i, j, k, l), each (m,)
+        quadruplets: Quadruplets,                     # (i, j, k, l), each (m,); l None: triplets, with one hinge a head
     ) -> DoubleHeader:                                # both heads are reported, whichever are in the loss
         i, j, k, l = quadruplets
         negatives = [(i, k)] if l is None else [(i, k), (j, l)]    # a triplet has one negative
@@ -210,9 +210,9 @@ class DoubleHeaderHingeLoss(nn.Module):
         S_ij, *S_n = score(x, y).reshape(len(rows), len(i))
         difference = _full(x) - _full(y)
         D = difference.square().sum(1) if self.squared else torch.linalg.vector_norm(difference, dim=1)
-        D_ij, D_ik, D_jl = D.reshape(3, len(i))
-        E_m = (self.alpha - S_ij + S_ik).relu() + (self.alpha - S_ij + S_jl).relu()
-        E_e = (self.beta + D_ij - D_ik).relu() + (self.beta + D_ij - D_jl).relu()
+        D_ij, *D_n = D.reshape(len(rows), len(i))
+        E_m = sum((self.alpha - S_ij + S).relu() for S in S_n)
+        E_e = sum((self.beta + D_ij - D).relu() for D in D_n)
         E_m, E_e = [E.sum() / max(len(i), 1) for E in (E_m, E_e)]
         return DoubleHeader({'both': E_m + self.lam * E_e, 'metric': E_m, 'embedding': E_e}[self.heads], E_m, E_e)
 
