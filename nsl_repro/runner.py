@@ -304,9 +304,13 @@ def prepare(
             values["output"] = str(output)
     settings = {key: p.default for key, p in parameters.items()} | values
     if "dataset" in settings and "data_root" in settings:
-        from nsl_repro.data import check_available
+        from nsl_repro.data import DATASETS, check_available
+        from nsl_repro.photos import PHOTO_SETS, load_photos
 
-        check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
+        if settings["dataset"] in DATASETS:
+            check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
+        elif settings["dataset"] in PHOTO_SETS and not settings.get("download", False):
+            load_photos(settings["dataset"], settings["data_root"] or None)  # reads the lists of files, decodes nothing
     return Run(notebook.stem, notebook, values, _output_root(output, values, parameters), settings)
 
 # %% ../nbs/17_runner.ipynb #bd6ff165
