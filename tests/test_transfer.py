@@ -16,7 +16,7 @@ def write_classes(folder, each, seed):
         (folder / wnid).mkdir(parents=True)
         colour = np.random.default_rng(c).integers(40, 215, 3)
         for i in range(each):
-            pixels = np.clip(colour + rng.normal(0, 30, (24, 24, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(colour + rng.normal(0, 4, (24, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / wnid / f"{seed}_{i}.png")
 
 
