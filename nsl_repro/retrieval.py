@@ -86,12 +86,13 @@ def _ranked(queries, gallery, k: int, score, rerank: int | None, chunk: int | No
     for start in range(0, N, chunk):
         a = queries[start:start + chunk]
         scores = rows(a)
-        if own: scores[torch.arange(len(a)), start + torch.arange(len(a))] = -torch.inf     # by index: a copy of the query stays
+        each = torch.arange(len(a), device=a.device)
+        if own: scores[each, start + each] = -torch.inf                                     # by index: a copy of the query stays
         values, indices = _top(scores, max(k, n))
         if n:
             candidates = indices[:, :n].sort(1).values                                    # by index, so that ties keep the rule
             if hasattr(score, 'matrix') and callable(score):
-                S = _pair_scores(score, a, torch.arange(len(a), device=a.device).repeat_interleave(n), gallery, candidates.flatten()).view(-1, n)
+                S = _pair_scores(score, a, each.repeat_interleave(n), gallery, candidates.flatten()).view(-1, n)
             else: S = torch.cat([_row_scorer(score, gallery[c])(q[None]) for q, c in zip(a, candidates)])
             best, order = _top(S, n)
             values = torch.cat([best, torch.full_like(values[:, n:], torch.nan)], 1)
