@@ -74,7 +74,7 @@ class PhotoSet:
 
     def __repr__(self) -> str:
         count = self.labels.bincount(minlength=len(self.classes)).tolist()
-        each = f", {min(count)} to {max(count)} each" if count else ""
+        each = f", {min(count)} {f'to {max(count)} ' * (min(count) < max(count))}each" if count else ""
         return f"PhotoSet({self.name}: {len(self):,} images of {len(self.classes):,} classes{each}{''.join(f'; skipped: {s}' for s in self.skipped)})"
 
     def subset(
@@ -325,7 +325,7 @@ PHOTO_SETS: dict[str, PhotoSetInfo] = {
             "CUB-200-2011: birds of 200 species, 11,788 photographs",
         ),
         PhotoSetInfo(
-            "cars", ("stanford_cars", "CARS196", "cars196", ""), ("cars_annos.mat", "devkit", "car_ims", "cars_train"), (98, 98, 8054, 8131),
+            "cars", ("stanford_cars", "CARS196", "cars196", ""), ("cars_annos.mat", "car_ims", "devkit/cars_train_annos.mat", "cars_train"), (98, 98, 8054, 8131),
             "its original host is gone, so it cannot be downloaded: put a copy of cars_annos.mat and car_ims/, or of devkit/, cars_train/ and cars_test/, in {root}/stanford_cars.",
             description="CARS196 (Stanford Cars): 196 models of cars, 16,185 photographs",
         ),
