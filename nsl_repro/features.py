@@ -42,7 +42,7 @@ def _package(module: str, what: str) -> ModuleType:  # an optional package; one 
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{what} needs the package {module.replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'.") from error
+        raise ImportError(f"{what} needs the package {module.split('.')[0].replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'.") from error
 
 
 class Backbone(nn.Module):
