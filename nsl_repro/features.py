@@ -42,7 +42,7 @@ def _package(module: str, what: str) -> ModuleType:  # an optional package; one 
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{what} needs the package {module.replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'.") from error
+        raise ImportError(f"{what} needs the package {module.split('.')[0].replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'.") from error
 
 
 class Backbone(nn.Module):
@@ -121,7 +121,8 @@ def load_backbone(
 ) -> Backbone:  # in evaluation mode, on the CPU
     """A backbone without its classifier.
 
-    Raises `DataNotFound` if the weights cannot be had, `ImportError` if an optional package is missing, `ValueError` for an unknown name or another network's weights.
+    Raises `DataNotFound` if the weights cannot be had, `ImportError` if an optional package is missing, `ValueError` for an unknown name
+    or another network's weights.
     """
     source = "random" if weights is None else str(weights)
     if name == "pixels":
@@ -252,8 +253,8 @@ def frozen_features(
 ) -> Features:  # rows in the order of the photo set
     """Features of a frozen backbone, computed once.
 
-    The cache's key holds the images' names and sizes in bytes, crop, size and weights. A run that was killed is continued by the next call; a damaged cache is computed anew.
-    Raises `DamagedData` or `DataNotFound`, which name an image, and `ValueError`.
+    The cache's key holds the images' names and sizes in bytes, crop, size and weights. A run that was killed is continued by the next call; a
+    damaged cache is computed anew. Compute them for a whole set and pick rows: a subset has a cache of its own. Raises `DamagedData` or `DataNotFound`, which name an image, and `ValueError`.
     """
     device = torch.device(device)
     batch_size = batch_size or (8 if device.type == "cpu" else 128)
@@ -273,7 +274,8 @@ def frozen_features(
             with torch.autocast(device.type, enabled=False):  # the cache promises float32
                 _extend(store, photos, network, size, crop, flip, batch_size, device, on_error)
     if store.damaged:
-        what = f"{len(store.damaged):,} of {len(photos):,} images of {photos.name} are damaged or missing, the first is number {store.damaged[0]}: {photos.paths[store.damaged[0]]}"
+        first = f"number {store.damaged[0]}: {photos.paths[store.damaged[0]]}"
+        what = f"{len(store.damaged):,} of {len(photos):,} images of {photos.name} are damaged or missing, the first is {first}"
         if on_error == "raise":
             raise DamagedData(f"{what}; repair it, or pass on_error='skip' to go on without.")
         warnings.warn(f"{what}; skipped.", stacklevel=2)
@@ -305,7 +307,8 @@ def _extend(store: _Cache, photos: PhotoSet, network: Backbone, size: int, crop:
             for batch in _batches(photos, store.done, batch_size, lambda i: _input(photos, i, size, crop, flip)):
                 damaged = [k for k, image in enumerate(batch) if isinstance(image, Exception)]
                 if damaged and on_error == "raise":
-                    raise DamagedData(f"{photos.name}: {str(batch[damaged[0]]).rstrip('.')}; repair it, or pass on_error='skip' to go on without.") from batch[damaged[0]]
+                    error = batch[damaged[0]]
+                    raise DamagedData(f"{photos.name}: {str(error).rstrip('.')}; repair it, or pass on_error='skip' to go on without.") from error
                 images = [image for image in batch if not isinstance(image, Exception)]
                 images = np.stack(images) if images else np.zeros((0, 3, size, size), np.uint8)
                 if len(images):

@@ -74,7 +74,7 @@ class PhotoSet:
 
     def __repr__(self) -> str:
         count = self.labels.bincount(minlength=len(self.classes)).tolist()
-        each = f", {min(count)} to {max(count)} each" if count else ""
+        each = f", {min(count)} {f'to {max(count)} ' * (min(count) < max(count))}each" if count else ""
         return f"PhotoSet({self.name}: {len(self):,} images of {len(self.classes):,} classes{each}{''.join(f'; skipped: {s}' for s in self.skipped)})"
 
     def subset(
@@ -267,7 +267,8 @@ def _load_cars(name: str, folder: Path, remedy: str, fault, skipped: list[str]) 
     paths, keys = (sum((part[k] for part in parts), []) for k in (0, 1))
     boxes = np.concatenate([part[2] for part in parts])
     if odd := [i for i, k in enumerate(keys) if k not in classes]:
-        fault(f"{len(odd):,} images have a class that is not among the {len(classes)} names, the first is {paths[odd[0]].relative_to(folder).as_posix()} with class {keys[odd[0]]}")
+        first = f"{paths[odd[0]].relative_to(folder).as_posix()} with class {keys[odd[0]]}"
+        fault(f"{len(odd):,} images have a class that is not among the {len(classes)} names, the first is {first}")
         good = [i for i, k in enumerate(keys) if k in classes]
         paths, keys, boxes = [paths[i] for i in good], [keys[i] for i in good], boxes[good]
     return _photo_set(name, folder, paths, keys, classes, boxes, fault, skipped)
@@ -325,8 +326,9 @@ PHOTO_SETS: dict[str, PhotoSetInfo] = {
             "CUB-200-2011: birds of 200 species, 11,788 photographs",
         ),
         PhotoSetInfo(
-            "cars", ("stanford_cars", "CARS196", "cars196", ""), ("cars_annos.mat", "devkit", "car_ims", "cars_train"), (98, 98, 8054, 8131),
-            "its original host is gone, so it cannot be downloaded: put a copy of cars_annos.mat and car_ims/, or of devkit/, cars_train/ and cars_test/, in {root}/stanford_cars.",
+            "cars", ("stanford_cars", "CARS196", "cars196", ""), ("cars_annos.mat", "car_ims", "devkit/cars_train_annos.mat", "cars_train"), (98, 98, 8054, 8131),
+            "its original host is gone, so it cannot be downloaded: put a copy of cars_annos.mat and car_ims/,"
+            " or of devkit/, cars_train/ and cars_test/, in {root}/stanford_cars.",
             description="CARS196 (Stanford Cars): 196 models of cars, 16,185 photographs",
         ),
         PhotoSetInfo(
