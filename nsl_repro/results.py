@@ -424,6 +424,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "metric_head": ("metric head alone", "#CC79A7", "--"),
     "pddm_triplet": ("PDDM + triplet", "#E69F00", "-"),
     "pddm_quadruplet": ("PDDM + quadruplet", "#D55E00", "-"),
+    "pddm_mined_by_distance": ("PDDM + quadruplet, but mined by distance", "#D55E00", ":"),
 }
 MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns"}
 
@@ -609,6 +610,7 @@ def claims_table(
     "The paper's claims about this experiment and data set beside what the runs show."
     experiment, dataset, preset, variant = _one_group(entries)
     methods = _by_method(entries)
+    whole = all(e.parameters.get("complete", True) for e in entries)  # the paper's schedule on half of the paper's data is not its scale
     rows = []
     for claim in paper_results(experiment, dataset).claims:
         for method in claim.methods:
@@ -623,7 +625,7 @@ def claims_table(
                 method_style(method)[0] + (f" minus {method_style(claim.baseline)[0]}" if claim.baseline else ""),
                 "not run" if interval is None else _difference(interval) if claim.baseline else _text(interval, len(methods[method])),
                 " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)),
-                verdict(interval, claim, preset),
+                verdict(interval, claim, preset if whole else "part of the data"),
             ])
     caption = (
         f"{_caption(entries)}: the claims. The range is our reading; only the preset paper can decide."

@@ -144,7 +144,7 @@ def recall_at_k(
     ks: Sequence[int] = (1, 2, 4, 8, 16, 32),       # at most k
     alone: str = 'exclude',                         # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
 ) -> dict[int, float]:                              # K -> percent
-    """Recall@K: the share of queries with at least one image of their class among the K nearest. [paper]
+    """Recall@K: the share of queries with at least one image of their class among the K nearest.
 
     Raises `ValueError` if the lists are shorter than a K, or no query has anything to find."""
     if not ks or min(ks) < 1 or max(ks) > indices.shape[-1]: raise ValueError(f"ks must be between 1 and the {indices.shape[-1]} neighbours there are, got {tuple(ks)}.")
