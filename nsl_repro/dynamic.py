@@ -30,16 +30,39 @@ def _padding(padding, kernel_size, dilation) -> tuple[int, int, int, int]:
 def _taps(
     x: Tensor,  # (B, C, H, W)
     kernel_size: tuple[int, int],
-    stride=1, padding=0, dilation=1,
+    stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),  # padding: left, right, top, bottom
 ) -> list[Tensor]:  # K views (B, H', W', C), in the order of a flattened kernel
     "What each tap of the kernel sees at every output location."
-    (kh, kw), (sh, sw), (dh, dw) = kernel_size, _pair(stride), _pair(dilation)
-    x = F.pad(x.permute(0, 2, 3, 1).contiguous(), (0, 0, *_padding(padding, kernel_size, dilation)))
+    (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
+    x = F.pad(x.permute(0, 2, 3, 1).contiguous(), (0, 0, *padding))
     H = (x.shape[1] - dh * (kh - 1) - 1) // sh + 1
     W = (x.shape[2] - dw * (kw - 1) - 1) // sw + 1
     return [x[:, i*dh : i*dh + sh*(H-1) + 1 : sh, j*dw : j*dw + sw*(W-1) + 1 : sw] for i in range(kh) for j in range(kw)]
 
 # %% ../nbs/02_dynamic.ipynb #0e7cefe8
+def _reference(
+    x: Tensor, weight: Tensor, M: Tensor,  # as in `dynamic_conv2d`
+    stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups: int = 1,
+) -> Tensor:  # (B, C_out, H', W')
+    "The dynamic convolution as K views and one matrix product."
+    c_out, c_in, kh, kw = weight.shape
+    taps = _taps(x, (kh, kw), stride, padding, dilation)
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(x.dtype, M.dtype)
+        if M.ndim == 4:  # q_k(p) = m_k(p) x_k(p)
+            m = M.to(dtype).permute(0, 2, 3, 1)
+            q = torch.cat([m[..., k:k+1] * tap for k, tap in enumerate(taps)], -1)
+        else:  # q_k(p) = sum_j M_kj(p) x_j(p)
+            q = (M.to(dtype).permute(0, 3, 4, 1, 2) @ torch.stack(taps, -2).to(dtype)).flatten(-2)
+    if not torch.is_autocast_enabled(x.device.type): q = q.to(weight.dtype)
+    if groups == 1:  # y(p) = sum_k W_k q_k(p)
+        y = q @ weight.permute(2, 3, 1, 0).reshape(-1, c_out)
+    else:
+        y = torch.einsum('bhwkgc,gfck->bhwgf', q.unflatten(-1, (kh * kw, groups, c_in)),
+                         weight.reshape(groups, c_out // groups, c_in, kh * kw)).flatten(-2)
+    return y.permute(0, 3, 1, 2)
+
+# %% ../nbs/02_dynamic.ipynb #ed07fcfc
 def _check_dynamic(x, weight, M, stride, padding, dilation, bias, groups) -> None:
     "One clear sentence for every way to call `dynamic_conv2d` wrongly."
     for name, t in (('x', x), ('weight', weight), ('M', M)) + ((('bias', bias),) if bias is not None else ()):
@@ -74,30 +97,19 @@ def dynamic_conv2d(
     dilation: int | tuple[int, int] = 1,
     bias: Tensor | None = None,  # (C_out,)
     groups: int = 1,
+    backend: str = 'auto',  # 'reference', 'c' (a CPU with a C compiler), 'triton', or 'auto': the fastest that is known to work here
 ) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
     r"""Convolution under a similarity that changes from place to place: `y_f(p) = sum_c w_fc^T M(p) x_c(p)`.
 
-    With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or `TypeError` when shapes, types or devices do not fit.
-    Source: dynamic neural similarity, Liu et al., NeurIPS 2019; kernels and patches flattened channel by channel. [code, review]
+    With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or `TypeError` when shapes, types or devices do not fit,
+    `RuntimeError` when the backend asked for cannot be used here. Source: dynamic neural similarity, Liu et al., NeurIPS 2019; kernels and patches flattened channel by channel. [code, review]
     """
     _check_dynamic(x, weight, M, stride, padding, dilation, bias, groups)
-    c_out, c_in, kh, kw = weight.shape
-    taps = _taps(x, (kh, kw), stride, padding, dilation)
-    with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(x.dtype, M.dtype)
-        if M.ndim == 4:  # q_k(p) = m_k(p) x_k(p)
-            m = M.to(dtype).permute(0, 2, 3, 1)
-            q = torch.cat([m[..., k:k+1] * tap for k, tap in enumerate(taps)], -1)
-        else:  # q_k(p) = sum_j M_kj(p) x_j(p)
-            q = (M.to(dtype).permute(0, 3, 4, 1, 2) @ torch.stack(taps, -2).to(dtype)).flatten(-2)
-    if not torch.is_autocast_enabled(x.device.type): q = q.to(weight.dtype)
-    if groups == 1:  # y(p) = sum_k W_k q_k(p)
-        y = q @ weight.permute(2, 3, 1, 0).reshape(-1, c_out)
-    else:
-        y = torch.einsum('bhwkgc,gfck->bhwgf', q.unflatten(-1, (kh * kw, groups, c_in)),
-                         weight.reshape(groups, c_out // groups, c_in, kh * kw)).flatten(-2)
-    if bias is not None: y = y + bias.to(y.dtype)
-    return y.permute(0, 3, 1, 2)
+    from nsl_repro import kernels  # imports this notebook's reference form
+    args = x, weight, M, _pair(stride), _padding(padding, weight.shape[2:], dilation), _pair(dilation), groups
+    if backend == 'auto': backend = kernels.choose_backend(x, groups)
+    y = _reference(*args) if backend == 'reference' else kernels.fast_dynamic_conv2d(*args, backend)
+    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 # %% ../nbs/02_dynamic.ipynb #99f3aaa9
 class SimilarityPredictor(nn.Module):
@@ -149,7 +161,9 @@ class SimilarityPredictor(nn.Module):
     def forward(
         self, x: Tensor  # (B, C_in, H, W)
     ) -> Tensor:  # M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS; float32 at least
-        R = self.bn2(self.m2(self.bn1(self.m1(x)).relu()))
+        R = self.m2(self.bn1(self.m1(x)).relu())
+        if self.kind == 'diagonal': R = R.contiguous()  # batch norm of nine channels that lie last is five times slower on a CPU
+        R = self.bn2(R)
         R = R.to(torch.promote_types(R.dtype, torch.float32))
         if self.kind == 'diagonal': return R + 1 if self.residual else R
         R = R.unflatten(1, (self.K, self.K))
@@ -176,9 +190,11 @@ class DynamicNSLConv2d(nn.Conv2d):
         dtype=None,
         *,
         kind: str = 'diagonal',  # 'diagonal' (DNS) or 'unconstrained' (UNS)
+        backend: str = 'auto',  # of `dynamic_conv2d`
         **predictor,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        self.backend = backend
         self.predictor = SimilarityPredictor(in_channels, self.kernel_size, kind, stride=self.stride, dilation=self.dilation,
                                              padding=self.padding if padding_mode == 'zeros' else 0, **predictor).to(device=device, dtype=dtype)
 
@@ -186,7 +202,7 @@ class DynamicNSLConv2d(nn.Conv2d):
         padding = self.padding
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return dynamic_conv2d(x, self.weight, self.predictor(x), self.stride, padding, self.dilation, self.bias, self.groups)
+        return dynamic_conv2d(x, self.weight, self.predictor(x), self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
 
     @property
     def kind(self) -> str:

@@ -127,7 +127,7 @@ class SphereConv2d(nn.Conv2d):
         dot = F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
         norm = patch_norm(x, self.kernel_size, self.stride, padding, self.dilation, self.groups, self.eps)
         if self.groups > 1: norm = norm.repeat_interleave(self.out_channels // self.groups, dim=-3)
-        y = dot / norm                                                      # float32 where dot is half precision
+        y = dot * norm.reciprocal()         # float32 where dot is half precision; the gradient of a product takes fewer passes than that of a quotient
         if self.operator == 'learnable_sigmoid': y = angle_response(y, 'sigmoid', (self.k.to(y.dtype).abs() + 0.05)[:, None, None])
         elif self.operator != 'none': y = angle_response(y, self.operator)
         if self.bias is not None: y = y + self.bias[:, None, None]
