@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEARNING_RATES', 'METHODS', 'class_batches', 'batch_shape', 'EmbeddingNet', 'embed', 'photo_tensor', 'centre_crops',
            'random_crops', 'QuadrupletObjective', 'LibraryObjective', 'LiftedStructure', 'Method', 'trials',
-           'make_objective', 'EmbeddingResult', 'train_embedding']
+           'make_objective', 'train_embedding']
 
 # %% ../nbs/20_embedding.ipynb #be05dc61
 import itertools
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .data import generator_for
 from .pddm import PDDM, DoubleHeaderHingeLoss, hard_quadruplets, negative_distance
 from .photos import PhotoSet
-from .training import load_checkpoint, make_accelerator, progress_bar, save_checkpoint
+from .training import TrainResult, load_checkpoint, make_accelerator, progress_bar, save_checkpoint
 
 # %% ../nbs/20_embedding.ipynb #807dca29
 def class_batches(
@@ -302,14 +302,6 @@ def make_objective(
     return found.build and found.build(dim, **{name: values[0] for name, values in found.space.items()} | hyper)
 
 # %% ../nbs/20_embedding.ipynb #e6083874
-@dataclass
-class EmbeddingResult:
-    "What a training leaves: numbers, curves, seconds."
-    metrics: dict[str, float]
-    curves: dict[str, list[float]]
-    wall_time_s: float
-
-
 def train_embedding(
     net: EmbeddingNet,
     objective: nn.Module,  # from `make_objective`
@@ -327,7 +319,7 @@ def train_embedding(
     accelerator: Accelerator | None = None,
     checkpoint: str | Path | None = None,  # file to save to and to continue from; None: keep nothing
     description: str = '',  # of the progress bar
-) -> EmbeddingResult:
+) -> TrainResult:
     """Train `net` and the objective's own parameters in place with Adam.
 
     Metrics: `train_loss` (mean over the last segment), `step_ms` (median over segments), `diverged_step` if it diverged. Curves: `step, train_loss, measured_step` and what `measure` returns.
@@ -383,4 +375,4 @@ def train_embedding(
     metrics = dict(step_ms=median(timings))
     if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
     if diverged is not None: metrics['diverged_step'] = diverged
-    return EmbeddingResult(metrics, curves, wall_s)
+    return TrainResult(metrics, curves, wall_s)
