@@ -307,7 +307,7 @@ def prepare(
         from nsl_repro.data import DATASETS, check_available
         from nsl_repro.photos import PHOTO_SETS, load_photos
 
-        if settings["dataset"] in DATASETS:
+        if settings["dataset"] in DATASETS or get_origin(parameters["dataset"].type) is not Literal:  # a free name must be a known one
             check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
         elif settings["dataset"] in PHOTO_SETS and not settings.get("download", False):
             load_photos(settings["dataset"], settings["data_root"] or None)  # reads the lists of files, decodes nothing
