@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, library as torch_library
 
 # %% ../nbs/06_kernels.ipynb #a4575fa8
 _TYPES = r'''
@@ -493,12 +493,12 @@ def _kernels(backend: str):
     return triton_forward, triton_backward
 
 
-@torch.library.custom_op('nsl_repro::dynamic_conv2d', mutates_args=())
+@torch_library.custom_op('nsl_repro::dynamic_conv2d', mutates_args=())
 def _conv(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int], backend: str) -> Tensor:
     return _kernels(backend)[0](x, weight, M, stride, padding, dilation)
 
 
-@torch.library.custom_op('nsl_repro::dynamic_conv2d_backward', mutates_args=())
+@torch_library.custom_op('nsl_repro::dynamic_conv2d_backward', mutates_args=())
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int], backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return _kernels(backend)[1](grad, x, weight, M, stride, padding, dilation)
 
