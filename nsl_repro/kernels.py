@@ -493,12 +493,14 @@ def _kernels(backend: str):
     return triton_forward, triton_backward
 
 
-@torch_library.custom_op('nsl_repro::dynamic_conv2d', mutates_args=())
+_NAMES = __name__.split('.')[0].strip('_')  # in the notebook they are operators of their own: registering a name twice takes it from the library
+
+@torch_library.custom_op(f'{_NAMES}::dynamic_conv2d', mutates_args=())
 def _conv(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int], backend: str) -> Tensor:
     return _kernels(backend)[0](x, weight, M, stride, padding, dilation)
 
 
-@torch_library.custom_op('nsl_repro::dynamic_conv2d_backward', mutates_args=())
+@torch_library.custom_op(f'{_NAMES}::dynamic_conv2d_backward', mutates_args=())
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int], backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return _kernels(backend)[1](grad, x, weight, M, stride, padding, dilation)
 
