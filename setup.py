@@ -8,7 +8,9 @@ here = Path(__file__).parent
 cfg = ConfigParser()
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-extras = {"run": cfg["run_requirements"].split(), "dev": (cfg["run_requirements"] + " " + cfg["dev_requirements"]).split()}
+metric = cfg["metric_requirements"].split()  # PDDM beside pytorch-metric-learning, pre-trained backbones
+run = metric + cfg["run_requirements"].split()  # the experiments
+extras = {"metric": metric, "run": run, "dev": run + cfg["dev_requirements"].split()}
 shipped = {"nsl_repro._experiments": "nbs/experiments", "nsl_repro._data": "data"}  # folders that travel as packages
 shipped = {package: folder for package, folder in shipped.items() if (here / folder).is_dir()}
 

@@ -304,9 +304,13 @@ def prepare(
             values["output"] = str(output)
     settings = {key: p.default for key, p in parameters.items()} | values
     if "dataset" in settings and "data_root" in settings:
-        from nsl_repro.data import check_available
+        from nsl_repro.data import DATASETS, check_available
+        from nsl_repro.photos import PHOTO_SETS, load_photos
 
-        check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
+        if settings["dataset"] in DATASETS or get_origin(parameters["dataset"].type) is not Literal:  # a free name must be a known one
+            check_available(settings["dataset"], settings["data_root"] or None, download=settings.get("download", False))
+        elif settings["dataset"] in PHOTO_SETS and not settings.get("download", False):
+            load_photos(settings["dataset"], settings["data_root"] or None)  # reads the lists of files, decodes nothing
     return Run(notebook.stem, notebook, values, _output_root(output, values, parameters), settings)
 
 # %% ../nbs/17_runner.ipynb #bd6ff165
@@ -486,7 +490,7 @@ def table_command(
       nsl-repro table nsl_cifar -p recipe=clean --markdown
     """
     with _sentences():
-        from nsl_repro.results import claims_table, comparison_table, load_ledger, split_ledger
+        from nsl_repro.results import claims_table, comparison_table, load_ledger, metrics_table, split_ledger
 
         asked = {"experiment": name, "dataset": dataset, "preset": preset}
         asked = {key: value for key, value in asked.items() if value}
@@ -499,9 +503,8 @@ def table_command(
             which = " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
             raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some")
         for key in sorted(groups):
-            trial = not any("test_accuracy" in e.metrics for e in groups[key])  # never scored on test images
-            for table in (comparison_table(groups[key], metric="val_accuracy" if trial else "test_accuracy"), claims_table(groups[key])):
-                if table.rows:
+            for table in (comparison_table(groups[key]), metrics_table(groups[key]), claims_table(groups[key])):
+                if table.rows and len(table.columns) > 3:  # a single metric stands in the comparison already
                     typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
 
 
