@@ -161,7 +161,7 @@ class SimilarityPredictor(nn.Module):
     def forward(
         self, x: Tensor  # (B, C_in, H, W)
     ) -> Tensor:  # M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS; float32 at least
-        R = self.m2(self.bn1(self.m1(x)).relu())
+        R = self.m2(self.bn1(self.m1(x)).relu_())
         if self.kind == 'diagonal': R = R.contiguous()  # batch norm of nine channels that lie last is five times slower on a CPU
         R = self.bn2(R)
         R = R.to(torch.promote_types(R.dtype, torch.float32))
