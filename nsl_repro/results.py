@@ -412,6 +412,8 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
+    "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
+    "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
     "frozen": ("frozen features", "#BBBBBB", ":"),
     "softmax": ("softmax features", "#777777", ":"),
     "contrastive": ("contrastive", "#222222", "--"),
@@ -444,6 +446,7 @@ TRANSFERS = (*(f"hit_at_1_from_{n}" for n in (1, 5, 20, 100)), "zero_shot_hit_at
 COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
+    "nsl_stability": Comparison(("stable", "learns")),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
