@@ -458,6 +458,7 @@ TRANSFERS = (*(f"hit_at_1_from_{n}" for n in (1, 5, 20, 100)), "zero_shot_hit_at
 COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
+    "nsl_cifar_reference": Comparison(matched=MATCHED),
     "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution"),
     "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network"),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
@@ -532,11 +533,12 @@ def rerun_command(
     "The command that makes the runs again."
     comparison = _comparison(experiment)
     variant, _, lr = variant.partition(" lr=")
-    experiment = experiment.removesuffix("_lr").removesuffix("_tuning").removesuffix("_step")
-    if not lr and variant in ("", comparison.usual):
+    reference = experiment.endswith("_reference")
+    experiment = experiment.removesuffix("_lr").removesuffix("_tuning").removesuffix("_step").removesuffix("_reference")
+    if not lr and not reference and variant in ("", comparison.usual):
         return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
     command = f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p {comparison.variant}={variant or comparison.usual}"
-    return command + (f" -p lr={lr}" if lr else "")
+    return command + (f" -p lr={lr}" if lr else "") + (" -p backend=reference" if reference else "")
 
 
 def _caption(entries: list[Entry]) -> str:
