@@ -414,6 +414,19 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
     "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
     "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
+    "conv": ("plain convolution", "#222222", "-"),
+    "dns": ("DNS", "#E69F00", "-"),
+    "uns": ("UNS", "#D55E00", "-"),
+    "dns_triton": ("DNS, Triton", "#E69F00", "--"),
+    "uns_triton": ("UNS, Triton", "#D55E00", "--"),
+    "dns_reference": ("DNS, pure PyTorch", "#F0C987", "-"),
+    "uns_reference": ("UNS, pure PyTorch", "#F0A987", "-"),
+    "dns_released": ("DNS as released", "#56B4E9", "-"),
+    "uns_released": ("UNS as released", "#0072B2", "-"),
+    "dns_unfold": ("DNS by unfold", "#BBBBBB", "-"),
+    "uns_unfold": ("UNS by unfold", "#777777", "-"),
+    "dns_deform": ("DNS by deform_conv2d", "#009E73", "-"),
+    "condconv": ("CondConv, timm", "#CC79A7", "-"),
     "frozen": ("frozen features", "#BBBBBB", ":"),
     "softmax": ("softmax features", "#777777", ":"),
     "contrastive": ("contrastive", "#222222", "--"),
@@ -434,11 +447,12 @@ MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynami
 @dataclass(frozen=True)
 class Comparison:
     "What the tables of an experiment compare."
-    metrics: tuple[str, ...] = ("test_accuracy",)  # in percent; the first one is compared method by method
+    metrics: tuple[str, ...] = ("test_accuracy",)  # the first one is compared method by method
     baseline: str = "cnn"  # with whom
     matched: dict[str, str] = field(default_factory=dict)  # method -> the rival with as many parameters
     variant: str = "recipe"  # the parameter that makes runs incomparable
     usual: str = "clean"  # its default
+    unit: str = "percent"  # of the metrics
 
 
 RECALLS = tuple(f"recall_at_{k}" for k in (1, 2, 4, 8, 16, 32))
@@ -447,6 +461,9 @@ COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
     "nsl_stability": Comparison(("stable", "learns")),
+    "nsl_cifar_reference": Comparison(matched=MATCHED),
+    "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution"),
+    "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network"),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
@@ -519,11 +536,12 @@ def rerun_command(
     "The command that makes the runs again."
     comparison = _comparison(experiment)
     variant, _, lr = variant.partition(" lr=")
-    experiment = experiment.removesuffix("_lr").removesuffix("_tuning")
-    if not lr and variant in ("", comparison.usual):
+    reference = experiment.endswith("_reference")
+    experiment = experiment.removesuffix("_lr").removesuffix("_tuning").removesuffix("_step").removesuffix("_reference")
+    if not lr and not reference and variant in ("", comparison.usual):
         return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
     command = f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p {comparison.variant}={variant or comparison.usual}"
-    return command + (f" -p lr={lr}" if lr else "")
+    return command + (f" -p lr={lr}" if lr else "") + (" -p backend=reference" if reference else "")
 
 
 def _caption(entries: list[Entry]) -> str:
@@ -555,7 +573,7 @@ def comparison_table(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     baseline: str | None = None,  # what every method is compared with; None: as `COMPARISONS` says
     matched: dict[str, str] | None = None,  # method -> the rival with as many parameters; None: as `COMPARISONS` says
-    metric: str | None = None,  # in percent; None: the first in `COMPARISONS`
+    metric: str | None = None,  # None: the first in `COMPARISONS`
 ) -> Table:
     "All methods: the paper's figure, ours with its interval over seeds, the differences, the costs."
     experiment, dataset, preset, variant = _one_group(entries)
@@ -583,15 +601,15 @@ def comparison_table(
     }
     columns = {heading: cell for heading, cell in columns.items() if cell}
     caption = (
-        f"{_caption(entries)}: percent, mean ± 95 % interval over seeds;"
-        f" differences in percentage points, not corrected for the number of comparisons. `{rerun_command(experiment, dataset, preset, variant)}`"
+        f"{_caption(entries)}: {usual.unit}, mean ± 95 % interval over seeds;"
+        f" differences in {'percentage points' if usual.unit == 'percent' else 'the same'}, not corrected for the number of comparisons. `{rerun_command(experiment, dataset, preset, variant)}`"
     )
     return Table(list(columns), [[cell(method) for cell in columns.values()] for method in methods], caption)
 
 # %% ../nbs/15_results.ipynb #94809dfb
 def metrics_table(
     entries: list[Entry],  # of one experiment, data set, preset and variant
-    metrics: list[str] | tuple[str, ...] | None = None,  # the columns, in percent; None: as `COMPARISONS` says
+    metrics: list[str] | tuple[str, ...] | None = None,  # the columns; None: as `COMPARISONS` says
 ) -> Table:
     "All methods under several metrics: ours with its interval over seeds, and the paper's figure with its tag. A method without a metric leaves the cell empty."
     experiment, dataset, preset, variant = _one_group(entries)
@@ -603,7 +621,7 @@ def metrics_table(
         rows.append([method_style(method)[0], "ours", *(_text(mean_interval(v), len(v)) if v else "" for v in values)])
         if any(method in cells for cells in paper.values()):
             rows.append(["", "paper", *(paper[metric].get(method, "") for metric in metrics)])
-    caption = f"{_caption(entries)}: percent, mean ± 95 % interval over seeds. `{rerun_command(experiment, dataset, preset, variant)}`"
+    caption = f"{_caption(entries)}: {_comparison(experiment).unit}, mean ± 95 % interval over seeds. `{rerun_command(experiment, dataset, preset, variant)}`"
     return Table(["method", "", *metrics], rows, caption)
 
 # %% ../nbs/15_results.ipynb #f64ae5d3
