@@ -438,6 +438,15 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "pddm_triplet": ("PDDM + triplet", "#E69F00", "-"),
     "pddm_quadruplet": ("PDDM + quadruplet", "#D55E00", "-"),
     "pddm_mined_by_distance": ("PDDM + quadruplet, but mined by distance", "#D55E00", ":"),
+    "plain": ("plain kernel", "#222222", ":"),
+    "uns_large": ("UNS from 10 I", "#56B4E9", ":"),
+    "uns_identity": ("UNS from I", "#56B4E9", "--"),
+    "uns_small": ("UNS from 0.03 I", "#0072B2", "-"),
+    "uns_deep": ("UNS, two similarities from 0.1 I", "#332288", "-"),
+    "dns_identity": ("DNS from I", "#882255", "--"),
+    "dns_small": ("DNS from 0.03 I", "#882255", "-"),
+    "min_nuclear": ("least nuclear norm", "#009E73", "--"),
+    "min_taps": ("least norm over taps", "#009E73", ":"),
 }
 MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns"}
 
@@ -465,6 +474,7 @@ COMPARISONS = {
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
     "pddm_transfer_tuning": Comparison(("val_hit_at_1",), "softmax", variant="backbone", usual="efficientnet_lite0"),
+    "nsl_implicit_regularisation": Comparison(tuple(f"{problem}_recovered" for problem in ("patterns", "completion", "taps", "dense")), "plain"),
 }
 
 
