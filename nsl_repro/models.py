@@ -157,7 +157,7 @@ class SphereNet9(nn.Module):
 
     Filters are drawn from N(0, 2 / fan_in). [code]
     """
-    def __init__(self, conv, attention: bool, num_classes: int, widths: tuple[int, int, int], in_channels: int, image_size: int, bn: dict):
+    def __init__(self, conv, attention: bool, num_classes: int, widths: tuple[int, int, int], in_channels: int, image_size: int, fc_norm: bool, bn: dict):
         super().__init__()
         block = lambda i, o: nn.Sequential(conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True))
         self.widths = widths
@@ -165,12 +165,13 @@ class SphereNet9(nn.Module):
                                                     GlobalNeuralSimilarity(width) if attention and not last else nn.Identity())
                                       for before, width, last in zip((in_channels, *widths), widths, (False, False, True))))
         self.fc = conv(widths[-1], widths[-1], image_size // 8, bias=False)
+        self.fc_norm = nn.BatchNorm2d(widths[-1], **bn) if fc_norm else nn.Identity()
         self.score = nn.Conv2d(widths[-1], num_classes, 1, bias=False)
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=math.sqrt(2 / m.weight[0].numel()))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
-        return self.score(self.fc(self.stages(x))).flatten(1)
+        return self.score(self.fc_norm(self.fc(self.stages(x)))).flatten(1)
 
 
 def spherenet9(
@@ -180,6 +181,7 @@ def spherenet9(
     width: float = 1.0,  # multiplies 128, 192 and 256; at least 8 channels for attention, which works on an eighth of them
     in_channels: int = 3,
     image_size: int = 32,  # a multiple of 8
+    fc_norm: bool = False,  # batch norm after the fc layer, as in the released examples of the linear and the sigmoid operator
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
 ) -> SphereNet9:
     """SphereNet-9 with convolutions of one operator, with or without global neural similarity.
@@ -193,7 +195,7 @@ def spherenet9(
     least = 8 if attention else 1
     if widths[0] < least: raise ValueError(f"width must leave at least {least} of the first 128 channels{' (attention works on an eighth of them)' if attention else ''}, not {width}")
     conv = nn.Conv2d if operator == 'plain' else partial(SphereConv2d, operator=operator)
-    return SphereNet9(conv, attention, num_classes, widths, in_channels, image_size, dict(eps=1e-3, momentum=bn_momentum))
+    return SphereNet9(conv, attention, num_classes, widths, in_channels, image_size, fc_norm, dict(eps=1e-3, momentum=bn_momentum))
 
 # %% ../nbs/11_models.ipynb #adc73aa9
 @torch.no_grad()
