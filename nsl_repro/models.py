@@ -155,23 +155,29 @@ OPERATORS = ('plain', 'cosine', 'linear', 'sigmoid', 'learnable_sigmoid')
 class SphereNet9(nn.Module):
     """The released SphereNet-9: three stages of three convolutions, attention after the first two poolings, fc, score. Build it with `spherenet9`.
 
-    Filters are drawn from N(0, 2 / fan_in). [code]
+    Filters are drawn from N(0, 2 / fan_in) [code], attention's after all others, so that one seed gives both networks the same filters, and at first the same function.
     """
     def __init__(self, conv, attention: bool, num_classes: int, widths: tuple[int, int, int], in_channels: int, image_size: int, fc_norm: bool, bn: dict):
         super().__init__()
         block = lambda i, o: nn.Sequential(conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True))
         self.widths = widths
-        self.stages = nn.Sequential(*(nn.Sequential(block(before, width), block(width, width), block(width, width), nn.MaxPool2d(2),
-                                                    GlobalNeuralSimilarity(width) if attention and not last else nn.Identity())
-                                      for before, width, last in zip((in_channels, *widths), widths, (False, False, True))))
+        self.stages = nn.ModuleList(nn.Sequential(block(before, width), block(width, width), block(width, width), nn.MaxPool2d(2))
+                                    for before, width in zip((in_channels, *widths), widths))
         self.fc = conv(widths[-1], widths[-1], image_size // 8, bias=False)
         self.fc_norm = nn.BatchNorm2d(widths[-1], **bn) if fc_norm else nn.Identity()
         self.score = nn.Conv2d(widths[-1], num_classes, 1, bias=False)
-        for m in self.modules():
+        self._he(self)
+        self.attention = nn.ModuleList(self._he(GlobalNeuralSimilarity(width)) if attention else nn.Identity() for width in widths[:2])
+
+    @staticmethod
+    def _he(module):
+        for m in module.modules():
             if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=math.sqrt(2 / m.weight[0].numel()))
+        return module
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
-        return self.score(self.fc_norm(self.fc(self.stages(x)))).flatten(1)
+        for stage, attention in zip(self.stages, (*self.attention, nn.Identity())): x = attention(stage(x))
+        return self.score(self.fc_norm(self.fc(x))).flatten(1)
 
 
 def spherenet9(
