@@ -13,7 +13,7 @@ import copy
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .dynamic import DynamicNSLConv2d, SimilarityPredictor
+from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
 from .static import NeuralSimilarity, StaticNSLConv2d
 
 # %% auto #0
@@ -75,7 +75,7 @@ def to_nsl(
     if not isinstance(model, nn.Module): raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if kind not in KINDS: raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if options and kind.startswith('static'): raise ValueError(f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}")
-    predictors = {inner for m in model.modules() if isinstance(m, SimilarityPredictor) for inner in m.modules()}  # a predictor's own convolutions stay
+    predictors = {inner for m in model.modules() if isinstance(m, (SimilarityPredictor, SharedPredictor)) for inner in m.modules()}  # a predictor's own convolutions stay
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors]
     if not convolutions: raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")
     patterns = [where] if isinstance(where, str) else where
@@ -100,7 +100,7 @@ def similarity_parameters(
     freeze: bool = False,  # let nothing else in the model be trained
 ) -> list[nn.Parameter]:  # of the static similarities and of the predictors
     "The parameters that decide how patches and filters are compared. Raises `ValueError` if there is none."
-    found = list(dict.fromkeys(p for m in model.modules() if isinstance(m, (NeuralSimilarity, SimilarityPredictor)) for p in m.parameters()))
+    found = list(dict.fromkeys(p for m in model.modules() if isinstance(m, (NeuralSimilarity, SimilarityPredictor, SharedPredictor)) for p in m.parameters()))
     if not found: raise ValueError(f"model must have neural similarities, but {type(model).__name__} has none: see to_nsl")
     if freeze:
         model.requires_grad_(False)

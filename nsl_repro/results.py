@@ -412,6 +412,8 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
+    "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
+    "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
     "conv": ("plain convolution", "#222222", "-"),
     "dns": ("DNS", "#E69F00", "-"),
     "uns": ("UNS", "#D55E00", "-"),
@@ -473,6 +475,7 @@ TRANSFERS = (*(f"hit_at_1_from_{n}" for n in (1, 5, 20, 100)), "zero_shot_hit_at
 COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
+    "nsl_stability": Comparison(("stable", "learns")),
     "nsl_cifar_reference": Comparison(matched=MATCHED),
     "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution"),
     "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network"),
