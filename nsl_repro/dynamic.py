@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from .sphere import SphereConv2d
+from .static import KernelShape
 
 # %% ../nbs/02_dynamic.ipynb #c71dd85a
 def _padding(padding, kernel_size, dilation) -> tuple[int, int, int, int]:
@@ -174,6 +175,7 @@ class DynamicNSLConv2d(nn.Conv2d):
     """`nn.Conv2d` under a dynamic neural similarity with its own predictor: the released code's form, one predictor a layer. [code]
 
     At initialisation the similarity is close to the identity, so the layer starts as the convolution with the same weight.
+    With a shape it is `D R(p)` (DNS) or `D R(p) D` (UNS): the taps belong to the layer, the similarity to the location.
     """
     def __init__(
         self,
@@ -191,18 +193,25 @@ class DynamicNSLConv2d(nn.Conv2d):
         *,
         kind: str = 'diagonal',  # 'diagonal' (DNS) or 'unconstrained' (UNS)
         backend: str = 'auto',  # of `dynamic_conv2d`
+        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
         **predictor,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.backend = backend
         self.predictor = SimilarityPredictor(in_channels, self.kernel_size, kind, stride=self.stride, dilation=self.dilation,
                                              padding=self.padding if padding_mode == 'zeros' else 0, **predictor).to(device=device, dtype=dtype)
+        self.shape = None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C_out, H', W')
         padding = self.padding
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return dynamic_conv2d(x, self.weight, self.predictor(x), self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
+        weight, M = self.weight, self.predictor(x)
+        if self.shape is not None:
+            keep = self.shape.mask()
+            weight = keep(weight.flatten(-2)).view_as(weight)
+            if self.kind == 'unconstrained' and self.shape.both_sides: M = keep(M, 2)
+        return dynamic_conv2d(x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
 
     @property
     def kind(self) -> str:

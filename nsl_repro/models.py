@@ -14,22 +14,23 @@ from torch import Tensor, nn
 
 from .dynamic import DynamicNSLConv2d, SimilarityPredictor
 from .sphere import SphereConv2d
-from .static import NeuralSimilarity, StaticNSLConv2d
+from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
 
 # %% ../nbs/11_models.ipynb #00c0620f
 METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', 'static_dns', 'static_uns', 'dynamic_dns', 'dynamic_uns', 'dynamic_dns_sphere')
 
 
-def _middle_layer(method: str, width: float, static_init: str, bn: dict):
+def _middle_layer(method: str, width: float, static_init: str, bn: dict, shape: dict | None = None):
     "The constructor (in_channels, out_channels) -> layer of the method's nine middle layers."
     same = dict(kernel_size=3, padding=1, bias=False)
+    taps = lambda: None if shape is None else KernelShape(3, **shape)  # each layer learns its own
     kind = 'unconstrained' if method.endswith('uns') else 'diagonal'
     if method.startswith('static'):
-        return lambda i, o: StaticNSLConv2d(i, o, **same, kind=kind, init=static_init if kind == 'diagonal' else 'identity')
+        return lambda i, o: StaticNSLConv2d(i, o, **same, kind=kind, init=static_init if kind == 'diagonal' else 'identity', shape=taps())
     if method.startswith('dynamic'):
         hidden = max(1, round(width * (64 if kind == 'diagonal' else 128)))
         sphere = 'full' if method.endswith('sphere') else 'input'
-        return lambda i, o: DynamicNSLConv2d(i, o, **same, kind=kind, hidden=hidden, sphere=sphere, bn_eps=bn['eps'], bn_momentum=bn['momentum'])
+        return lambda i, o: DynamicNSLConv2d(i, o, **same, kind=kind, hidden=hidden, sphere=sphere, bn_eps=bn['eps'], bn_momentum=bn['momentum'], shape=taps())
     return lambda i, o: nn.Conv2d(i, o, **same)
 
 # %% ../nbs/11_models.ipynb #5384ff93
@@ -82,6 +83,7 @@ def cnn9(
     image_size: int = 32,  # a multiple of 8
     static_init: str = 'ones',  # of static DNS: 'ones', or 'eye3' as released
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
+    shape: dict | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`
     _widths: tuple[int, int, int] | None = None,
 ) -> CNN9:
     """The nine-layer CIFAR network of the released code, with the convolutions of `method` in the middle.
@@ -93,11 +95,12 @@ def cnn9(
     if num_classes < 1 or in_channels < 1: raise ValueError(f"num_classes and in_channels must be at least 1, not {num_classes} and {in_channels}")
     if not width > 0: raise ValueError(f"width must be positive, not {width}")
     if static_init not in ('ones', 'eye3'): raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
+    if shape is not None and method.startswith('cnn'): raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
     bn = dict(eps=1e-3, momentum=bn_momentum)
     if _widths is None and method.startswith('cnn_wide'):
         _widths = _matched_widths(method.replace('cnn_wide', 'dynamic'), num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
     widths = _widths or tuple(max(1, round(w * width)) for w in (32, 64, 128))
-    return CNN9(_middle_layer(method, width, static_init, bn), num_classes, widths, in_channels, image_size, bn)
+    return CNN9(_middle_layer(method, width, static_init, bn, shape), num_classes, widths, in_channels, image_size, bn)
 
 # %% ../nbs/11_models.ipynb #b0cba97c
 def count_macs(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import ImageSet, augment, batch_indices, channel_statistics, to_input
-from .static import NeuralSimilarity, similarity_decay
+from .static import KernelShape, NeuralSimilarity, shape_penalty, similarity_decay
 
 # %% ../nbs/12_training.ipynb #0ece9622
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def classification_loss(
 
 # %% ../nbs/12_training.ipynb #da9eec73
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    "Optimizer groups: everything under weight decay, except the static similarities."
-    similarities = {p for m in model.modules() if isinstance(m, NeuralSimilarity) for p in m.parameters()}
+    "Optimizer groups: everything under weight decay, except the static similarities and the scores of kernel shapes."
+    similarities = {p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape)) for p in m.parameters()}
     return [dict(params=[p for p in model.parameters() if p not in similarities], weight_decay=recipe.weight_decay),
             *([dict(params=[p for p in model.parameters() if p in similarities], weight_decay=0.)] if similarities else [])]
 
 
 def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
-    "The pull of every unconstrained static similarity towards the recipe's target; 0 where there is none."
-    return recipe.similarity_decay * sum(similarity_decay(m, recipe.decay_target) for m in model.modules()
-                                         if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
+    "The pull of every unconstrained static similarity towards the recipe's target, and the price of the taps of kernel shapes without a budget; 0 where there is neither."
+    pull = sum(similarity_decay(m, recipe.decay_target) for m in model.modules() if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
+    return recipe.similarity_decay * pull + sum(shape_penalty(m) for m in model.modules() if isinstance(m, KernelShape) and m.budget is None)
 
 # %% ../nbs/12_training.ipynb #89b2f27e
 def make_accelerator(
@@ -214,6 +214,7 @@ def train(
             raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, timings, loader_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'loader_s', 'wall_s', 'diverged', 'curves'))
+        if 'random' in state: torch.set_rng_state(state['random'])
 
     boundaries = sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)})
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -254,7 +255,7 @@ def train(
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves), checkpoint)
+                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves, random=torch.get_rng_state()), checkpoint)
 
     began = time.perf_counter()
     metrics = dict(step_ms=sorted(timings)[len(timings) // 2],
