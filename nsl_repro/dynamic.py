@@ -209,8 +209,9 @@ class DynamicNSLConv2d(nn.Conv2d):
         weight, M = self.weight, self.predictor(x)
         if self.shape is not None:
             keep = self.shape.mask()
-            weight = keep(weight.flatten(-2)).view_as(weight)
-            if self.kind == 'unconstrained' and self.shape.both_sides: M = keep(M, 2)
+            both = self.kind == 'unconstrained' and self.shape.both_sides
+            weight = keep(weight.flatten(-2), decide=not both).view_as(weight)
+            if both: M = keep(M, 2)
         return dynamic_conv2d(x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
 
     @property

@@ -412,6 +412,18 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
+    "cnn_pruned": ("CNN, pruned by magnitude", "#777777", "-."),
+    "random_static_dns": ("static DNS, random shape", "#56B4E9", ":"),
+    "random_static_uns": ("static UNS, random shape", "#0072B2", ":"),
+    "random_dynamic_dns": ("dynamic DNS, random shape", "#E69F00", ":"),
+    "shape_static_dns": ("static DNS, learned shape", "#56B4E9", "--"),
+    "shape_static_dns_hard_concrete": ("static DNS, learned shape, hard concrete", "#009E73", "--"),
+    "shape_static_dns_literal": ("static DNS, learned shape, dead taps do not learn", "#56B4E9", "-."),
+    "shape_static_dns_priced": ("static DNS, learned shape, priced", "#882255", "--"),
+    "shape_static_dns_hard_concrete_priced": ("static DNS, learned shape, hard concrete, priced", "#882255", ":"),
+    "shape_static_uns": ("static UNS, learned shape", "#0072B2", "--"),
+    "shape_dynamic_dns": ("dynamic DNS, learned shape", "#E69F00", "--"),
+    "shape_dynamic_dns_hard_concrete": ("dynamic DNS, learned shape, hard concrete", "#D55E00", "--"),
     "frozen": ("frozen features", "#BBBBBB", ":"),
     "softmax": ("softmax features", "#777777", ":"),
     "contrastive": ("contrastive", "#222222", "--"),
@@ -444,6 +456,7 @@ TRANSFERS = (*(f"hit_at_1_from_{n}" for n in (1, 5, 20, 100)), "zero_shot_hit_at
 COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
+    "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
@@ -557,7 +570,8 @@ def comparison_table(
     "All methods: the paper's figure, ours with its interval over seeds, the differences, the costs."
     experiment, dataset, preset, variant = _one_group(entries)
     usual = _comparison(experiment)
-    baseline, metric = baseline or usual.baseline, metric or usual.metrics[0]
+    here = [m for m in usual.metrics if all(m in e.metrics for e in entries)]  # data sets of an experiment may differ in what they measure
+    baseline, metric = baseline or usual.baseline, metric or (here or usual.metrics)[0]
     matched = usual.matched if matched is None else matched
     methods = _by_method(entries)
     paper = _paper_cells(experiment, dataset, metric)
@@ -592,7 +606,7 @@ def metrics_table(
 ) -> Table:
     "All methods under several metrics: ours with its interval over seeds, and the paper's figure with its tag. A method without a metric leaves the cell empty."
     experiment, dataset, preset, variant = _one_group(entries)
-    metrics = metrics or _comparison(experiment).metrics
+    metrics = metrics or [m for m in _comparison(experiment).metrics if any(m in e.metrics for e in entries)]
     paper = {metric: _paper_cells(experiment, dataset, metric) for metric in metrics}
     rows = []
     for method, runs in _by_method(entries).items():

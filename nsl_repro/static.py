@@ -61,8 +61,10 @@ class NeuralSimilarity(nn.Module):
         w = W.flatten(-2)
         if self.shape is None: return (w * self.M_s if self.kind == 'diagonal' else w @ self.M_s).reshape(W.shape)
         keep = self.shape.mask()
-        w = keep(w * self.M_s) if self.kind == 'diagonal' else keep(w) @ self.M_s                   # D R
-        return (keep(w) if self.kind == 'unconstrained' and self.shape.both_sides else w).reshape(W.shape)
+        if self.kind == 'diagonal': w = keep(w * self.M_s)
+        elif self.shape.both_sides: w = keep(keep(w, decide=False) @ self.M_s)                        # D R D
+        else: w = keep(w) @ self.M_s                                                                  # D R
+        return w.reshape(W.shape)
 
     def extra_repr(self) -> str:
         return f'{self.kernel_size}, kind={self.kind}, init={self.init}'
@@ -233,13 +235,14 @@ class KernelShape(nn.Module):
         p = self.probability()
         return self.live() + (p - p.detach())
 
-    def mask(self):    # -> keep(W, dim=-1): W of any shape with K taps along dim, the dead ones zero
-        "A function that multiplies by one and the same D as often as it is called."
+    def mask(self):    # -> keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
+        "A function that multiplies by one and the same D as often as it is called; with decide=False D is a constant there."
         d = self()
         learn = self.dead_taps_learn and self.relaxation == 'straight_through' and self.training
         soft = (self.probability() * ~self.live()).detach() if learn else None
-        def keep(W: Tensor, dim: int = -1) -> Tensor:
+        def keep(W: Tensor, dim: int = -1, decide: bool = True) -> Tensor:
             along = lambda v: v.view(-1, *(1,) * (-dim - 1 if dim < 0 else W.dim() - dim - 1))
+            if not decide: return W * along(d.detach())
             return W * along(d) if soft is None else W * along(d) + (W - W.detach()) * along(soft)
         return keep
 
