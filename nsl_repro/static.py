@@ -236,13 +236,13 @@ class KernelShape(nn.Module):
         return self.live() + (p - p.detach())
 
     def mask(self):    # -> keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
-        "A function that multiplies by one and the same D as often as it is called; with decide=False D is a constant there."
+        "A function that multiplies by one and the same D as often as it is called; with decide=False straight-through takes D for a constant there."
         d = self()
         learn = self.dead_taps_learn and self.relaxation == 'straight_through' and self.training
         soft = (self.probability() * ~self.live()).detach() if learn else None
         def keep(W: Tensor, dim: int = -1, decide: bool = True) -> Tensor:
             along = lambda v: v.view(-1, *(1,) * (-dim - 1 if dim < 0 else W.dim() - dim - 1))
-            if not decide: return W * along(d.detach())
+            if not decide and self.relaxation == 'straight_through': return W * along(d.detach())
             return W * along(d) if soft is None else W * along(d) + (W - W.detach()) * along(soft)
         return keep
 
