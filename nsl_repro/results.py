@@ -457,6 +457,7 @@ COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
     "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
+    "nsl_kernel_shape_tuning": Comparison(("val_accuracy",), variant="speed", usual=""),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),

@@ -150,7 +150,8 @@ def similarity_decay(
     return total
 
 # %% ../nbs/01_static.ipynb #3b210c26
-_GAMMA, _ZETA = -.1, 1.1    # hard concrete: the interval into which the gate is stretched before it is clipped to [0, 1]
+_BETA, _GAMMA, _ZETA = 2 / 3, -.1, 1.1      # hard concrete: temperature, and the interval into which the gate is stretched before it is clipped to [0, 1]
+_SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
 
 class KernelShape(nn.Module):
     """Which taps of a kernel exist: a Boolean diagonal `D`, learned by the scores of the taps. [review; how it is learned is ours]
@@ -159,7 +160,7 @@ class KernelShape(nn.Module):
     Scores that are frozen (`requires_grad_(False)`) are a fixed shape, and a random one if they still are as they were drawn.
 
     Raises `ValueError` for a kernel_size that is not positive, a budget that is not an integer from 1 to the number of taps, an unknown
-    relaxation, or a temperature or price that is not positive."""
+    relaxation, or a speed or price that is not positive."""
     def __init__(self,
         kernel_size: int | tuple[int, int],      # (kh, kw), even or odd; K = kh*kw taps
         budget: int | None = None,               # how many taps live; None: as many as are worth their price
@@ -168,7 +169,7 @@ class KernelShape(nn.Module):
         price: float = .01,                      # of a live tap, in the loss; only without a budget
         both_sides: bool = True,                 # UNS: D R D; False: D R, literally, which leaves the folded kernel all its taps
         dead_taps_learn: bool = True,            # straight-through: the weights of dead taps get the gradient of the soft tap
-        temperature: float | None = None,        # of the sigmoid; None: 1, and 2/3 for hard concrete
+        speed: float = 1.,                       # how much a score counts, in z = speed * score: more than 1 for SGD, whose steps in the scores are small
         device=None, dtype=None,                 # of the scores
     ):
         super().__init__()
@@ -179,11 +180,10 @@ class KernelShape(nn.Module):
             raise ValueError(f"budget must be an integer from 1 to {K}, the taps of a {size[0]}x{size[1]} kernel, or None, got {budget!r}.")
         if relaxation not in ('straight_through', 'hard_concrete'):
             raise ValueError(f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}.")
-        temperature = temperature or (1. if relaxation == 'straight_through' else 2 / 3)
-        if not temperature > 0: raise ValueError(f"temperature must be positive, got {temperature!r}.")
+        if not speed > 0: raise ValueError(f"speed must be positive, got {speed!r}.")
         if not price > 0: raise ValueError(f"price must be positive (for a fixed number of taps give a budget), got {price!r}.")
         self.kernel_size, self.budget, self.relaxation, self.price = size, budget, relaxation, price
-        self.both_sides, self.dead_taps_learn, self.temperature = both_sides, dead_taps_learn, temperature
+        self.both_sides, self.dead_taps_learn, self.speed = both_sides, dead_taps_learn, speed
         self.score = nn.Parameter(torch.empty(K, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -196,7 +196,7 @@ class KernelShape(nn.Module):
 
     def reset_parameters(self) -> None:
         "Scores that differ by a little noise only; without a budget all taps live."
-        nn.init.normal_(self.score, 0. if self.budget else 1., .01)
+        nn.init.normal_(self.score, (0. if self.budget else 1.) / self.speed, .01 / self.speed)
 
     @torch.no_grad()
     def live(self) -> Tensor:    # (K,) Boolean
@@ -206,31 +206,30 @@ class KernelShape(nn.Module):
 
     def probability(self) -> Tensor:    # (K,) in [0, 1], with gradient
         "The soft tap p: the backward pass's in straight-through, the probability of a gate that is not 0 in hard concrete."
-        if self.relaxation == 'hard_concrete': return (self._logit() - self.temperature * math.log(-_GAMMA / _ZETA)).sigmoid()
-        return (self._logit() / self.temperature).sigmoid()
+        if self.relaxation == 'hard_concrete': return (self._logit() - _SHIFT).sigmoid()
+        return self._logit().sigmoid()
 
     def _logit(self) -> Tensor:
         "z - t."
-        z, b = self.score, self.budget
+        z, b = self.speed * self.score, self.budget
         if b is None: return z
         if b == len(z): return z + 30                                                # nothing to decide
         if self.relaxation == 'straight_through': return z - z.detach().topk(b + 1).values[-2:].mean()
-        shift = self.temperature * math.log(-_GAMMA / _ZETA)
         with torch.no_grad():
-            low, high = z.min() - shift - 20, z.max() - shift + 20
+            low, high = z.min() - _SHIFT - 20, z.max() - _SHIFT + 20
             for _ in range(40):                                                      # bisection: the sum of the p falls with t
                 t = (low + high) / 2
-                above = (z - shift - t).sigmoid().sum() > b
+                above = (z - _SHIFT - t).sigmoid().sum() > b
                 low, high = torch.where(above, t, low), torch.where(above, high, t)
-            slope = (z - shift - t).sigmoid()
+            slope = (z - _SHIFT - t).sigmoid()
             slope = (slope * (1 - slope)).sum()
-        return z - t - ((z - shift - t).sigmoid().sum() - b) / slope                 # one Newton step more: it carries the gradient of t
+        return z - t - ((z - _SHIFT - t).sigmoid().sum() - b) / slope                 # one Newton step more: it carries the gradient of t
 
     def forward(self) -> Tensor:    # d (K,), 0 or 1, with gradient
         "The diagonal of D."
         if self.relaxation == 'hard_concrete' and self.training:
             logistic = torch.rand_like(self.score).clamp(1e-6, 1 - 1e-6).logit()
-            s = ((logistic + self._logit()) / self.temperature).sigmoid()
+            s = ((logistic + self._logit()) / _BETA).sigmoid()
             return (s * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
         p = self.probability()
         return self.live() + (p - p.detach())
