@@ -16,25 +16,26 @@ from torch import Tensor, nn
 from .attention import GlobalNeuralSimilarity
 from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
 from .sphere import SphereConv2d
-from .static import NeuralSimilarity, StaticNSLConv2d
+from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
 
 # %% ../nbs/11_models.ipynb #00c0620f
 METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', 'static_dns', 'static_uns', 'dynamic_dns', 'dynamic_uns', 'dynamic_dns_sphere',
            'dynamic_dns_shared', 'dynamic_uns_shared')
 
 
-def _middle_layer(method: str, width: float, static_init: str, bn: dict, predictor: dict):
+def _middle_layer(method: str, width: float, static_init: str, bn: dict, predictor: dict, shape: dict | None = None):
     "The constructor (in_channels, out_channels) -> layer of the method's nine middle layers, and the predictor that they share or None."
     same = dict(kernel_size=3, padding=1, bias=False)
+    taps = lambda: None if shape is None else KernelShape(3, **shape)  # each layer learns its own
     kind = 'unconstrained' if 'uns' in method else 'diagonal'
     if method.startswith('static'):
-        return lambda i, o: StaticNSLConv2d(i, o, **same, kind=kind, init=static_init if kind == 'diagonal' else 'identity'), None
+        return lambda i, o: StaticNSLConv2d(i, o, **same, kind=kind, init=static_init if kind == 'diagonal' else 'identity', shape=taps()), None
     if method.startswith('dynamic'):
         scaled = lambda channels: max(1, round(width * channels))
         options = dict(hidden=scaled(64 if kind == 'diagonal' else 128), sphere='full' if method.endswith('sphere') else 'input', bn_eps=bn['eps'], bn_momentum=bn['momentum'])
-        if not method.endswith('shared'): return lambda i, o: DynamicNSLConv2d(i, o, **same, kind=kind, **options | predictor), None
+        if not method.endswith('shared'): return lambda i, o: DynamicNSLConv2d(i, o, **same, kind=kind, shape=taps(), **options | predictor), None
         core = SharedPredictor(kind=kind, **dict(width=scaled(32)) | options | predictor)
-        return lambda i, o: DynamicNSLConv2d(i, o, **same, predictor=core), core
+        return lambda i, o: DynamicNSLConv2d(i, o, **same, predictor=core, shape=taps()), core
     return lambda i, o: nn.Conv2d(i, o, **same), None
 
 # %% ../nbs/11_models.ipynb #5384ff93
@@ -95,6 +96,7 @@ def cnn9(
     static_init: str = 'ones',  # of static DNS: 'ones', or 'eye3' as released
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
     predictor: dict | None = None,  # options of the dynamic layers' predictors that differ from the method's: see `SimilarityPredictor` and `SharedPredictor`
+    shape: dict | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`
     _widths: tuple[int, int, int] | None = None,
 ) -> CNN9:
     """The nine-layer CIFAR network of the released code, with the convolutions of `method` in the middle.
@@ -107,11 +109,12 @@ def cnn9(
     if not width > 0: raise ValueError(f"width must be positive, not {width}")
     if static_init not in ('ones', 'eye3'): raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
     if unknown := set(predictor or {}) - _predictor_options(method): raise ValueError(f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}")
+    if shape is not None and method.startswith('cnn'): raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
     bn = dict(eps=1e-3, momentum=bn_momentum)
     if _widths is None and method.startswith('cnn_wide'):
         _widths = _matched_widths(method.replace('cnn_wide', 'dynamic'), num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
     widths = _widths or tuple(max(1, round(w * width)) for w in (32, 64, 128))
-    middle, shared = _middle_layer(method, width, static_init, bn, predictor or {})
+    middle, shared = _middle_layer(method, width, static_init, bn, predictor or {}, shape)
     return CNN9(middle, num_classes, widths, in_channels, image_size, bn, shared)
 
 # %% ../nbs/11_models.ipynb #b0cba97c

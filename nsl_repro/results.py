@@ -427,6 +427,18 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "uns_unfold": ("UNS by unfold", "#777777", "-"),
     "dns_deform": ("DNS by deform_conv2d", "#009E73", "-"),
     "condconv": ("CondConv, timm", "#CC79A7", "-"),
+    "cnn_pruned": ("CNN, pruned by magnitude", "#777777", "-."),
+    "random_static_dns": ("static DNS, random shape", "#56B4E9", ":"),
+    "random_static_uns": ("static UNS, random shape", "#0072B2", ":"),
+    "random_dynamic_dns": ("dynamic DNS, random shape", "#E69F00", ":"),
+    "shape_static_dns": ("static DNS, learned shape", "#56B4E9", "--"),
+    "shape_static_dns_hard_concrete": ("static DNS, learned shape, hard concrete", "#009E73", "--"),
+    "shape_static_dns_literal": ("static DNS, learned shape, dead taps do not learn", "#56B4E9", "-."),
+    "shape_static_dns_priced": ("static DNS, learned shape, priced", "#882255", "--"),
+    "shape_static_dns_hard_concrete_priced": ("static DNS, learned shape, hard concrete, priced", "#882255", ":"),
+    "shape_static_uns": ("static UNS, learned shape", "#0072B2", "--"),
+    "shape_dynamic_dns": ("dynamic DNS, learned shape", "#E69F00", "--"),
+    "shape_dynamic_dns_hard_concrete": ("dynamic DNS, learned shape, hard concrete", "#D55E00", "--"),
     "frozen": ("frozen features", "#BBBBBB", ":"),
     "softmax": ("softmax features", "#777777", ":"),
     "contrastive": ("contrastive", "#222222", "--"),
@@ -480,6 +492,8 @@ COMPARISONS = {
     "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution"),
     "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network"),
     "nsl_global": Comparison(baseline="spherenet9_baseline", matched=WITHOUT_ATTENTION, rival="the same without attention", usual="spherenet"),
+    "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
+    "nsl_kernel_shape_tuning": Comparison(("val_accuracy",), variant="speed", usual=""),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
@@ -595,7 +609,8 @@ def comparison_table(
     "All methods: the paper's figure, ours with its interval over seeds, the differences, the costs."
     experiment, dataset, preset, variant = _one_group(entries)
     usual = _comparison(experiment)
-    baseline, metric = baseline or usual.baseline, metric or usual.metrics[0]
+    here = [m for m in usual.metrics if all(m in e.metrics for e in entries)]  # data sets of an experiment may differ in what they measure
+    baseline, metric = baseline or usual.baseline, metric or (here or usual.metrics)[0]
     matched = usual.matched if matched is None else matched
     methods = _by_method(entries)
     paper = _paper_cells(experiment, dataset, metric)
@@ -630,7 +645,7 @@ def metrics_table(
 ) -> Table:
     "All methods under several metrics: ours with its interval over seeds, and the paper's figure with its tag. A method without a metric leaves the cell empty."
     experiment, dataset, preset, variant = _one_group(entries)
-    metrics = metrics or _comparison(experiment).metrics
+    metrics = metrics or [m for m in _comparison(experiment).metrics if any(m in e.metrics for e in entries)]
     paper = {metric: _paper_cells(experiment, dataset, metric) for metric in metrics}
     rows = []
     for method, runs in _by_method(entries).items():

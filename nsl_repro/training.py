@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .attention import GlobalNeuralSimilarity, orthogonality_penalty
 from .data import ImageSet, augment, batch_indices, channel_statistics, to_input
 from .sphere import SphereConv2d
-from .static import NeuralSimilarity, similarity_decay
+from .static import KernelShape, NeuralSimilarity, shape_penalty, similarity_decay
 
 # %% ../nbs/12_training.ipynb #0ece9622
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def classification_loss(
 
 # %% ../nbs/12_training.ipynb #da9eec73
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    "Optimizer groups: everything under weight decay, except the static similarities and, where the recipe says so, the SphereConvs outside attention."
-    free = {p for m in model.modules() if isinstance(m, NeuralSimilarity) for p in m.parameters()}
+    "Optimizer groups: everything under weight decay, except the static similarities, the scores of kernel shapes and, where the recipe says so, the SphereConvs outside attention."
+    free = {p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape)) for p in m.parameters()}
     if not recipe.sphere_decay:
         of = lambda kind: {p for m in model.modules() if isinstance(m, kind) for p in m.parameters()}
         free |= of(SphereConv2d) | of(GlobalNeuralSimilarity)
@@ -105,10 +105,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
-    "The pull of every unconstrained static similarity towards the recipe's target, and the recipe's orthogonality penalty; 0 where there is neither."
-    pull = recipe.similarity_decay * sum(similarity_decay(m, recipe.decay_target) for m in model.modules()
-                                         if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
-    return pull + orthogonality_penalty(model, recipe.orthogonality) if recipe.orthogonality else pull
+    "The pull of every unconstrained static similarity towards the recipe's target, the price of the taps of kernel shapes without a budget, and the recipe's orthogonality penalty; 0 where there is none of them."
+    pull = sum(similarity_decay(m, recipe.decay_target) for m in model.modules() if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
+    price = sum(shape_penalty(m) for m in model.modules() if isinstance(m, KernelShape) and m.budget is None)
+    total = recipe.similarity_decay * pull + price
+    return total + orthogonality_penalty(model, recipe.orthogonality) if recipe.orthogonality else total
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -244,6 +245,7 @@ def train(
             raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, timings, loader_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'loader_s', 'wall_s', 'diverged', 'curves'))
+        if 'random' in state: torch.set_rng_state(state['random'])
 
     boundaries = sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)})
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -284,7 +286,7 @@ def train(
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves), checkpoint)
+                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves, random=torch.get_rng_state()), checkpoint)
 
     began = time.perf_counter()
     metrics = dict(step_ms=sorted(timings)[len(timings) // 2],
