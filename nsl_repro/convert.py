@@ -57,7 +57,7 @@ def _give_similarity(conv: nn.Conv2d, kind: str, options: dict) -> None:
     padding = conv.padding if conv.padding_mode == 'zeros' else 0
     predictor = SimilarityPredictor(conv.in_channels, conv.kernel_size, form, stride=conv.stride, padding=padding, dilation=conv.dilation, **{'batchnorm': False, **options})
     nn.init.zeros_(predictor.m2.weight)
-    conv.__class__, conv.backend, conv.predictor = DynamicNSLConv2d, 'auto', predictor.to(**like).train(conv.training)
+    conv.__class__, conv.backend, conv.shape, conv.predictor = DynamicNSLConv2d, 'auto', None, predictor.to(**like).train(conv.training)
 
 
 def to_nsl(

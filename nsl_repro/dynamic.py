@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from .sphere import SphereConv2d
+from .static import KernelShape
 
 # %% ../nbs/02_dynamic.ipynb #c71dd85a
 def _padding(padding, kernel_size, dilation) -> tuple[int, int, int, int]:
@@ -178,6 +179,7 @@ class DynamicNSLConv2d(nn.Conv2d):
 
     At initialisation the similarity is close to the identity, so the layer starts as the convolution with the same weight.
     Raises `ValueError` when a shared predictor and options of a predictor are given together.
+    With a shape it is `D R(p)` (DNS) or `D R(p) D` (UNS): the taps belong to the layer, the similarity to the location.
     """
     def __init__(
         self,
@@ -196,6 +198,7 @@ class DynamicNSLConv2d(nn.Conv2d):
         kind: str = 'diagonal',  # 'diagonal' (DNS) or 'unconstrained' (UNS); of a shared predictor, its own
         backend: str = 'auto',  # of `dynamic_conv2d`
         predictor: 'SharedPredictor | None' = None,  # the network's one predictor; None: one of this layer alone
+        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
         **options,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
         if predictor is not None and options: raise ValueError(f"options of the predictor ({', '.join(options)}) must be given to the shared predictor, not to the layer")
@@ -205,12 +208,19 @@ class DynamicNSLConv2d(nn.Conv2d):
         part = (SimilarityPredictor(in_channels, self.kernel_size, kind, **geometry, **options) if predictor is None else
                 predictor.for_layer(in_channels, self.kernel_size, **geometry))
         self.predictor = part.to(device=device, dtype=dtype)
+        self.shape = None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C_out, H', W')
         padding = self.padding
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return dynamic_conv2d(x, self.weight, self.predictor(x), self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
+        weight, M = self.weight, self.predictor(x)
+        if self.shape is not None:
+            keep = self.shape.mask()
+            both = self.kind == 'unconstrained' and self.shape.both_sides
+            weight = keep(weight.flatten(-2), decide=not both).view_as(weight)
+            if both: M = keep(M, 2)
+        return dynamic_conv2d(x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
 
     @property
     def kind(self) -> str:

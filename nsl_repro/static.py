@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import copy
+import math
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 # %% auto #0
-__all__ = ['NeuralSimilarity', 'StaticNSLConv2d', 'fold', 'similarity_decay']
+__all__ = ['NeuralSimilarity', 'StaticNSLConv2d', 'fold', 'similarity_decay', 'KernelShape', 'shape_penalty', 'kernel_shapes',
+           'shrink']
 
 # %% ../nbs/01_static.ipynb #27be32c9
 class NeuralSimilarity(nn.Module):
@@ -20,14 +23,17 @@ class NeuralSimilarity(nn.Module):
 
     For `torch.nn.utils.parametrize` on the weight of any `nn.Conv2d`, or inside `StaticNSLConv2d`.
     The parameter `M_s` has shape (K,) for kind='diagonal' (DNS) and (K, K) for 'unconstrained' (UNS), K = kh*kw.
+    With a `shape` it is the factor `R` of `M_s = D R`, and `shape` learns `D`: the section on the kernel's shape below.
 
     Raises `ValueError` for an unknown kind or init, a kernel_size that is not positive, init='eye3' where it means nothing,
-    or a weight with another kernel size."""
+    a shape that does not fit (see `KernelShape`), or a weight with another kernel size."""
     def __init__(self,
         kernel_size: int | tuple[int, int],   # of the convolution: (kh, kw)
         kind: str = 'diagonal',               # 'diagonal' (DNS) or 'unconstrained' (UNS)
         init: str = 'identity',               # 'identity', or 'ones' (on the diagonal: the same); 'eye3': as released, diagonal and square only
         device=None, dtype=None,              # of the parameter
+        *,
+        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
         super().__init__()
         size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
@@ -39,6 +45,7 @@ class NeuralSimilarity(nn.Module):
         self.kernel_size, self.kind, self.init = size, kind, init
         K = size[0] * size[1]
         self.M_s = nn.Parameter(torch.empty((K,) if kind == 'diagonal' else (K, K), device=device, dtype=dtype))
+        self.shape = None if shape is None else KernelShape.of(shape, size, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -52,7 +59,12 @@ class NeuralSimilarity(nn.Module):
         if W.shape[-2:] != self.kernel_size:
             raise ValueError(f"W must be (C_out, C_in/groups, {self.kernel_size[0]}, {self.kernel_size[1]}), got {tuple(W.shape)}.")
         w = W.flatten(-2)
-        return (w * self.M_s if self.kind == 'diagonal' else w @ self.M_s).reshape(W.shape)
+        if self.shape is None: return (w * self.M_s if self.kind == 'diagonal' else w @ self.M_s).reshape(W.shape)
+        keep = self.shape.mask()
+        if self.kind == 'diagonal': w = keep(w * self.M_s)
+        elif self.shape.both_sides: w = keep(keep(w, decide=False) @ self.M_s)                        # D R D
+        else: w = keep(w) @ self.M_s                                                                  # D R
+        return w.reshape(W.shape)
 
     def extra_repr(self) -> str:
         return f'{self.kernel_size}, kind={self.kind}, init={self.init}'
@@ -61,7 +73,8 @@ class NeuralSimilarity(nn.Module):
 class StaticNSLConv2d(nn.Conv2d):
     """An `nn.Conv2d` with a static neural similarity: `y = conv(x, W M_s)`. [code]
 
-    The constructor of `nn.Conv2d` plus two keywords, its state_dict keys plus `similarity.M_s`, and with init='identity' its output.
+    The constructor of `nn.Conv2d` plus three keywords, its state_dict keys plus `similarity.M_s`, and with init='identity' its output.
+    With a shape, `similarity.shape.score` is learned too, and only some taps exist.
 
     Raises `ValueError` as `NeuralSimilarity` does."""
     def __init__(self,
@@ -78,9 +91,10 @@ class StaticNSLConv2d(nn.Conv2d):
         *,
         kind: str = 'diagonal',               # 'diagonal' (DNS) or 'unconstrained' (UNS)
         init: str = 'identity',               # 'identity' or 'ones'; 'eye3': as released
+        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
-        self.similarity = NeuralSimilarity(self.kernel_size, kind, init, device, dtype)
+        self.similarity = NeuralSimilarity(self.kernel_size, kind, init, device, dtype, shape=shape)
 
     def forward(self, x: Tensor) -> Tensor:   # (B, C_in, H, W) -> (B, C_out, H', W')
         return self._conv_forward(x, self.similarity(self.weight), self.bias)
@@ -102,17 +116,20 @@ def fold(
     """Every static neural similarity inside becomes part of an ordinary convolution: `W' = W M_s`. [code, review]
 
     `StaticNSLConv2d` becomes exactly `nn.Conv2d`; a layer parametrized by `NeuralSimilarity` becomes what it was before it was
-    parametrized (whatever else parametrizes it is folded too). The result has the plain network's state_dict keys."""
+    parametrized (whatever else parametrizes it is folded too). The result has the plain network's state_dict keys.
+    A layer with a learned shape is folded as in evaluation, and where its live taps allow it the kernel shrinks: see `shrink`."""
     module = copy.deepcopy(module)
     for layer in list(module.modules()):
-        static = isinstance(layer, StaticNSLConv2d)
-        if parametrize.is_parametrized(layer) and (static or any(isinstance(m, NeuralSimilarity) for m in layer.parametrizations.modules())):
-            _unparametrize(layer)
+        static, similarities = isinstance(layer, StaticNSLConv2d), []
+        if static or parametrize.is_parametrized(layer):
+            similarities = [m.eval() for m in (layer if static else layer.parametrizations).modules() if isinstance(m, NeuralSimilarity)]
+        if parametrize.is_parametrized(layer) and similarities: _unparametrize(layer)
         if static:
             with torch.no_grad(): folded = layer.similarity(layer.weight)
             layer.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
             del layer.similarity
             layer.__class__ = nn.Conv2d
+        if any(m.shape is not None for m in similarities): _shrink(layer)
     return module
 
 # %% ../nbs/01_static.ipynb #cebd64f4
@@ -131,3 +148,158 @@ def similarity_decay(
         T = 0 if target == 'zero' else 1 if m.kind == 'diagonal' else torch.eye(len(m.M_s), device=m.M_s.device, dtype=m.M_s.dtype)
         total = total + (m.M_s - T).square().sum() / 2
     return total
+
+# %% ../nbs/01_static.ipynb #3b210c26
+_BETA, _GAMMA, _ZETA = 2 / 3, -.1, 1.1      # hard concrete: temperature, and the interval into which the gate is stretched before it is clipped to [0, 1]
+_SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
+
+class KernelShape(nn.Module):
+    """Which taps of a kernel exist: a Boolean diagonal `D`, learned by the scores of the taps. [review; how it is learned is ours]
+
+    Straight-through: `forward` is exactly 0 or 1, always. Hard concrete: a random gate in training, exactly 0 or 1 in evaluation.
+    Scores that are frozen (`requires_grad_(False)`) are a fixed shape, and a random one if they still are as they were drawn.
+
+    Raises `ValueError` for a kernel_size that is not positive, a budget that is not an integer from 1 to the number of taps, an unknown
+    relaxation, or a speed or price that is not positive."""
+    def __init__(self,
+        kernel_size: int | tuple[int, int],      # (kh, kw), even or odd; K = kh*kw taps
+        budget: int | None = None,               # how many taps live; None: as many as are worth their price
+        relaxation: str = 'straight_through',    # or 'hard_concrete'
+        *,
+        price: float = .01,                      # of a live tap, in the loss; only without a budget
+        both_sides: bool = True,                 # UNS: D R D; False: D R, literally, which leaves the folded kernel all its taps
+        dead_taps_learn: bool = True,            # straight-through: the weights of dead taps get the gradient of the soft tap
+        speed: float = 1.,                       # how much a score counts, in z = speed * score: more than 1 for SGD, whose steps in the scores are small
+        device=None, dtype=None,                 # of the scores
+    ):
+        super().__init__()
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(size) != 2 or min(size) < 1: raise ValueError(f"kernel_size must be a positive integer or a pair of them, got {kernel_size!r}.")
+        K = math.prod(size)
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= K):
+            raise ValueError(f"budget must be an integer from 1 to {K}, the taps of a {size[0]}x{size[1]} kernel, or None, got {budget!r}.")
+        if relaxation not in ('straight_through', 'hard_concrete'):
+            raise ValueError(f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}.")
+        if not speed > 0: raise ValueError(f"speed must be positive, got {speed!r}.")
+        if not price > 0: raise ValueError(f"price must be positive (for a fixed number of taps give a budget), got {price!r}.")
+        self.kernel_size, self.budget, self.relaxation, self.price = size, budget, relaxation, price
+        self.both_sides, self.dead_taps_learn, self.speed = both_sides, dead_taps_learn, speed
+        self.score = nn.Parameter(torch.empty(K, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def of(cls, shape, kernel_size: tuple[int, int], device=None, dtype=None) -> KernelShape:
+        "What a layer's keyword `shape` means: a budget, or a `KernelShape` for a kernel of this size."
+        if not isinstance(shape, cls): return cls(kernel_size, shape, device=device, dtype=dtype)
+        if shape.kernel_size != tuple(kernel_size): raise ValueError(f"shape must be for a kernel of {tuple(kernel_size)}, got one of {shape.kernel_size}.")
+        return shape
+
+    def reset_parameters(self) -> None:
+        "Scores that differ by a little noise only; without a budget all taps live."
+        nn.init.normal_(self.score, (0. if self.budget else 1.) / self.speed, .01 / self.speed)
+
+    @torch.no_grad()
+    def live(self) -> Tensor:    # (K,) Boolean
+        "Which taps exist."
+        best = torch.zeros_like(self.score, dtype=torch.bool).scatter(0, self.score.topk(self.budget or 1).indices, True)
+        return best if self.budget else best | (self.score > 0)
+
+    def probability(self) -> Tensor:    # (K,) in [0, 1], with gradient
+        "The soft tap p: the backward pass's in straight-through, the probability of a gate that is not 0 in hard concrete."
+        if self.relaxation == 'hard_concrete': return (self._logit() - _SHIFT).sigmoid()
+        return self._logit().sigmoid()
+
+    def _logit(self) -> Tensor:
+        "z - t."
+        z, b = self.speed * self.score, self.budget
+        if b is None: return z
+        if b == len(z): return z + 30                                                # nothing to decide
+        if self.relaxation == 'straight_through': return z - z.detach().topk(b + 1).values[-2:].mean()
+        with torch.no_grad():
+            low, high = z.min() - _SHIFT - 20, z.max() - _SHIFT + 20
+            for _ in range(40):                                                      # bisection: the sum of the p falls with t
+                t = (low + high) / 2
+                above = (z - _SHIFT - t).sigmoid().sum() > b
+                low, high = torch.where(above, t, low), torch.where(above, high, t)
+            slope = (z - _SHIFT - t).sigmoid()
+            slope = (slope * (1 - slope)).sum()
+        return z - t - ((z - _SHIFT - t).sigmoid().sum() - b) / slope                 # one Newton step more: it carries the gradient of t
+
+    def forward(self) -> Tensor:    # d (K,), 0 or 1, with gradient
+        "The diagonal of D."
+        if self.relaxation == 'hard_concrete' and self.training:
+            logistic = torch.rand_like(self.score).clamp(1e-6, 1 - 1e-6).logit()
+            s = ((logistic + self._logit()) / _BETA).sigmoid()
+            return (s * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+        p = self.probability()
+        return self.live() + (p - p.detach())
+
+    def mask(self):    # -> keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
+        "A function that multiplies by one and the same D as often as it is called; with decide=False straight-through takes D for a constant there."
+        d = self()
+        learn = self.dead_taps_learn and self.relaxation == 'straight_through' and self.training
+        soft = (self.probability() * ~self.live()).detach() if learn else None
+        def keep(W: Tensor, dim: int = -1, decide: bool = True) -> Tensor:
+            along = lambda v: v.view(-1, *(1,) * (-dim - 1 if dim < 0 else W.dim() - dim - 1))
+            if not decide and self.relaxation == 'straight_through': return W * along(d.detach())
+            return W * along(d) if soft is None else W * along(d) + (W - W.detach()) * along(soft)
+        return keep
+
+    def extra_repr(self) -> str:
+        return f'{self.kernel_size}, budget={self.budget}, relaxation={self.relaxation}'
+
+# %% ../nbs/01_static.ipynb #ba9b1b58
+def shape_penalty(
+    module: nn.Module,    # a network; every `KernelShape` inside counts once
+) -> Tensor:              # 0-dim; zero where every shape has a budget, or there is none
+    "The expected number of live taps times their price, summed over the kernel shapes without a budget. [ours]"
+    first = next(module.parameters(), torch.zeros(()))
+    total = torch.zeros((), device=first.device, dtype=first.dtype, requires_grad=True)        # so that backward works without any
+    for m in module.modules():
+        if isinstance(m, KernelShape) and m.budget is None: total = total + m.price * m.probability().sum()
+    return total
+
+# %% ../nbs/01_static.ipynb #96c3c9c7
+def kernel_shapes(
+    module: nn.Module,     # a network
+) -> dict[str, Tensor]:    # name of the shape's module -> (kh, kw) Boolean, on the CPU, from input to output
+    "The taps that exist in every layer with a learned shape."
+    return {name: m.live().cpu().view(m.kernel_size) for name, m in module.named_modules() if isinstance(m, KernelShape)}
+
+# %% ../nbs/01_static.ipynb #bbc1a879
+def _grids(live: list[bool], before: int, after: int, dilation: int) -> list[tuple[int, int, int, int, int]]:
+    "Every progression of places that holds the live ones, as (n, first, step, padding before, padding after), the shortest first."
+    k, alive = len(live), [i for i, l in enumerate(live) if l]
+    found = [(n, first, step, before - first * dilation, after - (k - 1 - first - (n - 1) * step) * dilation)
+             for n in range(1, k + 1) for step in range(1, k if n > 1 else 2) for first in range(k - (n - 1) * step)
+             if {*alive} <= {*range(first, first + (n - 1) * step + 1, step)}]
+    return [g for g in found if min(g[3:]) >= 0]
+
+def _shrink(conv: nn.Conv2d) -> None:
+    "In place: the smallest `nn.Conv2d` that is the same function, given the taps that are zero in all filters."
+    live = (conv.weight.detach() != 0).any(0).any(0)
+    sides = [p for d in (1, 0) for p in conv._reversed_padding_repeated_twice[2 * d:2 * d + 2]]                    # top, bottom, left, right
+    grids = [_grids(live.any(1 - d).tolist(), *sides[2 * d:2 * d + 2], conv.dilation[d]) for d in (0, 1)]
+    def padding(pair):    # as nn.Conv2d would say it, or None
+        if all(before == after for *_, before, after in pair): return tuple(g[3] for g in pair)
+        reach = [conv.dilation[d] * step * (n - 1) for d, (n, _, step, *_) in enumerate(pair)]
+        return 'same' if conv.stride == (1, 1) and all(g[3:] == (r // 2, r - r // 2) for g, r in zip(pair, reach)) else None
+    rows, columns = min((pair for pair in product(*grids) if padding(pair) is not None), key=lambda pair: pair[0][0] * pair[1][0], default=(None, None))
+    if rows is None or (rows[0], columns[0]) == conv.kernel_size: return
+    (m, top, down, *_), (n, left, right, *_) = rows, columns
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, (m, n), conv.stride, padding((rows, columns)), (conv.dilation[0] * down, conv.dilation[1] * right),
+                      conv.groups, conv.bias is not None, conv.padding_mode, device='meta')
+    for name in ('kernel_size', 'padding', 'dilation', '_reversed_padding_repeated_twice'): setattr(conv, name, getattr(small, name))
+    weight = conv.weight.detach()[:, :, top:top + (m - 1) * down + 1:down, left:left + (n - 1) * right + 1:right]
+    conv.weight = nn.Parameter(weight.contiguous(), requires_grad=conv.weight.requires_grad)
+
+def shrink(
+    module: nn.Module,    # a network, or a layer; it is left untouched
+) -> nn.Module:           # a deep copy, the same function
+    """Every `nn.Conv2d` inside whose dead taps (zero in all filters) leave a smaller, a cropped or a dilated kernel becomes exactly that convolution. [ours]
+
+    One with no smaller form stays. `fold` does this to the layers with a learned shape; here it is for kernels that were pruned in any other way."""
+    module = copy.deepcopy(module)
+    for layer in list(module.modules()):
+        if type(layer) is nn.Conv2d: _shrink(layer)
+    return module
