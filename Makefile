@@ -12,10 +12,11 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce test notebooks lab clean
+.PHONY: help reproduce bench test notebooks lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
+	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make test       check everything that is claimed"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
 	@echo "make lab        open the notebooks in JupyterLab"
@@ -24,6 +25,11 @@ help:
 reproduce: $(READY)
 	$(BIN)/nsl-repro run "$(EXPERIMENT)" -p dataset="$(DATASET)" -p preset="$(PRESET)" $(if $(SEEDS),-p seeds="$(SEEDS)") $(if $(METHODS),-p methods="$(METHODS)") $(if $(DATA),-p data_root="$(DATA)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
 	$(BIN)/nsl-repro table "$(EXPERIMENT)" --dataset "$(DATASET)" --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
+
+bench: $(READY)
+	$(BIN)/nsl-repro run bench_dynamic -p preset="$(PRESET)" -p resume=false $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
+	$(BIN)/nsl-repro table bench_dynamic --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
+	$(BIN)/nsl-repro table bench_dynamic_step --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py

@@ -305,18 +305,20 @@ def channel_statistics(
 
 def to_input(
     images: Tensor,  # (B, C, H, W) uint8
-    mode: str = "raw",  # 'raw': values 0..255; 'standardised': (x - mean) / std for each channel
+    mode: str = "raw",  # 'raw': values 0..255; 'standardised': (x - mean) / std for each channel; 'centred': (x - 127.5) / 128
     mean: Tensor | None = None,  # (C,), from `channel_statistics`; for 'standardised'
     std: Tensor | None = None,  # (C,)
     dtype: torch.dtype = torch.float32,  # of the result; the arithmetic is float32 or better
 ) -> Tensor:  # (B, C, H, W) of `dtype`
     "What the network is fed. A channel that never varies (`std` 0) is only centred."
-    if mode not in ("raw", "standardised"):
-        raise ValueError(f"mode must be 'raw' or 'standardised', but was {mode!r}.")
+    if mode not in ("raw", "standardised", "centred"):
+        raise ValueError(f"mode must be 'raw', 'standardised' or 'centred', but was {mode!r}.")
     if mode == "raw":
         return images.to(dtype)
+    work = torch.promote_types(dtype, torch.float32)
+    if mode == "centred":
+        return ((images.to(work) - 127.5) / 128).to(dtype)
     if mean is None or std is None:
         raise ValueError("mode 'standardised' needs mean and std, see channel_statistics, but at least one of them was None.")
-    work = torch.promote_types(dtype, torch.float32)
     mean, std = (to_device(v, images.device).to(work)[:, None, None] for v in (mean, std))
     return ((images.to(work) - mean) / torch.where(std > 0, std, 1)).to(dtype)
