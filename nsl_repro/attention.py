@@ -66,7 +66,7 @@ class GlobalNeuralSimilarity(nn.Module):
         H, W = x.shape[-2:]
         for i, j in locations:
             if not (0 <= i < H and 0 <= j < W): raise ValueError(f"locations must lie on the map of {H} x {W}, got {(i, j)}.")
-        rows, columns = torch.tensor(locations, device=x.device).view(-1, 2).T
+        rows, columns = torch.tensor(locations, dtype=torch.long, device=x.device).view(-1, 2).T
         x1 = self.query(x).relu()[:, :, rows, columns]                                                 # (B, d, locations)
         s = x1.transpose(1, 2).float() @ self.key(x).flatten(2).float()
         return s.softmax(-1).unflatten(-1, (H, W))

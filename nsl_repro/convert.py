@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
-from .static import NeuralSimilarity, StaticNSLConv2d
+from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
@@ -98,9 +98,9 @@ def to_nsl(
 def similarity_parameters(
     model: nn.Module,
     freeze: bool = False,  # let nothing else in the model be trained
-) -> list[nn.Parameter]:  # of the static similarities and of the predictors
+) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
     "The parameters that decide how patches and filters are compared. Raises `ValueError` if there is none."
-    found = list(dict.fromkeys(p for m in model.modules() if isinstance(m, (NeuralSimilarity, SimilarityPredictor, SharedPredictor)) for p in m.parameters()))
+    found = list(dict.fromkeys(p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor)) for p in m.parameters()))
     if not found: raise ValueError(f"model must have neural similarities, but {type(model).__name__} has none: see to_nsl")
     if freeze:
         model.requires_grad_(False)

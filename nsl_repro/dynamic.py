@@ -178,7 +178,7 @@ class DynamicNSLConv2d(nn.Conv2d):
     """`nn.Conv2d` under a dynamic neural similarity with its own predictor (the released code's form, one predictor a layer [code]), or with its part of a shared one.
 
     At initialisation the similarity is close to the identity, so the layer starts as the convolution with the same weight.
-    Raises `ValueError` when a shared predictor and options of a predictor are given together.
+    Raises `ValueError` when a shared predictor is given together with options of a predictor or another kind, `TypeError` when it is none.
     With a shape it is `D R(p)` (DNS) or `D R(p) D` (UNS): the taps belong to the layer, the similarity to the location.
     """
     def __init__(
@@ -195,17 +195,19 @@ class DynamicNSLConv2d(nn.Conv2d):
         device=None,
         dtype=None,
         *,
-        kind: str = 'diagonal',  # 'diagonal' (DNS) or 'unconstrained' (UNS); of a shared predictor, its own
+        kind: str | None = None,  # 'diagonal' (DNS) or 'unconstrained' (UNS); None: a shared predictor's, else 'diagonal'
         backend: str = 'auto',  # of `dynamic_conv2d`
         predictor: 'SharedPredictor | None' = None,  # the network's one predictor; None: one of this layer alone
         shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
         **options,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
+        if predictor is not None and not isinstance(predictor, SharedPredictor): raise TypeError(f"predictor must be a SharedPredictor, not {type(predictor).__name__}")
+        if predictor is not None and kind not in (None, predictor.kind): raise ValueError(f"kind must be {predictor.kind!r}, the shared predictor's, not {kind!r}")
         if predictor is not None and options: raise ValueError(f"options of the predictor ({', '.join(options)}) must be given to the shared predictor, not to the layer")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.backend = backend
         geometry = dict(stride=self.stride, dilation=self.dilation, padding=self.padding if padding_mode == 'zeros' else 0)
-        part = (SimilarityPredictor(in_channels, self.kernel_size, kind, **geometry, **options) if predictor is None else
+        part = (SimilarityPredictor(in_channels, self.kernel_size, kind or 'diagonal', **geometry, **options) if predictor is None else
                 predictor.for_layer(in_channels, self.kernel_size, **geometry))
         self.predictor = part.to(device=device, dtype=dtype)
         self.shape = None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
@@ -243,6 +245,8 @@ class _LayerPredictor(SimilarityPredictor):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> M, as `SimilarityPredictor`
         core, (sh, sw) = self.core[0], self.stride
+        if core.adapt == '1x1' and (core.m1.weight.dtype, core.m1.weight.device) != (self.adapt.weight.dtype, self.adapt.weight.device):
+            raise RuntimeError('the shared predictor has not moved with its layers: register it in the network once, as net.core = core')
         if any(self.shift): x = F.pad(x, self.shift)
         return self._similarity(self.adapt(x[..., ::sh, ::sw]), core.m1, core.m2 if self.m2 is None else self.m2)
 

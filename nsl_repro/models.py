@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'OPERATORS', 'CNN9', 'count_parameters', 'cnn9', 'count_ma
 # %% ../nbs/11_models.ipynb #e42f622f
 import math
 from functools import lru_cache, partial
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def cnn9(
     static_init: str = 'ones',  # of static DNS: 'ones', or 'eye3' as released
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
     predictor: dict | None = None,  # options of the dynamic layers' predictors that differ from the method's: see `SimilarityPredictor` and `SharedPredictor`
-    shape: dict | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`
+    shape: dict | int | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`; a number is a budget
     _widths: tuple[int, int, int] | None = None,
 ) -> CNN9:
     """The nine-layer CIFAR network of the released code, with the convolutions of `method` in the middle.
@@ -110,6 +111,8 @@ def cnn9(
     if static_init not in ('ones', 'eye3'): raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
     if unknown := set(predictor or {}) - _predictor_options(method): raise ValueError(f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}")
     if shape is not None and method.startswith('cnn'): raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
+    if isinstance(shape, int): shape = dict(budget=shape)
+    if unknown := set(shape or {}) - set(signature(KernelShape).parameters) | {'kernel_size'} & set(shape or {}): raise ValueError(f"shape must hold options of KernelShape, not {', '.join(sorted(unknown))}")
     bn = dict(eps=1e-3, momentum=bn_momentum)
     if _widths is None and method.startswith('cnn_wide'):
         _widths = _matched_widths(method.replace('cnn_wide', 'dynamic'), num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)

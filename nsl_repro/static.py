@@ -117,7 +117,8 @@ def fold(
 
     `StaticNSLConv2d` becomes exactly `nn.Conv2d`; a layer parametrized by `NeuralSimilarity` becomes what it was before it was
     parametrized (whatever else parametrizes it is folded too). The result has the plain network's state_dict keys.
-    A layer with a learned shape is folded as in evaluation, and where its live taps allow it the kernel shrinks: see `shrink`."""
+    A layer with a learned shape is folded as in evaluation, and where its live taps allow it the kernel shrinks: see `shrink`
+    (not where a subclass of `nn.Conv2d` has a forward of its own, which may look at the whole patch)."""
     module = copy.deepcopy(module)
     for layer in list(module.modules()):
         static, similarities = isinstance(layer, StaticNSLConv2d), []
@@ -129,7 +130,7 @@ def fold(
             layer.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
             del layer.similarity
             layer.__class__ = nn.Conv2d
-        if any(m.shape is not None for m in similarities): _shrink(layer)
+        if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities): _shrink(layer)
     return module
 
 # %% ../nbs/01_static.ipynb #cebd64f4

@@ -33,8 +33,9 @@ def tap_factors(
 ) -> tuple[Tensor, Tensor]:      # W (K, C_out * C_in/groups) and M_s, (K, K) or its diagonal (K,)
     """The factors of `tap_matrix`: `P = M_s^T W`. [ours]
 
-    Raises `TypeError` for anything but a `StaticNSLConv2d`."""
+    Raises `TypeError` for anything but a `StaticNSLConv2d`, `ValueError` for one with a learned shape."""
     if not isinstance(layer, StaticNSLConv2d): raise TypeError(f"layer must be a StaticNSLConv2d, got {type(layer).__name__}.")
+    if layer.similarity.shape is not None: raise ValueError("layer must have no learned shape: D would be a third factor of its kernel.")
     return layer.weight.flatten(2).flatten(0, 1).T, layer.similarity.M_s
 
 def _matrix(M: Tensor, kind: str) -> Tensor:    # the similarity as a matrix; one sentence for an unknown kind
