@@ -421,6 +421,8 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "uns_triton": ("UNS, Triton", "#D55E00", "--"),
     "dns_reference": ("DNS, pure PyTorch", "#F0C987", "-"),
     "uns_reference": ("UNS, pure PyTorch", "#F0A987", "-"),
+    "dynamic_dns_reference": ("dynamic DNS, pure PyTorch", "#F0C987", "--"),
+    "dynamic_uns_reference": ("dynamic UNS, pure PyTorch", "#F0A987", "--"),
     "dns_released": ("DNS as released", "#56B4E9", "-"),
     "uns_released": ("UNS as released", "#0072B2", "-"),
     "dns_unfold": ("DNS by unfold", "#BBBBBB", "-"),
