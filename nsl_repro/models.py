@@ -121,6 +121,16 @@ def cnn9(
     return CNN9(middle, num_classes, widths, in_channels, image_size, bn, shared)
 
 # %% ../nbs/11_models.ipynb #b0cba97c
+def _look(model: nn.Module, x: Tensor, handles: list) -> None:
+    "Evaluate the model once, for its hooks alone; then they are gone, and its mode is as it was."
+    training = model.training
+    try:
+        with torch.no_grad(): model.eval()(x)
+    finally:
+        for h in handles: h.remove()
+        model.train(training)
+
+
 def count_macs(
     model: nn.Module,
     input_size: tuple[int, int, int],  # (C, H, W) of one image
@@ -138,12 +148,8 @@ def count_macs(
             total += (taps if m.kind == 'diagonal' else taps**2) * m.in_channels * math.prod(out.shape[-2:])
         if isinstance(m, SphereConv2d): total += args[0].numel()
     handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, GlobalNeuralSimilarity))]
-    p, training = next(model.parameters()), model.training
-    try:
-        with torch.no_grad(): model.eval()(torch.zeros(1, *input_size, device=p.device, dtype=p.dtype))
-    finally:
-        for h in handles: h.remove()
-        model.train(training)
+    p = next(model.parameters())
+    _look(model, torch.zeros(1, *input_size, device=p.device, dtype=p.dtype), handles)
     return total
 
 # %% ../nbs/11_models.ipynb #b1638c1e
@@ -159,12 +165,7 @@ def collect_similarities(
         if isinstance(m, SimilarityPredictor):
             if x is None: raise ValueError(f'{name} predicts its similarity from images: give some as x')
             handles.append(m.register_forward_hook(lambda m, args, M, name=name: found.__setitem__(name, M.cpu())))
-    if handles:
-        training = model.training
-        try: model.eval()(x)
-        finally:
-            for h in handles: h.remove()
-            model.train(training)
+    if handles: _look(model, x, handles)
     return found
 
 # %% ../nbs/11_models.ipynb #ad190d59
@@ -239,9 +240,5 @@ def collect_attention(
                 H, W = out.shape[-2:]
                 found[name] = m.attention_map(args[0], [(int(i * H), int(j * W)) for i, j in points]).cpu()
             handles.append(m.register_forward_hook(hook))
-    training = model.training
-    try: model.eval()(x)
-    finally:
-        for h in handles: h.remove()
-        model.train(training)
+    _look(model, x, handles)
     return found
