@@ -463,6 +463,9 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dns_small": ("DNS from 0.03 I", "#882255", "-"),
     "min_nuclear": ("least nuclear norm", "#009E73", "--"),
     "min_taps": ("least norm over taps", "#009E73", ":"),
+    "linear_probe": ("linear probe", "#222222", "-"),
+    "batchnorm": ("batch norm", "#CC79A7", "--"),
+    "full": ("full fine-tuning", "#009E73", "-"),
     **{f"spherenet9_{operator}{suffix}": (f"{label}{attention}", colour, line)
        for suffix, attention, line in (("", "", "-"), ("_attention", " + attention", "--"))
        for operator, label, colour in (("baseline", "CNN-9, baseline", "#222222"), ("cosine", "SphereNet-9, cosine", "#56B4E9"), ("linear", "SphereNet-9, linear", "#009E73"),
@@ -500,6 +503,8 @@ COMPARISONS = {
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
     "pddm_transfer_tuning": Comparison(("val_hit_at_1",), "softmax", variant="backbone", usual="efficientnet_lite0"),
+    "nsl_adapt": Comparison(baseline="linear_probe", matched={m: "batchnorm" for m in ("static_dns", "static_uns", "dynamic_dns", "full")}, rival="batch norm", variant="backbone", usual="efficientnet_lite0"),
+    "nsl_adapt_tuning": Comparison(("val_accuracy",), "linear_probe", variant="backbone", usual="efficientnet_lite0"),
     "nsl_implicit_regularisation": Comparison(tuple(f"{problem}_recovered" for problem in ("patterns", "completion", "taps", "dense")), "plain"),
 }
 
