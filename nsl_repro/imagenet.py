@@ -455,15 +455,15 @@ class Preset:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def parameters(self) -> dict:  # for `Entry.parameters`
-        "All settings, those of the recipe included."
-        return {k: v for k, v in asdict(self).items() if k not in ('recipe', 'seeds')} | self.recipe.parameters()
+        "All settings that decide what comes out, those of the recipe included."
+        return {k: v for k, v in asdict(self).items() if k not in ('recipe', 'seeds', 'cache')} | self.recipe.parameters()
 
 
 _short = ImageNetRecipe(batch_size=64, micro_batch=32, lr=0.025, schedule='cosine', warmup=0.1, min_area=0.25)
 PRESETS = {
     'smoke': Preset(32, 0.125, replace(_short, batch_size=16, micro_batch=8, lr=0.1 / 16), steps=4, segments=2, classes=10, train_images=256, validation_images=50, test_images=50, seeds=(0,)),
-    'quick': Preset(64, 0.25, _short, steps=200, segments=5, classes=20, validation_images=500, cache=True),
-    'small': Preset(84, 0.25, _short, steps=3000, segments=20, cache=True),
+    'quick': Preset(64, 0.25, _short, steps=300, segments=5, classes=20, validation_images=500, cache=True),
+    'small': Preset(84, 0.25, _short, steps=6000, segments=20, cache=True),
     'paper': Preset(224, 1.0, ImageNetRecipe(), epochs=90, segments=90),
 }
 
@@ -518,7 +518,7 @@ def sweep(
         with torch.device('meta'): build_network(network, method)  # refuses what it does not know
     splits = load_splits(dataset, root, plan.size, plan.classes, plan.train_images, plan.validation_images, plan.test_images)
     batch_indices(len(splits.train), plan.recipe.batch_size, 0, 0)  # refuses a batch larger than the set
-    if plan.cache and dataset != 'digits': splits = replace(splits, **{part: decoded(getattr(splits, part)) for part in ('train', 'validation', 'test')})
+    ready = lru_cache(lambda: replace(splits, **{part: decoded(getattr(splits, part)) for part in ('train', 'validation', 'test')}) if plan.cache and dataset != 'digits' else splits)
     steps = plan.steps or plan.epochs * (len(splits.train) // plan.recipe.batch_size)
     classes, P = len(splits.train.classes), accelerator.num_processes
     name = (f'{P} x ' if P > 1 else '') + (torch.cuda.get_device_name() if accelerator.device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads')
@@ -527,10 +527,10 @@ def sweep(
         def work(folder: Path | None):
             torch.manual_seed(seed)
             model = build_network(network, method, classes, plan.width, splits.size)
-            result = train_network(model, splits, recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers,
+            result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers,
                                    checkpoint=folder and folder / 'checkpoint.pt', description=f'{dataset} {network} {method} seed {seed}')
             if accelerator.is_main_process:
-                probe = _some(splits.test, min(100, len(splits.test)))
+                probe = _some(ready().test, 100)
                 x = to_input(torch.stack([Pictures(probe, splits.size)[i][0] for i in range(len(probe))]), 'standardised', splits.mean, splits.std).to(accelerator.device)
                 result.metrics.update(parameters=count_parameters(model), macs=count_macs(model, (3, splits.size, splits.size)))
                 result.curves.update(similarity_summary(model, x))

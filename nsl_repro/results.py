@@ -496,6 +496,7 @@ COMPARISONS = {
     "nsl_global": Comparison(baseline="spherenet9_baseline", matched=WITHOUT_ATTENTION, rival="the same without attention", usual="spherenet"),
     "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
     "nsl_kernel_shape_tuning": Comparison(("val_accuracy",), variant="speed", usual=""),
+    "nsl_imagenet": Comparison(("test_accuracy", "test_top5"), matched=MATCHED, variant="network", usual="cnn10"),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
