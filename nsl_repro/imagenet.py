@@ -580,6 +580,9 @@ def command(
         if first: typer.echo(f'nsl_repro.imagenet: {error}', err=True)
         raise typer.Exit(3 if isinstance(error, DataNotFound) else 2)
     if entries: typer.echo(comparison_table(entries).to_text())
+    if torch.distributed.is_initialized():  # several processes leave together: one that still talks to another that is gone may abort
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 # %% ../nbs/22_imagenet.ipynb #6fbd96fc
 def launch(
