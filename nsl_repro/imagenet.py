@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
 
 from .convert import KINDS, to_nsl
 from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
@@ -316,9 +317,12 @@ def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batch
 
 
 def make_engine(device: str = 'auto', precision: str = 'float32') -> Accelerator:
-    "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do."
-    check_launch()
-    return make_accelerator(device, precision, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do, and if `accelerate` sees other processes than they."
+    processes = check_launch()
+    if processes > 1 and device == 'auto' and not torch.cuda.is_available(): device = 'cpu'  # accelerate takes several processes on a CPU for one another only if it is told
+    engine = make_accelerator(device, precision, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    if engine.num_processes != processes: raise ValueError(f'WORLD_SIZE is {processes}, but accelerate has {engine.num_processes} processes: every one would do all of the work.')
+    return engine
 
 # %% ../nbs/22_imagenet.ipynb #c0530f8d
 @torch.no_grad()
@@ -389,8 +393,7 @@ def train_network(
     boundaries = {math.ceil(steps * (i + 1) / segments) for i in range(segments)}
     statistics, sums = StepStatistics(model), torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     net.train()
-    with progress_bar(steps, description, initial=done) as bar:
-        bar.disable = bar.disable or not accelerator.is_main_process
+    with progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
         started, began = done, time.perf_counter()
         ended = began  # of the last micro-batch
         for images, labels in loader if diverged is None else ():

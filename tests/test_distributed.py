@@ -124,7 +124,8 @@ def test_padded_evaluation_is_refused(two):
 def test_the_command_in_two_processes(tmp_path, monkeypatch, capfd):
     "One entry a run, the same whoever made it, and a second call that finds nothing to do."
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launch(2, "--device", "cpu", "--method", "static_dns", "--method", "dynamic_uns", "-o", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launch(2, "--method", "static_dns", "--method", "dynamic_uns", "-o", str(tmp_path))
     methods = ["static_dns", "dynamic_uns"]
     assert "static DNS" in capfd.readouterr().out
     entries = load_ledger(tmp_path)
