@@ -148,7 +148,7 @@ def decoded(
 
 # %% ../nbs/22_imagenet.ipynb #90b1e7d1
 NETWORKS = ('cnn10', 'resnet18')
-METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', *KINDS)  # cnn: the plain network; cnn_wide_*: as many parameters as dynamic_*
+METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', *KINDS, 'dynamic_dns_norm')  # cnn: the plain network; cnn_wide_*: as many parameters as dynamic_*; norm: batch norm in the predictor
 
 
 def cnn10(
@@ -211,8 +211,8 @@ def build_network(
     net = _plain(network, num_classes, width, image_size)
     if method.startswith('cnn'): return net
     first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
-    if method.startswith('dynamic'): predictor = dict(hidden=max(1, round(width * (64 if method == 'dynamic_dns' else 128)))) | predictor
-    return to_nsl(net, method, lambda name, conv: conv is not first and conv.kernel_size == (3, 3), inplace=True, **predictor).model
+    if method.startswith('dynamic'): predictor = dict(hidden=max(1, round(width * (64 if 'dns' in method else 128))), batchnorm=method.endswith('norm')) | predictor
+    return to_nsl(net, method.removesuffix('_norm'), lambda name, conv: conv is not first and conv.kernel_size == (3, 3), inplace=True, **predictor).model
 
 # %% ../nbs/22_imagenet.ipynb #27b18af5
 @dataclass(frozen=True)

@@ -412,6 +412,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
+    "dynamic_dns_norm": ("dynamic DNS, batch norm in the predictor", "#CC79A7", "--"),
     "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
     "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
     "conv": ("plain convolution", "#222222", "-"),
@@ -469,7 +470,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
                                        ("sigmoid", "SphereNet-9, sigmoid", "#E69F00"), ("learnable_sigmoid", "SphereNet-9, learnable sigmoid", "#CC79A7"))},
 }
 WITHOUT_ATTENTION = {m: m.removesuffix("_attention") for m in METHODS if m.endswith("_attention")}
-MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns"}
+MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns", "dynamic_dns_norm": "cnn_wide_dns"}
 
 
 @dataclass(frozen=True)
