@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -435,7 +435,7 @@ def train_network(
     began = time.perf_counter()
     middle = sorted(timings)[len(timings) // 2]
     metrics = {f'test_{k}': v for k, v in measure(test_set).items() if math.isfinite(v)}
-    metrics |= dict(step_ms=middle, images_per_s=1000 * recipe.batch_size / middle, loader_share=min(1., waited_s / max(wall_s, 1e-9)))
+    metrics |= dict(step_ms=middle, images_per_s=1000 * recipe.batch_size / middle, loader_share=waited_s / wall_s)
     metrics |= {name: curve[-1] for name, curve in curves.items() if curve and name.startswith(('val_', 'train_loss')) and name != 'val_step'}
     if diverged is not None: metrics['diverged_step'] = diverged
     return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)

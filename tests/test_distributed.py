@@ -32,7 +32,7 @@ TWO = SHARED + """
 folder = sys.argv[1]
 engine = make_engine('cpu')
 assert engine.num_processes == 2
-for method in ('static_uns', 'dynamic_dns'):
+for method in ('static_uns', 'dynamic_dns_norm'):
     model, result = run(method, engine)
     if engine.is_main_process: torch.save([model.state_dict(), result.metrics, result.curves], f'{folder}/{method}.pt')
 model, result = run('static_uns', engine, f'{folder}/by_one.pt')  # which one process began
@@ -92,7 +92,7 @@ def two(tmp_path_factory):
     return folder, done.stdout
 
 
-@pytest.mark.parametrize("method", ["static_uns", "dynamic_dns"])
+@pytest.mark.parametrize("method", ["static_uns", "dynamic_dns_norm"])
 def test_two_processes_do_what_one_does(two, method):
     weights, metrics, curves = torch.load(two[0] / f"{method}.pt")
     model, alone = one()(method, make_engine("cpu"))
