@@ -82,8 +82,9 @@ def load_splits(
 ) -> Splits:
     """The three parts of a data set; photographs are not decoded.
 
-    Raises `DataNotFound` for a missing folder or an empty class, `DamagedData` for what cannot be read (and for a class of one image), `ValueError` for an unknown name or folders that hold different classes."""
+    Raises `DataNotFound` for a missing folder or an empty class, `DamagedData` for what cannot be read (and for a class of one image), `ValueError` for an unknown name, a size below 16, or folders that hold different classes."""
     if dataset not in DATASETS: raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {dataset!r}.")
+    if size < 16: raise ValueError(f'size must be at least 16 pixels, but was {size}.')
     if dataset == 'digits':
         train, test = load_dataset('digits')
         size, (mean, std) = 16, (v.expand(3) for v in channel_statistics(train.images))
@@ -104,7 +105,7 @@ def load_splits(
             train, test = _only(train, chosen), _only(test, chosen)
     train = _some(train, train_images)
     held = torch.zeros(len(train), dtype=torch.bool)
-    held[stratified_indices(train.labels, min(10_000, len(train) // 10))] = True
+    held[stratified_indices(train.labels, max(1, min(10_000, len(train) // 10)))] = True
     validation = train.subset(held.nonzero().flatten())
     return Splits(train.subset((~held).nonzero().flatten()), _some(validation, validation_images), _some(test, test_images), size, dataset != 'digits', mean, std)
 
@@ -454,7 +455,7 @@ class Preset:
     train_images: int = 0
     validation_images: int = 0
     test_images: int = 0
-    cache: bool = False  # decode all photographs once, into memory
+    cache: bool = False  # decode all photographs once, into the memory of every process
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def parameters(self) -> dict:  # for `Entry.parameters`
