@@ -196,6 +196,12 @@ def _matched_width(network: str, method: str, num_classes: int, width: float, im
         return min((low, high), key=lambda w: abs(count(w) - target))
 
 
+def _check_names(network: str, *methods: str) -> None:
+    if network not in NETWORKS: raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but was {network!r}.")
+    for method in methods:
+        if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {method!r}.")
+
+
 def build_network(
     network: str = 'cnn10',  # one of `NETWORKS`
     method: str = 'cnn',  # one of `METHODS`
@@ -205,8 +211,7 @@ def build_network(
     **predictor,  # options of dynamic layers: see `to_nsl`
 ) -> nn.Module:  # (B, 3, image_size, image_size) -> logits (B, num_classes)
     "A plain network, or one whose 3x3 convolutions have a neural similarity that starts at the identity. One seed gives all methods but the wide ones the same weights. Raises `ValueError` for what it does not know."
-    if network not in NETWORKS: raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but was {network!r}.")
-    if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {method!r}.")
+    _check_names(network, method)
     if not width > 0: raise ValueError(f"width must be positive, but was {width}.")
     if method.startswith('cnn_wide'): width = _matched_width(network, method.replace('cnn_wide', 'dynamic'), num_classes, width, image_size)
     net = _plain(network, num_classes, width, image_size)
@@ -515,11 +520,10 @@ def sweep(
 
     Raises `ValueError`, `DataNotFound` or `DamagedData`, one sentence, before any training."""
     if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
+    _check_names(network, *methods)
     plan = plan or PRESETS[preset]
     accelerator = make_engine(device, precision)
     share_of_step(plan.recipe, accelerator.num_processes)
-    for method in methods:
-        with torch.device('meta'): build_network(network, method)  # refuses what it does not know
     splits = load_splits(dataset, root, plan.size, plan.classes, plan.train_images, plan.validation_images, plan.test_images)
     batch_indices(len(splits.train), plan.recipe.batch_size, 0, 0)  # refuses a batch larger than the set
     ready = lru_cache(lambda: replace(splits, **{part: decoded(getattr(splits, part)) for part in ('train', 'validation', 'test')}) if plan.cache and dataset != 'digits' else splits)
