@@ -412,6 +412,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_dns": ("dynamic DNS", "#E69F00", "-"),
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
+    "dynamic_dns_norm": ("dynamic DNS, batch norm in the predictor", "#CC79A7", "--"),
     "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
     "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
     "conv": ("plain convolution", "#222222", "-"),
@@ -472,7 +473,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
                                        ("sigmoid", "SphereNet-9, sigmoid", "#E69F00"), ("learnable_sigmoid", "SphereNet-9, learnable sigmoid", "#CC79A7"))},
 }
 WITHOUT_ATTENTION = {m: m.removesuffix("_attention") for m in METHODS if m.endswith("_attention")}
-MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns"}
+MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns", "dynamic_dns_norm": "cnn_wide_dns"}
 
 
 @dataclass(frozen=True)
@@ -499,6 +500,7 @@ COMPARISONS = {
     "nsl_global": Comparison(baseline="spherenet9_baseline", matched=WITHOUT_ATTENTION, rival="the same without attention", usual="spherenet"),
     "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
     "nsl_kernel_shape_tuning": Comparison(("val_accuracy",), variant="speed", usual=""),
+    "nsl_imagenet": Comparison(("test_accuracy", "test_top5"), matched=MATCHED, variant="network", usual="cnn10"),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
     "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
     "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),

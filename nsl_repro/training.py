@@ -121,12 +121,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def make_accelerator(
     device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = 'float32',  # or 'bfloat16' (autocast)
+    **options,  # of `Accelerator`
 ) -> Accelerator:
     "The `accelerate` engine for a device. Raises `ValueError` for an unknown or absent device."
     if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
     if precision not in ('float32', 'bfloat16'): raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
     if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda' was asked for, but torch sees no CUDA device here; use device='auto' or 'cpu'")
-    return Accelerator(cpu=device == 'cpu', mixed_precision='bf16' if precision == 'bfloat16' else 'no')
+    return Accelerator(cpu=device == 'cpu', mixed_precision='bf16' if precision == 'bfloat16' else 'no', **options)
 
 # %% ../nbs/12_training.ipynb #21d40523
 class _Lines:
