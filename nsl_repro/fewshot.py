@@ -111,7 +111,7 @@ class BatchStatistics(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same shape
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
         scale = self.weight[:, None, None] * (var + self.eps).rsqrt()
-        return x * scale + (self.bias[:, None, None] - mean * scale)
+        return torch.addcmul(self.bias[:, None, None] - mean * scale, x, scale)
 
 # %% ../nbs/14_fewshot.ipynb #deb01d03
 class Conv4(nn.Module):
