@@ -35,7 +35,8 @@ test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|08_triton)'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/08_triton.ipynb  # needs a process in which nobody has imported Triton yet
-	$(BIN)/python -m pytest --ignore=tests/test_sync.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
+	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py
 
 notebooks: $(READY)
 	$(BIN)/nbdev_clean
