@@ -16,7 +16,7 @@ from .convert import KINDS, similarity_parameters, to_nsl
 from .static import fold
 
 # %% auto #0
-__all__ = ['ADAPTATIONS', 'Classifier', 'fit_head']
+__all__ = ['ADAPTATIONS', 'Classifier', 'fit_probe']
 
 # %% ../nbs/23_adaptation.ipynb #4cfd5e07
 ADAPTATIONS = ('linear_probe', *KINDS, 'batchnorm', 'full')
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
         return fold(self)
 
 # %% ../nbs/23_adaptation.ipynb #929a67a3
-def fit_head(
+def fit_probe(
     features: Tensor,  # (N, D), of the training images
     labels: Tensor,  # (N,) int64, in 0..classes-1
     classes: int,
