@@ -1,0 +1,125 @@
+"""A Sphinx extension: autodoc for a library whose docstrings are Markdown and whose parameters are described by comments (docments)."""
+import inspect
+import re
+from dataclasses import is_dataclass
+
+from docutils import nodes
+from fastcore.docments import docments
+from pydantic import BaseModel
+from sphinx import addnodes
+from sphinx.util.typing import stringify_annotation
+
+CODE = r"`[^`\n]+`"
+MATHS = r"\$[^$\n]+\$"
+
+
+def to_rst(text: str) -> str:
+    "Code spans, formulas and everything else of a docstring in reStructuredText."
+
+    def convert(match):
+        found = match[0]
+        if found[0] == "`":
+            return f"``{found[1:-1].strip()}``\\ "
+        if found[0] == "$":
+            return f":math:`{found[1:-1]}`\\ "
+        return "\\" + found
+
+    return re.sub(rf"{CODE}|{MATHS}|[\\*_|`]", convert, text)
+
+
+def paragraph(text: str) -> str:
+    "A paragraph, or a heading and lines that must stay as they are: the command line's, which start with a backspace."
+    if not text.startswith("\b"):
+        return to_rst(text)
+    heading, _, lines = text.removeprefix("\b").strip("\n").partition("\n")
+    return f"{to_rst(heading)}:\n\n{lines}"
+
+
+def has_fields(obj) -> bool:
+    "Whether a class is described by its fields: a dataclass, a named tuple or a pydantic model."
+    return inspect.isclass(obj) and (is_dataclass(obj) or issubclass(obj, BaseModel) or hasattr(obj, "_fields"))
+
+
+def parameters(obj) -> dict[str, str]:  # name -> comment or ''; 'return' among them where it is described
+    "The parameters of a function or class and what their comments say."
+    if has_fields(obj):
+        names = list(getattr(obj, "model_fields", None) or getattr(obj, "__dataclass_fields__", None) or obj._fields)
+        said = {}
+    else:
+        names = [p.name for p in inspect.signature(obj).parameters.values() if p.name != "self"]
+        said = {name: what["docment"] for name, what in docments(obj, full=True).items()}
+    in_source = dict(re.findall(r"(?m)^ +\**(\w+)\s*[:=].*?  # (.*)$", inspect.getsource(obj)))  # fields, and **options
+    found = {name: said.get(name) or in_source.get(name) or "" for name in names}
+    return {**found, "return": said["return"]} if said.get("return") else found
+
+
+def options_of(command) -> dict[str, tuple[str, str]]:  # name -> (type, help)
+    "The arguments and options of a function of the command line."
+    hints = {} if inspect.isclass(command) else getattr(command, "__annotations__", {})
+    annotated = {name: hint for name, hint in hints.items() if hasattr(hint, "__metadata__") and hasattr(hint.__metadata__[0], "help")}
+    return {name: (stringify_annotation(hint.__origin__), hint.__metadata__[0].help or "") for name, hint in annotated.items()}
+
+
+def describe(app, what, name, obj, options, lines):
+    "Docstrings become reStructuredText, comments become fields."
+    if what in ("data", "attribute"):  # the docstring of its type
+        lines.clear()
+        return
+    lines[:] = "\n\n".join(map(paragraph, "\n".join(lines).strip().split("\n\n"))).splitlines()
+    if what in ("function", "class", "method", "exception") and (inspect.isclass(obj) or inspect.isroutine(obj)):
+        try:
+            described = parameters(obj)
+        except (OSError, TypeError, ValueError):  # no source, no signature: an alias, a class made by a call
+            return
+        if lines and lines[-1]:
+            lines.append("")
+        for parameter, text in described.items():
+            text = to_rst(text.replace("\n", " "))
+            lines.append(f":returns: {text}" if parameter == "return" else f":param {parameter}: {text}")
+        for name, (kind, help_text) in options_of(obj).items():
+            lines[lines.index(f":param {name}: ")] = f":param {name}: {to_rst(help_text)}"
+            lines.append(f":type {name}: {kind}")
+        lines.append("")
+
+
+def skip(app, what, name, obj, skip, options):
+    "Fields are described with their class; what pydantic and torch leave in a class is not ours."
+    return True if name in ("model_config", "model_post_init") or what == "class" and is_field(name) else None
+
+
+def is_field(name: str) -> bool:
+    "Whether the class that autodoc is at has a field of this name."
+    for frame in inspect.stack(0):  # autodoc does not say of which class the member is
+        owner = getattr(frame.frame.f_locals.get("self"), "object", None)
+        if has_fields(owner):
+            return name in parameters(owner)
+    return False
+
+
+def link_names(app, doctree):
+    "A public name of the library in code type leads to its page."
+    for literal in list(doctree.findall(nodes.literal)):
+        target = app.config.docments_names.get(literal.astext().removesuffix("()"))
+        inside = literal.parent
+        while inside is not None and not isinstance(inside, (nodes.reference, nodes.title, addnodes.pending_xref)):
+            inside = inside.parent
+        if target and inside is None:
+            link = addnodes.pending_xref("", refdomain="py", reftype="mod" if target.count(".") == 1 else "obj", reftarget=target, refexplicit=True)
+            literal.replace_self(link)
+            link += literal
+
+
+def mark_deviations(app, doctree):
+    "A paragraph that starts **Deviation** is a callout."
+    for paragraph in doctree.findall(nodes.paragraph):
+        if paragraph.children and isinstance(paragraph[0], nodes.strong) and paragraph[0].astext().startswith("Deviation"):
+            paragraph["classes"].append("deviation")
+
+
+def setup(app):
+    app.add_config_value("docments_names", {}, "env")
+    app.connect("autodoc-process-docstring", describe)
+    app.connect("autodoc-skip-member", skip)
+    app.connect("doctree-read", link_names)
+    app.connect("doctree-read", mark_deviations)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
