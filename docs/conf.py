@@ -1,4 +1,5 @@
 """The site: `make docs` builds it in `_docs/html` from the notebooks, the docstrings and the ledger."""
+import hashlib
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # reading docstrings needs no GPU
 
-from assemble import GITHUB, MODULES, NAMES, SETTINGS, assemble  # noqa: E402
+from assemble import GITHUB, MODULES, NAMES, PROJECT, SETTINGS, assemble  # noqa: E402
 
 assemble()
 
@@ -20,6 +21,7 @@ version = release = SETTINGS["DEFAULT"]["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "sphinx.ext.mathjax", "sphinx-mathjax-offline", "sphinx_copybutton", "docments"]
 
 # pages
+smartquotes = False  # H' is a height, not a quotation
 nb_execution_mode = "off"  # the notebooks carry their outputs
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
@@ -43,6 +45,8 @@ short = Counter(name.rpartition(".")[2] for name in NAMES)
 docments_names = {n.rpartition(".")[2]: n for n in NAMES if short[n.rpartition(".")[2]] == 1 and not re.fullmatch("[a-z]+", n.rpartition(".")[2])}  # words are words
 docments_names |= {name: name for name in [*NAMES, *(f"nsl_repro.{module}" for module in MODULES)]}
 
+docments_code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))).hexdigest()  # another way to build: all pages anew
+
 
 def linkcode_resolve(domain, info):
     "The source of a name is the cell that defines it."
@@ -58,17 +62,18 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_baseurl = SETTINGS["DEFAULT"]["doc_host"] + SETTINGS["DEFAULT"]["doc_baseurl"] + "/"
-html_sidebars = {"index": []}
-pygments_style = "a11y-high-contrast-light"
+html_favicon = "static/logo.svg"
+html_context = {"default_mode": "auto"}
+html_sidebars = {page: [] for page in ("index", "results", *PROJECT)}  # pages without a section
 html_theme_options = {
-    "logo": {"text": project},
+    "logo": {"text": project, "image_light": "static/logo.svg", "image_dark": "static/logo.svg"},
     "icon_links": [{"name": "GitHub", "url": GITHUB, "icon": "fa-brands fa-github"}],
     "header_links_before_dropdown": 5,
     "navigation_with_keys": False,
     "show_nav_level": 1,
     "show_toc_level": 2,
-    "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_light_style": "github-light",
+    "pygments_dark_style": "github-dark",
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],

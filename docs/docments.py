@@ -2,6 +2,8 @@
 import inspect
 import re
 from dataclasses import is_dataclass
+from functools import cached_property
+from typing import get_type_hints
 
 from docutils import nodes
 from fastcore.docments import docments
@@ -53,11 +55,20 @@ def parameters(obj) -> dict[str, str]:  # name -> comment or ''; 'return' among 
     return {**found, "return": said["return"]} if said.get("return") else found
 
 
-def options_of(command) -> dict[str, tuple[str, str]]:  # name -> (type, help)
-    "The arguments and options of a function of the command line."
-    hints = {} if inspect.isclass(command) else getattr(command, "__annotations__", {})
-    annotated = {name: hint for name, hint in hints.items() if hasattr(hint, "__metadata__") and hasattr(hint.__metadata__[0], "help")}
-    return {name: (stringify_annotation(hint.__origin__), hint.__metadata__[0].help or "") for name, hint in annotated.items()}
+def plain_types(obj) -> dict[str, str]:  # name -> its type
+    "The types of parameters that are annotated with more than a type: pydantic's checks, the command line's options."
+    owner = obj.__init__ if inspect.isclass(obj) and not has_fields(obj) else obj
+    raw = inspect.get_annotations(owner)
+    if "Annotated[" not in " ".join(map(str, raw.values())):
+        return {}
+    return {name: stringify_annotation(hint, "smart") for name, hint in get_type_hints(owner).items() if name in raw and name != "return"}
+
+
+def help_texts(command) -> dict[str, str]:  # name -> help
+    "What the arguments and options of a function of the command line say."
+    hints = {} if inspect.isclass(command) else inspect.get_annotations(command)
+    texts = {name: getattr(next(iter(getattr(hint, "__metadata__", ())), None), "help", None) for name, hint in hints.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 def describe(app, what, name, obj, options, lines):
@@ -68,7 +79,7 @@ def describe(app, what, name, obj, options, lines):
     lines[:] = "\n\n".join(map(paragraph, "\n".join(lines).strip().split("\n\n"))).splitlines()
     if what in ("function", "class", "method", "exception") and (inspect.isclass(obj) or inspect.isroutine(obj)):
         try:
-            described = parameters(obj)
+            described = {**parameters(obj), **help_texts(obj)}
         except (OSError, TypeError, ValueError):  # no source, no signature: an alias, a class made by a call
             return
         if lines and lines[-1]:
@@ -76,24 +87,14 @@ def describe(app, what, name, obj, options, lines):
         for parameter, text in described.items():
             text = to_rst(text.replace("\n", " "))
             lines.append(f":returns: {text}" if parameter == "return" else f":param {parameter}: {text}")
-        for name, (kind, help_text) in options_of(obj).items():
-            lines[lines.index(f":param {name}: ")] = f":param {name}: {to_rst(help_text)}"
-            lines.append(f":type {name}: {kind}")
+        lines.extend(f":type {name}: {kind}" for name, kind in plain_types(obj).items() if name in described)
         lines.append("")
 
 
 def skip(app, what, name, obj, skip, options):
-    "Fields are described with their class; what pydantic and torch leave in a class is not ours."
-    return True if name in ("model_config", "model_post_init") or what == "class" and is_field(name) else None
-
-
-def is_field(name: str) -> bool:
-    "Whether the class that autodoc is at has a field of this name."
-    for frame in inspect.stack(0):  # autodoc does not say of which class the member is
-        owner = getattr(frame.frame.f_locals.get("self"), "object", None)
-        if has_fields(owner):
-            return name in parameters(owner)
-    return False
+    "Of a class: its methods and properties. Its fields are described as parameters, and other attributes are its own business."
+    shown = inspect.isroutine(obj) or isinstance(obj, (property, cached_property)) or inspect.isclass(obj)
+    return True if what in ("class", "exception") and not shown or name == "model_post_init" else None
 
 
 def link_names(app, doctree):
@@ -112,14 +113,24 @@ def link_names(app, doctree):
 def mark_deviations(app, doctree):
     "A paragraph that starts **Deviation** is a callout."
     for paragraph in doctree.findall(nodes.paragraph):
-        if paragraph.children and isinstance(paragraph[0], nodes.strong) and paragraph[0].astext().startswith("Deviation"):
+        first = next((child for child in paragraph.children if child.astext()), None)
+        if isinstance(first, nodes.strong) and first.astext().startswith("Deviation"):
             paragraph["classes"].append("deviation")
+
+
+def keep_short_cells_whole(app, doctree):
+    "Numbers with their intervals are not broken over lines."
+    for entry in doctree.findall(nodes.entry):
+        if len(entry.astext()) <= 24:
+            entry["classes"].append("short")
 
 
 def setup(app):
     app.add_config_value("docments_names", {}, "env")
+    app.add_config_value("docments_code", "", "env")
     app.connect("autodoc-process-docstring", describe)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", link_names)
     app.connect("doctree-read", mark_deviations)
+    app.connect("doctree-read", keep_short_cells_whole)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
