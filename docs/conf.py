@@ -21,7 +21,7 @@ version = release = SETTINGS["DEFAULT"]["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "sphinx.ext.mathjax", "sphinx-mathjax-offline", "sphinx_copybutton", "docments"]
 
 # pages
-smartquotes = False  # H' is a height, not a quotation
+smartquotes_action = "D"  # dashes only: H' is a height, not a quotation
 nb_execution_mode = "off"  # the notebooks carry their outputs
 nb_render_markdown_format = "myst"
 nb_merge_streams = True

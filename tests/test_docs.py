@@ -31,9 +31,11 @@ LOOK = """async () => {
     return wrong;
 }"""
 OVERFLOW = """() => {
-    if (Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) <= innerWidth) return [];
-    const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1);
-    return [`wider than the window: ${wide.slice(0, 3).map(e => e.outerHTML.slice(0, 120)).join(' | ')}`];
+    const frames = [document.documentElement, document.body, ...document.querySelectorAll('.bd-main, .bd-article-container, .bd-article')];
+    if (frames.every(e => e.scrollWidth <= e.clientWidth + 1)) return [];
+    const scrolls = e => e && !frames.includes(e) && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth && !scrolls(e.parentElement) && !frames.includes(e));
+    return [`wider than the window: ${wide.slice(0, 3).map(e => e.outerHTML.slice(0, 160)).join(' | ')}`];
 }"""
 FAINT = """() => {
     const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
