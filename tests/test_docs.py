@@ -78,6 +78,8 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="session")
 def pages():
     "Build the site, or bring it up to date: name -> page."
+    if sys.version_info < (3, 11):
+        pytest.skip("the site is built by Python 3.11 or newer")
     done = subprocess.run([sys.executable, "docs"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"the site does not build without warnings\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return {path.relative_to(HTML).with_suffix("").as_posix(): Page(path) for path in sorted(HTML.rglob("*.html")) if "_static" not in path.parts}
