@@ -85,7 +85,7 @@ def findings(
 
 # %% ../nbs/26_pages.ipynb #e079c5d0
 def _plus_minus(interval: Interval, form: str = ".1f") -> str:
-    half = "" if interval.half_width != interval.half_width else f" ± {interval.half_width:.1f}"
+    half = "" if interval.half_width != interval.half_width else f" ± {interval.half_width:{form.lstrip('+')}}"
     return f"{interval.mean:{form}}{half}"
 
 
@@ -100,7 +100,7 @@ def headline_table(
         where = f"{h.experiment} on {h.dataset}"
         link = f"[{h.experiment}]({notebooks}/{h.experiment}.ipynb) on {h.dataset}" if notebooks else where
         rows.append([
-            "" if where == before else link, f"{name} against {rival}", f"{h.metric.replace('_', ' ')} {_plus_minus(f.ours)}",
+            "" if where == before else link, f"{name} against {rival}", f"{h.metric.replace('_', ' ')}: {_plus_minus(f.ours)}",
             f"{_plus_minus(f.difference, '+.1f')}, {direction(f.difference)}", f"{f.preset}, {' and '.join(map(str, sorted(set(f.entries))))} seeds", f.verdict or "no claim known",
         ])
         before = where

@@ -415,6 +415,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
     "dynamic_dns_norm": ("dynamic DNS, batch norm in the predictor", "#CC79A7", "--"),
+    "dns_no_bn": ("dynamic DNS, no batch norm in the predictor", "#117733", "-."),
     "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
     "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
     "conv": ("plain convolution", "#222222", "-"),
