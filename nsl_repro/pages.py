@@ -4,13 +4,19 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'SCALES', 'SPEED', 'STEPS', 'Headline', 'Finding', 'findings', 'headline_table', 'plot_findings',
-           'speed_table', 'step_table', 'plot_learned', 'fill', 'readme_parts', 'update_readme', 'results_page']
+           'speed_table', 'step_table', 'plot_learned', 'learned_digest', 'save_learned', 'drawn_from', 'fill',
+           'readme_parts', 'update_readme', 'results_page']
 
 # %% ../nbs/26_pages.ipynb #05285ff0
+import hashlib
+import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nsl_repro.results import (
     COMPARISONS, Entry, Interval, Table, claims_table, comparison_table, difference_interval, direction, load_ledger, mean_interval, method_style, metrics_table,
@@ -32,7 +38,6 @@ class Headline:
 HEADLINES = (
     *(Headline("nsl_cifar", "cifar10", method, "cnn", "test_accuracy") for method in ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")),
     Headline("nsl_cifar", "cifar10", "dynamic_uns", "cnn_wide_uns", "test_accuracy"),
-    Headline("nsl_stability", "cifar10", "dns_no_bn", "dynamic_dns", "learns"),
     Headline("nsl_kernel_shape", "cifar10", "shape_static_dns", "random_static_dns", "test_accuracy"),
     Headline("nsl_global", "cifar10", "spherenet9_cosine_attention", "spherenet9_cosine", "test_accuracy"),
     Headline("nsl_implicit_regularisation", "synthetic", "uns_small", "plain", "patterns_recovered"),
@@ -174,12 +179,8 @@ def plot_learned(
 ) -> Any:  # a matplotlib figure
     "`M - I` of the nine layers of a network with an unconstrained static similarity, at the largest scale in the ledger. Raises `ValueError` if it was not run."
     import matplotlib.pyplot as plt
-    import numpy as np
 
-    runs = [e for preset in SCALES for e in entries if (e.experiment, e.dataset, e.method, e.preset) == ("nsl_cifar", dataset, "static_uns", preset)]
-    if not runs:
-        raise ValueError(f"entries must hold a run of static_uns in nsl_cifar on {dataset}, but hold none.")
-    layers = [np.array(runs[0].curves[name]).reshape(9, 9) - np.eye(9) for name in sorted((n for n in runs[0].curves if n.startswith("M_layer")), key=lambda n: int(n[7:]))]
+    layers = _learned(entries, dataset)
     figure, axes = plt.subplots(1, len(layers), figsize=(1.35 * len(layers), 1.75), facecolor="white")
     for n, (ax, M) in enumerate(zip(axes, layers), 1):
         bound = abs(M).max()
@@ -188,6 +189,48 @@ def plot_learned(
         ax.set_xticks([]), ax.set_yticks([])
     figure.tight_layout(w_pad=0.4)
     return figure
+
+
+def _learned(entries: list[Entry], dataset: str) -> list[np.ndarray]:
+    "`M - I`, layer by layer."
+    runs = [e for preset in SCALES for e in entries if (e.experiment, e.dataset, e.method, e.preset) == ("nsl_cifar", dataset, "static_uns", preset)]
+    if not runs:
+        raise ValueError(f"entries must hold a run of static_uns in nsl_cifar on {dataset}, but hold none.")
+    names = sorted((n for n in runs[0].curves if n.startswith("M_layer")), key=lambda n: int(n.removeprefix("M_layer")))
+    return [np.array(runs[0].curves[name]).reshape(9, 9) - np.eye(9) for name in names]
+
+# %% ../nbs/26_pages.ipynb #d3288653
+def learned_digest(
+    entries: list[Entry],  # such as `load_ledger()`
+    dataset: str = "cifar10",
+) -> str:  # hexadecimal
+    "Checksum of the numbers that `plot_learned` draws."
+    return hashlib.sha256(json.dumps([M.tolist() for M in _learned(entries, dataset)]).encode()).hexdigest()
+
+
+def save_learned(
+    path: str | Path,  # of a PNG file
+    entries: list[Entry],  # such as `load_ledger()`
+) -> bool:  # whether it was drawn: not if the file shows these numbers already
+    "Save `plot_learned` unless it is there."
+    import matplotlib.pyplot as plt
+
+    path, digest = Path(path), learned_digest(entries)
+    if path.is_file() and drawn_from(path) == digest:
+        return False
+    figure = plot_learned(entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, metadata={"Source": digest})
+    plt.close(figure)
+    return True
+
+
+def drawn_from(path: str | Path) -> str:  # what `learned_digest` was when the picture was drawn; '' if the file does not say
+    "The checksum in a picture's metadata."
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return str(picture.info.get("Source", ""))
 
 # %% ../nbs/26_pages.ipynb #a69c05f4
 def fill(
@@ -219,13 +262,17 @@ def readme_parts(
 def update_readme(
     path: str | Path = "README.md",
 ) -> bool:  # whether anything changed
-    "Fill the gaps of the README from the ledger."
-    path = Path(path)
+    "Fill the gaps of the README from the ledger, and draw its picture, `docs/learned.png` beside it."
+    path, entries = Path(path), load_ledger()
     old = path.read_text(encoding="utf-8")
-    new = fill(old, readme_parts(load_ledger()))
+    new = fill(old, readme_parts(entries))
     if new != old:
         path.write_text(new, encoding="utf-8")
-    return new != old
+    return save_learned(path.parent / "docs" / "learned.png", entries) or new != old
+
+
+if __name__ == "__main__":
+    print("changed" if update_readme(*sys.argv[1:2]) else "nothing to change")
 
 # %% ../nbs/26_pages.ipynb #a1e13f7c
 def results_page(
