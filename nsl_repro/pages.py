@@ -11,7 +11,6 @@ __all__ = ['HEADLINES', 'SCALES', 'SPEED', 'STEPS', 'Headline', 'Finding', 'find
 import hashlib
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,10 +268,6 @@ def update_readme(
     if new != old:
         path.write_text(new, encoding="utf-8")
     return save_learned(path.parent / "docs" / "learned.png", entries) or new != old
-
-
-if __name__ == "__main__":
-    print("changed" if update_readme(*sys.argv[1:2]) else "nothing to change")
 
 # %% ../nbs/26_pages.ipynb #a1e13f7c
 def results_page(
