@@ -6,6 +6,7 @@ module and the page of results are written from the library itself. A file that 
 """
 import ast
 import copy
+import io
 import posixpath
 import re
 from configparser import ConfigParser
@@ -39,6 +40,7 @@ def find_pages() -> dict[str, str]:  # file in the repository -> name of its pag
 
 
 PAGES = find_pages()
+FILES: dict[str, Path] = {}  # pictures that texts show, by their path in the repository
 
 
 def relative(name: str, page: str) -> str:
@@ -50,6 +52,10 @@ def relink(text: str, file: str) -> str:
     "Markdown of a file of the repository, its links resolved. Raises `ValueError` for a link to nothing."
 
     def resolve(match):
+        if match["picture"]:  # it comes along
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(file), match["picture"]))
+            FILES[name] = ROOT / name
+            return match[0].replace(match["picture"], relative(f"files/{name}", PAGES[file]))
         target = match["target"]
         if target is None or re.match(r"[a-z]+:|#", target):
             return match[0]
@@ -62,7 +68,7 @@ def relink(text: str, file: str) -> str:
             return f"]({GITHUB}/{'tree' if (ROOT / path).is_dir() else 'blob'}/{BRANCH}/{path})"
         raise ValueError(f"{file}: the link {target!r} must lead to a file of the repository, but there is no {path}.")
 
-    return re.sub(r"(?s)```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)\)", resolve, text)
+    return re.sub(r"(?s)```.*?```|`[^`\n]*`|!\[[^\]]*\]\((?P<picture>(?!https?:|attachment:)[^)\s]+)\)|\]\((?P<target>[^)\s]+)\)", resolve, text)
 
 
 @cache
@@ -209,30 +215,38 @@ def api_index() -> str:
     )
 
 
-def write(written: set[Path], name: str, text: str) -> None:
-    path = SOURCE / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-    written.add(path)
+def findings() -> bytes:
+    "The picture of the results page."
+    import matplotlib
+
+    matplotlib.use("agg")
+    from nsl_repro.pages import plot_findings
+    from nsl_repro.results import load_ledger
+
+    picture = io.BytesIO()
+    plot_findings(load_ledger()).figure.savefig(picture, dpi=120, bbox_inches="tight", metadata={"Software": None})
+    return picture.getvalue()
 
 
 def assemble() -> None:
     "Write all sources, and remove those whose origin is gone."
-    from results import results_page
+    from nsl_repro.pages import results_page
 
-    written: set[Path] = set()
+    made: dict[str, str | bytes] = {}
     for file, page in PAGES.items():
         if file.endswith(".ipynb"):
-            write(written, f"{page}.ipynb", notebook_page(file))
+            made[f"{page}.ipynb"] = notebook_page(file)
         else:
-            write(written, f"{page}.md", relink((ROOT / file).read_text(encoding="utf-8"), file))
-    for page in SECTIONS:
-        write(written, f"{page}.md", section_page(page))
-    write(written, "api/index.md", api_index())
-    for module in MODULES:
-        write(written, f"api/{module}.md", api_page(module))
-    write(written, "results.md", results_page())
+            made[f"{page}.md"] = relink((ROOT / file).read_text(encoding="utf-8"), file)
+    made |= {f"{page}.md": section_page(page) for page in SECTIONS}
+    made |= {f"api/{module}.md": api_page(module) for module in MODULES}
+    made |= {"api/index.md": api_index(), "results.md": results_page(picture="findings.png"), "findings.png": findings()}
+    made |= {f"files/{name}": path.read_bytes() for name, path in FILES.items()}
+    for name, content in made.items():
+        path, content = SOURCE / name, content.encode() if isinstance(content, str) else content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
     for path in SOURCE.rglob("*.*"):
-        if path.is_file() and path not in written:
+        if path.is_file() and path.relative_to(SOURCE).as_posix() not in made:
             path.unlink()
