@@ -27,12 +27,12 @@ SECTIONS = {  # name of the page -> (title, what it says, which notebooks are in
     "library": ("Library", "Data, models, training, measuring, and what makes them useful in a model of your own.", "nbs/[1-9][0-9]_*.ipynb"),
     "experiments/index": ("Experiments", "One question of a paper a notebook, with its answer.", "nbs/experiments/[!_.]*.ipynb"),
 }
-PROJECT = {"readme": "README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md", "data": "data/README.md"}
+PROJECT = {"readme": "README.md", "data": "data/README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
 
 
 def find_pages() -> dict[str, str]:  # file in the repository -> name of its page
     "Every notebook and every text that has a page."
-    pages = {file: name for name, file in PROJECT.items() if (ROOT / file).is_file()}
+    pages = {file: name for name, file in PROJECT.items()}
     for path in sorted((ROOT / "nbs").rglob("[!_.]*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts:
             pages[path.relative_to(ROOT).as_posix()] = path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
@@ -158,7 +158,7 @@ def notebook_page(file: str) -> str:
         links.append(f"[API of `nsl_repro.{module}`]({relative(f'api/{module}.md', page)})")
     cells.insert(1, nbformat.v4.new_markdown_cell(":::{container} page-links\n" + " ".join(links) + "\n:::"))
     if page == "index":
-        tree = [*SECTIONS, "api/index", "results", *(name for name in PROJECT if PROJECT[name] in PAGES)]
+        tree = [*SECTIONS, "api/index", "results", "README <readme>", "Data <data>", "contributing", "changelog"]
         cells.append(nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n\n" + "\n".join(tree) + "\n```"))
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # reading docstrings needs no GPU
 
-from assemble import GITHUB, MODULES, NAMES, PROJECT, SETTINGS, assemble  # noqa: E402
+from assemble import GITHUB, MODULES, NAMES, PROJECT, SETTINGS, assemble
 
 assemble()
 
