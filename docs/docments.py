@@ -121,7 +121,7 @@ def mark_deviations(app, doctree):
 def keep_short_cells_whole(app, doctree):
     "Numbers with their intervals are not broken over lines."
     for entry in doctree.findall(nodes.entry):
-        if len(entry.astext()) <= 24:
+        if len(entry.astext()) <= 30:
             entry["classes"].append("short")
 
 
