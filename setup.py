@@ -10,7 +10,8 @@ cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 metric = cfg["metric_requirements"].split()  # PDDM beside pytorch-metric-learning, pre-trained backbones
 run = metric + cfg["run_requirements"].split()  # the experiments
-extras = {"metric": metric, "run": run, "dev": run + cfg["dev_requirements"].split()}
+onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
+extras = {"metric": metric, "run": run, "onnx": onnx, "tracking": tracking, "dev": run + onnx + tracking + cfg["dev_requirements"].split()}
 shipped = {"nsl_repro._experiments": "nbs/experiments", "nsl_repro._data": "data"}  # folders that travel as packages
 shipped = {package: folder for package, folder in shipped.items() if (here / folder).is_dir()}
 

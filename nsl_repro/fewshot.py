@@ -15,6 +15,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -23,7 +24,7 @@ from .convert import KINDS, to_nsl
 from .data import ImageSet, generator_for
 from .photos import PhotoSet
 from .results import Interval, mean_interval
-from .training import TrainResult, load_checkpoint, progress_bar, save_checkpoint
+from .training import TrainResult, load_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% auto #0
 __all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',
@@ -285,6 +286,7 @@ def train_episodes(
     segments: int = 10,            # how often to validate and save
     validate: Callable[[], float] | None = None,  # accuracy, more is better; None: the last state remains
     checkpoint: str | Path | None = None,  # file to save to and to continue from
+    accelerator: Accelerator | None = None,  # only its tracker is used
     description: str = '',         # of the progress bar
 ) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged; curves step, train_loss, train_accuracy, val_accuracy
     "Train on episodes, in place. Raises `ValueError` for fewer than one iteration or task, and when the checkpoint belongs to another run."
@@ -299,7 +301,7 @@ def train_episodes(
         if state['identity'] != identity: raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, wall_s, best, diverged, curves = (state[k] for k in ('done', 'wall_s', 'best', 'diverged', 'curves'))
-    with progress_bar(iterations, description, initial=done) as bar:
+    with tracked(accelerator, checkpoint) as log, progress_bar(iterations, description, initial=done) as bar:
         for end in sorted({math.ceil(iterations * (i + 1) / segments) for i in range(segments)}):
             if end <= done or diverged is not None: continue
             began, started, sums = time.perf_counter(), done, torch.zeros(2, device=sampler.images.device)
@@ -319,6 +321,7 @@ def train_episodes(
                 if validate:
                     curves['val_accuracy'].append(validate())
                     if best is None or curves['val_accuracy'][-1] > best[0]: best = (curves['val_accuracy'][-1], copy())
+                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and name != 'step'})
             wall_s += time.perf_counter() - began
             if checkpoint is not None:
                 save_checkpoint(dict(identity=identity, model=copy(), optimizer=optimizer.state_dict(), done=done, wall_s=wall_s, best=best, diverged=diverged, curves=curves), checkpoint)

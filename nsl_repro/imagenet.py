@@ -40,7 +40,7 @@ from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, dat
 from .models import collect_similarities, count_macs, count_parameters
 from .photos import PhotoSet, _only, load_photos, photos_from_folder
 from .results import Entry, comparison_table, new_entry, recorded_run, run_folder
-from .training import Recipe, TrainResult, classification_loss, learning_rate, load_checkpoint, make_accelerator, make_optimizer, progress_bar, regulariser, save_checkpoint
+from .training import Recipe, TrainResult, classification_loss, learning_rate, load_checkpoint, make_accelerator, make_optimizer, progress_bar, regulariser, save_checkpoint, tracked
 
 # %% ../nbs/22_imagenet.ipynb #87131842
 DATASETS = ('digits', 'mini_imagenet', 'imagenet')
@@ -322,11 +322,11 @@ def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batch
     return n // processes
 
 
-def make_engine(device: str = 'auto', precision: str = 'float32') -> Accelerator:
+def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str = 'none') -> Accelerator:
     "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do, and if `accelerate` sees other processes than they."
     processes = check_launch()
     if processes > 1 and device == 'auto' and not torch.cuda.is_available(): device = 'cpu'  # accelerate takes several processes on a CPU for one another only if it is told
-    engine = make_accelerator(device, precision, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    engine = make_accelerator(device, precision, tracker, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     if engine.num_processes != processes: raise ValueError(f'WORLD_SIZE is {processes}, but accelerate has {engine.num_processes} processes: every one would do all of the work.')
     return engine
 
@@ -399,7 +399,7 @@ def train_network(
     boundaries = {math.ceil(steps * (i + 1) / segments) for i in range(segments)}
     statistics, sums = StepStatistics(model), torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     net.train()
-    with progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
+    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
         started, began = done, time.perf_counter()
         ended = began  # of the last micro-batch
         for images, labels in loader if diverged is None else ():
@@ -431,6 +431,7 @@ def train_network(
                 found = measure(validation_set)
                 for name, value in dict(step=done, train_loss=mean_loss, train_accuracy=100 * right, processes=accelerator.num_processes, val_step=done, **{f'val_{k}': v for k, v in found.items()}).items():
                     curves[name].append(value)
+                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith(('step', 'processes'))})
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
@@ -511,6 +512,7 @@ def sweep(
     plan: Preset | None = None,  # a changed preset; None: the preset as it is
     device: str = 'auto',
     precision: str = 'float32',
+    tracker: str = 'none',  # see `tracked`
     workers: int = 0,  # processes that read images, for each process
     root: str | os.PathLike | None = None,  # of the data sets
     output: str | os.PathLike | None = None,  # of ledger and runs
@@ -519,10 +521,11 @@ def sweep(
     """All methods with all seeds, seeds outside, in as many processes as there are: one entry in the ledger a run, written by the first process.
 
     Raises `ValueError`, `DataNotFound` or `DamagedData`, one sentence, before any training."""
+    from nsl_repro.weights import Preprocessing, keep_model  # a later notebook, which builds these networks by their names
     if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
     _check_names(network, *methods)
     plan = plan or PRESETS[preset]
-    accelerator = make_engine(device, precision)
+    accelerator = make_engine(device, precision, tracker)
     share_of_step(plan.recipe, accelerator.num_processes)
     splits = load_splits(dataset, root, plan.size, plan.classes, plan.train_images, plan.validation_images, plan.test_images)
     batch_indices(len(splits.train), plan.recipe.batch_size, 0, 0)  # refuses a batch larger than the set
@@ -542,6 +545,8 @@ def sweep(
                 x = to_input(torch.stack([Pictures(probe, splits.size)[i][0] for i in range(len(probe))]), 'standardised', splits.mean, splits.std).to(accelerator.device)
                 result.metrics.update(parameters=count_parameters(model), macs=count_macs(model, (3, splits.size, splits.size)))
                 result.curves.update(similarity_summary(model, x))
+                keep_model(folder, model, 'imagenet', dict(network=network, method=method, num_classes=classes, width=plan.width, image_size=splits.size),
+                           Preprocessing(input='standardised', size=[3, splits.size, splits.size], mean=splits.mean.tolist(), std=splits.std.tolist()), splits.train.classes)
             return result.metrics, result.curves, result.wall_time_s
         parameters = dict(plan.parameters(), network=network, precision=precision)
         return _recorded(work, dict(experiment='nsl_imagenet', dataset=dataset, method=method, preset=preset, seed=seed, parameters=parameters, device=name), output, resume, accelerator)
@@ -568,6 +573,7 @@ def command(
     width: Annotated[float, typer.Option(help='Multiplies the channels of the network.')] = 0.,
     device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
     precision: Annotated[str, typer.Option(help='float32, or bfloat16: autocast.')] = 'float32',
+    tracker: Annotated[str, typer.Option(help='none, or where curves are logged while a run lasts: tensorboard, wandb, mlflow, ...')] = 'none',
     workers: Annotated[int, typer.Option(help='Processes that read images, for each process.')] = 0,
     data_root: Annotated[str, typer.Option(help='Folder of the data sets. Default: $NSL_DATA, else data/ of the project.')] = '',
     output: Annotated[str, typer.Option('--output', '-o', help='Folder of ledger and runs. Default: data/ of the project.')] = '',
@@ -583,8 +589,8 @@ def command(
         if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
         plan = replace(PRESETS[preset], **changed(steps=steps, size=size, width=width))
         plan = replace(plan, recipe=replace(plan.recipe, **changed(batch_size=batch_size, micro_batch=micro_batch, lr=lr)))
-        entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, workers, data_root, output, resume)
-    except (ValueError, DataNotFound) as error:
+        entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, tracker, workers, data_root, output, resume)
+    except (ValueError, ImportError, DataNotFound) as error:
         if first: typer.echo(f'nsl_repro.imagenet: {error}', err=True)
         raise typer.Exit(3 if isinstance(error, DataNotFound) else 2)
     if entries: typer.echo(comparison_table(entries).to_text())

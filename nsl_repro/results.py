@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', 'SAME_TRAINING', 'RECALLS', 'TRANSFERS',
-           'COMPARISONS', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry', 'load_ledger', 'run_folder',
-           'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results', 'Interval', 'mean_interval',
-           'difference_interval', 'direction', 'verdict', 'Table', 'Comparison', 'method_style', 'split_ledger',
-           'rerun_command', 'comparison_table', 'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy']
+           'COMPARISONS', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry', 'load_ledger', 'find_entry',
+           'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results', 'Interval',
+           'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table', 'Comparison', 'method_style',
+           'split_ledger', 'rerun_command', 'comparison_table', 'metrics_table', 'claims_table', 'plot_curves',
+           'plot_accuracy']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
 import hashlib
@@ -199,6 +200,20 @@ def load_ledger(
         else:
             raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
     return entries
+
+# %% ../nbs/15_results.ipynb #6adcf48c
+def find_entry(
+    name: str | os.PathLike,  # of an entry's file, with or without its folder and '.json', or the beginning of it
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> Entry:
+    "The entry with this name, or the only one whose name begins with it. Raises `ValueError`, one sentence, if there is none or more than one."
+    stem = Path(name).name.removesuffix(".json")
+    known = {entry_name(entry): entry for entry in load_ledger(root)}
+    found = [stem] if stem in known else [other for other in known if stem and other.startswith(stem)]
+    if len(found) != 1:
+        some = f"these {len(found)} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else f"none of the {len(known)} begins with it"
+        raise ValueError(f"{name!s} must be the name of one entry of the ledger, or its beginning, but {some}.")
+    return known[found[0]]
 
 # %% ../nbs/15_results.ipynb #acfda395
 def run_folder(
