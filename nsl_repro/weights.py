@@ -187,6 +187,8 @@ def keep_model(
 ) -> Path:  # the folder
     "Write `model.safetensors` and `config.json`. Raises `ValueError` if the builder does not make this network from these arguments."
     folder = Path(folder)
+    try: arguments = json.loads(json.dumps(arguments, allow_nan=False))
+    except (TypeError, ValueError) as e: raise ValueError(f'arguments must be JSON: {e}') from e
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = tensor_bytes(state)
     config = _validated(ModelConfig, dict(library=nsl_repro.__version__, builder=builder, arguments=arguments, preprocessing=preprocessing, classes=list(classes), note=note,
