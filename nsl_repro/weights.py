@@ -5,7 +5,6 @@
 # %% ../nbs/25_weights.ipynb #125f1b0e
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -261,7 +260,7 @@ def to_onnx(
         except ImportError as e: raise ImportError(f"ONNX needs the package {package}, which is not installed: pip install 'nsl_repro[onnx]'") from e
     example = example if isinstance(example, tuple) else (example,)
     if not example or any(len(x) < 1 for x in example): raise ValueError('example must hold at least one row')
-    model, path = fold(copy.deepcopy(model).cpu()).eval(), Path(path)
+    model, path = fold(model).cpu().eval(), Path(path)
     for layer in model.modules():
         if isinstance(layer, DynamicNSLConv2d): layer.backend = 'reference'
         if isinstance(layer, KernelShape): layer.forward = lambda d=layer().detach(): d  # decided: which taps live is a constant
@@ -304,8 +303,6 @@ def model_card(
     files: Sequence[str] = (),  # what lies beside the card, besides weights and description
 ) -> str:  # Markdown, with the front matter that model hubs read
     "What the model is, how good it is, how to use it, and what it is not."
-    import yaml
-
     p, name = config.preprocessing, f'{entry.experiment}, {entry.method}, {entry.dataset}, `{entry.preset}`, seed {entry.seed}'
     kinds = [kind for kind in ('accuracy', 'recall') if any(kind in metric for metric in entry.metrics)]
     front = dict(license='mit', library_name='nsl_repro', datasets=[entry.dataset], metrics=kinds, pipeline_tag='image-classification' if config.classes else 'image-feature-extraction',
@@ -320,8 +317,8 @@ def model_card(
     code = f'`{entry.commit[:12]}`' + (' with changes that were not committed' if entry.dirty else '') if entry.commit else 'not known: it was not run from a checkout'
     onnx = [f'`{file}` runs without PyTorch; ' + {'model.onnx': f'its input is {what if p.backbone else "uint8 images as above, the preprocessing is inside"}, the batch may have any size.',
                                                   'score.onnx': "its inputs are two batches of embeddings, its output PDDM's similarity row by row."}[file] for file in files if file.endswith('.onnx')]
-    return '\n'.join(['---', yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), '---', '', f'# {name}', '',
-        f'A `{config.builder}` network of nsl_repro, as one recorded run left it; seen with seed {entry.seed} only.', *(['', config.note] if config.note else []), '',
+    return '\n'.join(['---', *(f'{key}: {json.dumps(value)}' for key, value in front.items()), '---', '', f'# {name}', '',
+        f'A network of nsl_repro (its builder `{config.builder}`), as one recorded run left it.', *(['', config.note] if config.note else []), '',
         '## How to use it', '', f'With nsl_repro {config.library} or later. Images are uint8, {p.size[0]} x {p.size[1]} x {p.size[2]} (channels, height, width); the normalisation is in `config.json`.', '',
         '```python', *use, '```', '', *onnx, *([''] if onnx else []),
         '## How good it is', '', 'Accuracies and recalls in percent, one seed.', '', table('metric', {k: number(v) for k, v in entry.metrics.items()}), '',

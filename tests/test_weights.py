@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nsl_repro import load
-from nsl_repro.data import hold_out, limit, load_dataset
+from nsl_repro.data import channel_statistics, hold_out, limit, load_dataset, to_input
 from nsl_repro.models import cnn9
 from nsl_repro.results import load_ledger, run_folder
 from nsl_repro.training import RECIPES, load_checkpoint, make_accelerator, train
@@ -69,8 +69,10 @@ def test_exported_and_loaded_elsewhere(method, runs, test_set, nsl_repro, tmp_pa
     model = load(folder)
     trained = cnn9(**model.config.arguments).to(memory_format=torch.channels_last).eval()
     trained.load_state_dict(load_checkpoint(run_folder(entry, root) / "checkpoint.pt")["model"])
+    train_set = hold_out(limit(load_dataset("digits")[0], 256), 51)[0]  # what `smoke` trains on: a fifth is held out
+    inputs = to_input(test_set.images, "standardised", *channel_statistics(train_set.images)).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        assert trained(model.preprocess(test_set.images)).equal(logits)
+        assert model.preprocess(test_set.images).equal(inputs) and trained(inputs).equal(logits)
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     for n in (1, 100):
