@@ -287,12 +287,16 @@ def train_episodes(
     validate: Callable[[], float] | None = None,  # accuracy, more is better; None: the last state remains
     checkpoint: str | Path | None = None,  # file to save to and to continue from
     accelerator: Accelerator | None = None,  # only its tracker is used
+    identity: Mapping[str, object] | None = None,  # what else makes this run what it is, the inner rate for instance: a checkpoint with another one is refused
     description: str = '',         # of the progress bar
 ) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged; curves step, train_loss, train_accuracy, val_accuracy
-    "Train on episodes, in place. Raises `ValueError` for fewer than one iteration or task, and when the checkpoint belongs to another run."
-    if iterations < 1 or tasks < 1: raise ValueError(f"iterations and tasks must be at least 1, not {iterations} and {tasks}")
+    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run.
+
+    Whether it does is told by all the numbers here, by those of the sampler, and by `identity`: what `loss` does with an episode cannot be seen from here."""
+    if min(iterations, tasks, segments) < 1: raise ValueError(f"iterations, tasks and segments must be at least 1, not {iterations}, {tasks} and {segments}")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    identity = dict(iterations=iterations, tasks=tasks, lr=lr, segments=segments, way=sampler.way, shot=sampler.shot, query=sampler.query, seed=sampler.seed)
+    identity = dict(iterations=iterations, tasks=tasks, lr=lr, halve_every=halve_every, clip=clip, segments=segments, images=len(sampler.labels),
+                    way=sampler.way, shot=sampler.shot, query=sampler.query, seed=sampler.seed, more=dict(identity or {}))
     done, wall_s, best, diverged = 0, 0., None, None
     curves = dict(step=[], train_loss=[], train_accuracy=[], val_accuracy=[])
     copy = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}

@@ -286,6 +286,15 @@ class Run:
     settings: dict[str, Any]  # all parameters: defaults and values
 
 
+def _check_lists(settings: dict[str, Any]) -> None:  # what no experiment can mean; later than here it would cost the runs before it
+    for key in ("methods", "seeds"):
+        items = settings[key] if isinstance(settings.get(key), list) else []
+        if twice := [item for n, item in enumerate(items) if item in items[:n]]:
+            raise ValueError(f"{key} must be different from one another, but {twice[0]!r} is there twice")
+        if key == "seeds" and min(items, default=0) < 0:
+            raise ValueError(f"seeds must be at least 0, but one is {min(items)}")
+
+
 def prepare(
     name: str | Path,  # an experiment's name, or a notebook's path
     values: dict[str, Any] | None = None,  # parameters, as text or as Python values
@@ -303,6 +312,7 @@ def prepare(
         if "output" in parameters:
             values["output"] = str(output)
     settings = {key: p.default for key, p in parameters.items()} | values
+    _check_lists(settings)
     if "dataset" in settings and "data_root" in settings:
         from nsl_repro.data import DATASETS, check_available
         from nsl_repro.photos import PHOTO_SETS, load_photos
