@@ -1,6 +1,6 @@
 __version__ = "0.1.0"
 
-_HOMES = {"to_nsl": "convert", "similarity_parameters": "convert", "fold": "static"}  # name -> its module, imported when it is asked for
+_HOMES = {"to_nsl": "convert", "similarity_parameters": "convert", "fold": "static", "load": "weights"}  # name -> its module, imported when it is asked for
 
 
 def __getattr__(name):

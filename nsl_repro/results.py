@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', 'SAME_TRAINING', 'RECALLS', 'TRANSFERS',
-           'COMPARISONS', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry', 'load_ledger', 'run_folder',
-           'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results', 'Interval', 'mean_interval',
-           'difference_interval', 'direction', 'verdict', 'Table', 'Comparison', 'method_style', 'split_ledger',
-           'rerun_command', 'comparison_table', 'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy']
+           'COMPARISONS', 'GroupKey', 'finite_curves', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry',
+           'load_ledger', 'find_entry', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults',
+           'paper_results', 'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table',
+           'Comparison', 'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
+           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
 import hashlib
@@ -15,6 +16,8 @@ import json
 import math
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata, resources
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
@@ -50,6 +54,18 @@ def _numbers(curves: dict[str, list]) -> dict[str, list]:  # numbers, or lists o
     return _finite(curves)
 
 
+def finite_curves(curves: dict[str, list]) -> dict[str, list]:
+    "Those that hold finite numbers only: what an entry can keep of a network that diverged."
+
+    def finite(curve: list) -> bool:
+        try:
+            return _finite(curve) is curve
+        except ValueError:
+            return False
+
+    return {name: curve for name, curve in curves.items() if finite(curve)}
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # names are parts of a file's name
 SCHEMA = 1  # the version of the entries this code writes and reads
 
@@ -63,7 +79,7 @@ class Entry(BaseModel):
     experiment: Name  # the notebook's name
     dataset: Name
     method: Name
-    preset: Literal["smoke", "quick", "small", "paper"]
+    preset: Literal["smoke", "quick", "small", "paper", "custom"]  # custom: one of the others, changed; `changed` in the parameters says how
     seed: Annotated[int, Field(ge=0)]
     parameters: Annotated[dict[str, JsonValue], AfterValidator(_finite)]  # the whole configuration of the run
     metrics: dict[str, int | FiniteFloat]  # one number each
@@ -200,6 +216,20 @@ def load_ledger(
             raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
     return entries
 
+# %% ../nbs/15_results.ipynb #6adcf48c
+def find_entry(
+    name: str | os.PathLike,  # of an entry's file, with or without its folder and '.json', or the beginning of it
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> Entry:
+    "The entry with this name, or the only one whose name begins with it. Raises `ValueError`, one sentence, if there is none or more than one."
+    stem = Path(name).name.removesuffix(".json")
+    known = {entry_name(entry): entry for entry in load_ledger(root)}
+    found = [stem] if stem in known else [other for other in known if stem and other.startswith(stem)]
+    if len(found) != 1:
+        some = f"these {len(found)} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else f"none of the {len(known)} begins with it"
+        raise ValueError(f"{name!s} must be the name of one entry of the ledger, or its beginning, but {some}.")
+    return known[found[0]]
+
 # %% ../nbs/15_results.ipynb #acfda395
 def run_folder(
     entry: Entry,
@@ -274,6 +304,7 @@ class Claim(BaseModel):
     reading: str  # how we read it, in words: ours
     at_least: FiniteFloat | None  # method minus baseline, in the metric's unit (percentage points)
     at_most: FiniteFloat | None
+    judged_by: Literal["interval", "mean"] = "interval"  # what must lie in the range: the whole interval of our mean, or the mean
 
 
 class PaperResults(BaseModel):
@@ -376,6 +407,8 @@ def verdict(
     most = math.inf if claim.at_most is None else claim.at_most
     if math.isnan(low):
         return "inconclusive"
+    if claim.judged_by == "mean":
+        return "reproduced" if least <= interval[0] <= most else "not reproduced"
     if least < low and high < most:
         return "reproduced"
     return "not reproduced" if high <= least or low >= most else "inconclusive"
@@ -543,20 +576,71 @@ def _comparison(experiment: str) -> Comparison:
     return COMPARISONS.get(experiment, Comparison())
 
 
+GroupKey = tuple[str, str, str, str]  # experiment, data set, preset, variant or ''
+
+
+class Group(list[Entry]):
+    "Entries that may stand in one table, and the key that `split_ledger` gave them."
+
+    def __init__(self, entries: list[Entry], key: GroupKey):
+        super().__init__(entries)
+        self.key = key
+
+
+def _setting(name: str, value: Any) -> str:  # as it is typed; nothing for a parameter that a run does not have
+    return "" if value is None else f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+
+
+def _telling_apart(entries: list[Entry]) -> str:  # '' if nothing needs to be told apart
+    "The parameter in which most runs of one method and seed differ: of several the one that makes the fewest groups, of several of those the first."
+    runs: dict[tuple[str, int], list[dict]] = {}
+    for e in entries:
+        runs.setdefault((e.method, e.seed), []).append(e.parameters)
+    pairs = [pair for same in runs.values() for pair in combinations(same, 2)]
+    names = dict.fromkeys(name for pair in pairs for parameters in pair for name in parameters)
+    differ = {name: sum(a.get(name) != b.get(name) for a, b in pairs) for name in names}
+    groups = lambda name: len({_setting(name, e.parameters.get(name)) for e in entries})
+    best = max(names, key=lambda name: (differ[name], -groups(name)), default="")
+    return best if best and differ[best] else ""
+
+
+def _divided(group: Group) -> list[Group]:  # by the settings that tell runs of one method and seed apart
+    name, parts = _telling_apart(group), {}
+    if not name:
+        return [group]
+    for e in group:
+        parts.setdefault(_setting(name, e.parameters.get(name)), []).append(e)
+    return [g for said, part in parts.items() for g in _divided(Group(part, (*group.key[:3], f"{group.key[3]} {said}".strip())))]
+
+
 def split_ledger(
     entries: list[Entry],
-) -> dict[tuple[str, str, str, str], list[Entry]]:  # (experiment, data set, preset, variant or '') -> its entries; trials also by rate
-    "The entries that may stand in one table, for each table."
-    groups: dict[tuple[str, str, str, str], list[Entry]] = {}
+) -> dict[GroupKey, Group]:  # (experiment, data set, preset, variant or '') -> its entries; trials also by rate
+    """The entries that may stand in one table, for each table: no method has a seed twice.
+
+    Runs of one method and seed that differ in a parameter go to several groups, and the variant says so: `5 way=3`; see `split_variant`."""
+    groups: dict[GroupKey, list[Entry]] = {}
     for e in entries:
         variant = str(e.parameters.get(_comparison(e.experiment).variant, ""))
+        if e.preset == "custom":  # what was changed, and in which preset
+            variant = " ".join([variant, *(_setting(k, v) for k, v in e.parameters.get("changed", {}).items())]).strip()
         if e.experiment.endswith("_lr"):  # trials of learning rates: each rate is a comparison of its own
             variant = f"{variant} lr={e.parameters['lr']:g}".strip()
         groups.setdefault((e.experiment, e.dataset, e.preset, variant), []).append(e)
-    return groups
+    return {part.key: part for key, group in groups.items() for part in _divided(Group(group, key))}
 
 
-def _one_group(entries: list[Entry]) -> tuple[str, str, str, str]:
+def split_variant(
+    variant: str,  # as in the keys of `split_ledger`
+) -> tuple[str, dict[str, str]]:  # the experiment's own variant, and the settings behind it as text
+    "`'5 way=3'` is `('5', {'way': '3'})`."
+    settings = re.findall(r"(?:^| )(\w+)=(.*?)(?= \w+=|$)", variant)
+    return re.sub(r"(^| )\w+=.*", "", variant), dict(settings)
+
+
+def _one_group(entries: list[Entry]) -> GroupKey:
+    if isinstance(entries, Group):
+        return entries.key
     groups = split_ledger(entries)
     if len(groups) != 1:
         found = ", ".join(" ".join(key).strip() for key in groups) or "none"
@@ -570,12 +654,7 @@ def _by_method(entries: list[Entry]) -> dict[str, dict[int, Entry]]:  # method -
     for e in sorted(entries, key=lambda e: (order.index(e.method) if e.method in order else len(order), e.method, e.seed)):
         seen = found.setdefault(e.method, {})
         if e.seed in seen:
-            old = seen[e.seed].parameters
-            differ = sorted(k for k in old.keys() | e.parameters.keys() if old.get(k) != e.parameters.get(k))
-            raise ValueError(
-                f"entries must hold one run a method and seed, but held two of {e.method} with seed {e.seed}"
-                f" that differ in {', '.join(differ) or 'nothing'}; filter them in load_ledger."
-            )
+            raise ValueError(f"entries must hold one run a method and seed, but held two of {e.method} with seed {e.seed}; see split_ledger.")
         seen[e.seed] = e
     return found
 
@@ -595,13 +674,16 @@ def rerun_command(
 ) -> str:
     "The command that makes the runs again."
     comparison = _comparison(experiment)
-    variant, _, lr = variant.partition(" lr=")
+    variant, settings = split_variant(variant)
+    if preset == "custom":
+        return f"python -m nsl_repro.imagenet --dataset {dataset} --network {variant}" + "".join(f" --{k.replace('_', '-')} {v}" for k, v in settings.items())
+    settings = {k: v for k, v in settings.items() if k not in ("images_used", "classes_used", "complete")}  # what the data are, nobody types
     reference = experiment.endswith("_reference")
     experiment = experiment.removesuffix("_lr").removesuffix("_tuning").removesuffix("_pretraining").removesuffix("_step").removesuffix("_reference")
-    if not lr and not reference and variant in ("", comparison.usual):
+    if not settings and not reference and variant in ("", comparison.usual):
         return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
     command = f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p {comparison.variant}={variant or comparison.usual}"
-    return command + (f" -p lr={lr}" if lr else "") + (" -p backend=reference" if reference else "")
+    return command + "".join(f" -p {k}={shlex.quote(v)}" for k, v in settings.items()) + (" -p backend=reference" if reference else "")
 
 
 def _caption(entries: list[Entry]) -> str:
@@ -710,7 +792,7 @@ def claims_table(
                 claim.metric,
                 method_style(method)[0] + (f" minus {method_style(claim.baseline)[0]}" if claim.baseline else ""),
                 "not run" if interval is None else _difference(interval) if claim.baseline else _text(interval, len(methods[method])),
-                " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)),
+                " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)) + (", our mean" if claim.judged_by == "mean" else ""),
                 verdict(interval, claim, preset if whole else "part of the data"),
             ])
     caption = (

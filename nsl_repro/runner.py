@@ -6,7 +6,7 @@
 __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'app', 'experiments_dir', 'experiments', 'find_notebook', 'Parameter',
            'read_parameters', 'parse_value', 'resolve', 'parse_assignments', 'collapse_updates', 'ExperimentFailed',
            'KernelDied', 'Run', 'prepare', 'execute', 'run_experiment', 'publish', 'run_command', 'summary',
-           'list_command', 'table_command', 'main']
+           'list_command', 'table_command', 'main', 'export_command']
 
 # %% ../nbs/17_runner.ipynb #5648722a
 import ast, difflib, io, json, logging, os, re, shutil, signal, sys, tempfile, time, tokenize, weakref
@@ -286,6 +286,15 @@ class Run:
     settings: dict[str, Any]  # all parameters: defaults and values
 
 
+def _check_lists(settings: dict[str, Any]) -> None:  # what no experiment can mean; later than here it would cost the runs before it
+    for key in ("methods", "seeds"):
+        items = settings[key] if isinstance(settings.get(key), list) else []
+        if twice := [item for n, item in enumerate(items) if item in items[:n]]:
+            raise ValueError(f"{key} must be different from one another, but {twice[0]!r} is there twice")
+        if key == "seeds" and min(items, default=0) < 0:
+            raise ValueError(f"seeds must be at least 0, but one is {min(items)}")
+
+
 def prepare(
     name: str | Path,  # an experiment's name, or a notebook's path
     values: dict[str, Any] | None = None,  # parameters, as text or as Python values
@@ -303,6 +312,7 @@ def prepare(
         if "output" in parameters:
             values["output"] = str(output)
     settings = {key: p.default for key, p in parameters.items()} | values
+    _check_lists(settings)
     if "dataset" in settings and "data_root" in settings:
         from nsl_repro.data import DATASETS, check_available
         from nsl_repro.photos import PHOTO_SETS, load_photos
@@ -511,3 +521,30 @@ def table_command(
 def main() -> None:
     "The command `nsl-repro`."
     app(prog_name="nsl-repro")
+
+# %% ../nbs/17_runner.ipynb #c80c79e4
+@app.command("export")
+def export_command(
+    run: Annotated[str, typer.Argument(help="A run: the name of its file in the ledger, or as much of it as no other begins with.")],
+    folder: Annotated[str, typer.Argument(help="Folder to make. Default: exports/ in the results folder, under the run's name.")] = "",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, too, and run it with onnxruntime: the outputs must be equal.")] = False,
+    output: Annotated[str, typer.Option("--output", "-o", help="Where the results are. Default: the project's data folder.")] = "",
+):
+    """Put the network of a finished run into a folder: weights, description, model card. `nsl_repro.load(folder)` gives it back.
+
+    \b
+    Examples:
+      nsl-repro export nsl_cifar__digits__quick__dynamic_dns__seed0
+      nsl-repro export nsl_cifar__digits__quick__static_uns__seed0 my_model --onnx
+
+    \b
+    Exit status:
+      0  it worked    2  bad usage, or a run without a network
+    """
+    with _sentences():
+        from nsl_repro.weights import export
+
+        try:
+            typer.echo(export(run, folder or None, output or None, onnx))
+        except (ImportError, RuntimeError) as e:  # a package is missing, or ONNX does not give the same outputs
+            raise ValueError(str(e)) from None
