@@ -331,6 +331,7 @@ SOURCES: dict[str, DataSource] = {
         DataSource(
             "digits", "scikit-learn's 8x8 handwritten digits enlarged to 16x16: 1,297 + 500 images, embedded", 10, 1797, "16x16, grey",
             "E. Alpaydin and C. Kaynak (Optical Recognition of Handwritten Digits, UCI), CC BY 4.0", "https://archive.ics.uci.edu/dataset/80",
+            by_hand="nothing has to be done: it comes inside scikit-learn.",
         ),
         DataSource(
             "cifar10", "CIFAR-10: 50,000 + 10,000 photographs, 10 classes", 10, 60_000, "32x32, colour", _cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
