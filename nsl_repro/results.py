@@ -805,8 +805,8 @@ def find_entry(
         some = ", ".join(found[:4]) + (f" and {len(found) - 4:,} more" if len(found) > 4 else "")
         raise ValueError(f"{text!r} must be the beginning of one entry's name, but {len(found):,} begin so: {some}.")
     near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
-    hint = f", did you mean {near[0]!r}" if near else ""
-    raise ValueError(f"the ledger has no entry {text!r}{hint}? It has {len(files):,} entries, which nsl-repro list --results shows.")
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"the ledger has no entry {text!r}: {hint}nsl-repro list --results shows the names of all {len(files):,}.")
 
 # %% ../nbs/15_results.ipynb #9cacbf50
 def _number(value: float) -> str:

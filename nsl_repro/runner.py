@@ -13,7 +13,7 @@ __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'INTERRUPTED', 'NO_R
 # %% ../nbs/17_runner.ipynb #5648722a
 import ast, difflib, io, json, logging, os, re, shutil, signal, sys, tempfile, time, tokenize, weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -102,15 +102,22 @@ def read_parameters(
     """The parameters of an experiment: the cell tagged `parameters`, parsed and never executed.
 
     Raises `ValueError` if the notebook has no such cell, or if a line of it is neither an import nor `name: type = literal`."""
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f"{notebook} must be a notebook, but is none ({type(e).__name__}: {e})") from None
     if len(tagged) != 1:
         raise ValueError(f"{notebook} must have exactly one cell tagged 'parameters', but has {len(tagged)}")
-    source = "".join(tagged[0]["source"])
+    source = tagged[0]
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError as e:
+        raise ValueError(f"{Path(notebook).name}, parameters cell, line {e.lineno}: {e.msg}") from None
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     parameters = {}
-    for line in ast.parse(source).body:
+    for line in lines:
         if isinstance(line, (ast.Import, ast.ImportFrom)):
             continue
         where = f"{Path(notebook).name}, parameters cell, line {line.lineno}"
@@ -409,13 +416,13 @@ def _sentences() -> Iterator[None]:
     except ModuleNotFoundError as e:
         message, code = f"this needs the package {e.name}, which is not installed: pip install 'nsl_repro[run]'", BAD_USAGE
     except _UsageError as e:
-        where = f"; see {e.ctx.command_path} --help" if e.ctx else ""
+        where = f" (see {e.ctx.command_path} --help)" if e.ctx else ""
         message, code = e.format_message().strip().rstrip(".") + where, BAD_USAGE
     except ValueError as e:
         message, code = str(e), NO_DATA if type(e).__name__ == "DamagedData" else BAD_USAGE
     except KeyboardInterrupt:
         message, code = "interrupted", INTERRUPTED
-    typer.echo(f"nsl-repro: {' '.join(message.split())}", err=True)
+    typer.echo(f"nsl-repro: {' '.join(line.strip() for line in message.splitlines())}", err=True)
     if notebook:
         typer.echo(f"executed notebook: {notebook}", err=True)
     raise typer.Exit(code)
@@ -431,12 +438,12 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 # %% ../nbs/17_runner.ipynb #234e4346
-def _whole_words() -> None:
-    "Join `name=value` again where bash has broken it. `NSL_REPRO_AFTER_EQUALS` then says that only what stands behind `=` is wanted."
+def _whole_words() -> bool:  # whether the word in question was broken, so that only what stands behind `=` is wanted
+    "Where bash has broken `name=value`, join it again."
     if os.environ.get("_NSL_REPRO_COMPLETE") != "complete_bash":
-        return
+        return False
     words, place = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0)
-    whole, here, joined = [], 0, False
+    whole, here, joined = [], len(words), False
     for i, word in enumerate(words):
         part = i > 1 and (word == "=" or (words[i - 1] == "=" and bool(word)))
         if part:
@@ -445,9 +452,8 @@ def _whole_words() -> None:
             whole.append(word)
         if i == place:
             here, joined = len(whole) - 1, part
-    if place >= len(words):
-        here = len(whole) + place - len(words)
-    os.environ |= {"COMP_WORDS": "\n".join(whole), "COMP_CWORD": str(here), "NSL_REPRO_AFTER_EQUALS": "1" if joined else ""}
+    os.environ |= {"COMP_WORDS": "\n".join(whole), "COMP_CWORD": str(here)}
+    return joined
 
 
 def _offers(names: Iterable[str], incomplete: str) -> list[str]:
@@ -478,20 +484,19 @@ def complete_experiment(
 
 
 def complete_parameter(
-    ctx: typer.Context,  # its `name` is the experiment
+    ctx: typer.Context,  # its `name` is the experiment; or the first of its `args`, where an unfinished `-p` has kept the parser from filing it
     incomplete: str,  # what has been typed behind `-p`
 ) -> list[str]:
     "Parameters of the experiment on the line, then their values, for the shell."
-    with suppress(OSError, ValueError, KeyError):
-        parameters = read_parameters(find_notebook(ctx.params["name"]))
+    with suppress(OSError, ValueError, LookupError):
+        parameters = read_parameters(find_notebook(ctx.params.get("name") or ctx.args[0]))
         name, equals, begun = incomplete.partition("=")
         if not equals:
             names = _offers(parameters, name)
             if len(names) != 1:
                 return [f"{n}=" for n in names]
-            return [f"{names[0]}=", *(f"{names[0]}={value}" for value in _values(parameters[names[0]], ""))]
-        before = "" if os.environ.get("NSL_REPRO_AFTER_EQUALS") else f"{name}="
-        return [before + value for value in _values(parameters[name], begun)]
+            return [f"{names[0]}=", *(f"{names[0]}={value}" for value in _values(parameters[names[0]], "") or ["..."])]
+        return [f"{name}={value}" for value in _values(parameters[name], begun)]
     return []
 
 
@@ -520,7 +525,10 @@ class _Commands(TyperGroup):
     "Commands whose mistakes are one sentence on the error stream, and an exit status."
 
     def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> None:
-        _whole_words()
+        if _whole_words():  # the shell wants the second half of what we offer
+            with redirect_stdout(io.StringIO()) as offers, suppress(SystemExit):
+                super().main(*args, **options)
+            return typer.echo("\n".join(line.partition("=")[2] for line in offers.getvalue().splitlines()))
         try:
             with _sentences():  # of the parser
                 status = super().main(*args, standalone_mode=False, **options)
@@ -616,7 +624,7 @@ def list_command(
     results: Annotated[bool, typer.Option("--results", "-r", help="List the ledger's entries, by the names that `nsl-repro compare` takes.")] = False,
     output: _OUTPUT = "",
 ) -> None:
-    """List the experiments, with what each is about, or the results in the ledger.
+    """List the experiments, with what each is about; with --results, the runs in the ledger.
 
     \b
     Examples:
@@ -676,7 +684,7 @@ def compare_command(
     output: _OUTPUT = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
-    """Show two entries of the ledger side by side: their metrics, and whatever else is not the same.
+    """Show two runs side by side. Their metrics, with the difference, and whatever else is not the same.
 
     \b
     Examples:
@@ -690,7 +698,7 @@ def compare_command(
     typer.echo(table.to_markdown() if markdown else table.to_text())
 
 # %% ../nbs/17_runner.ipynb #752b3eb2
-data_app = typer.Typer(rich_markup_mode=None, help="""The data sets: which are here, what they are, fetch them, check them.
+data_app = typer.Typer(rich_markup_mode=None, help="""See, describe, fetch and check the data sets.
 
     \b
     Examples:
@@ -727,7 +735,7 @@ def _data(ctx: typer.Context) -> None:
 
 @data_app.command("list")
 def data_list(root: _ROOT = "") -> None:
-    """List every data set: whether it is here and whole, where, and what it is. Photographs are not decoded.
+    """List every data set. Whether it is here and whole, what it is, and where; photographs are not decoded.
 
     \b
     Examples:
@@ -746,7 +754,7 @@ def data_list(root: _ROOT = "") -> None:
 
 @data_app.command("describe")
 def data_describe(name: _DATASET, root: _ROOT = "") -> None:
-    """Describe a data set: what it is, whose it is, where it is looked for, how to get it, which experiments take it.
+    """Describe a data set. What it is, whose it is, where it is looked for, how to get it, and which experiments take it.
 
     \b
     Examples:
@@ -777,7 +785,7 @@ def data_get(
     root: _ROOT = "",
     force: Annotated[bool, typer.Option("--force", help="Fetch it again, and replace what is there.")] = False,
 ) -> None:
-    """Fetch a data set: download, compare with the published checksum, unpack. What is there and whole is not fetched again.
+    """Fetch a data set. It is downloaded, compared with the published checksum and unpacked; what is there and whole is not fetched again.
 
     A download that broke off goes on where it stopped.
 
@@ -800,7 +808,7 @@ def data_get(
 
 @data_app.command("check")
 def data_check(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set; default: all that are here.", autocompletion=complete_dataset)] = "", root: _ROOT = "") -> None:
-    """Check a data set before a long training: published checksums, lists that fit together, and that every image can be decoded.
+    """Check data sets before a long training. Published checksums, lists that fit together, and that every image can be decoded.
 
     Every file that is wrong is named, and the exit status is 3.
 
