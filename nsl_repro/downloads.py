@@ -140,7 +140,7 @@ def _attempt(url: str, part: Path, size: int | None, timeout: float, description
             done = start
             while True:
                 try:
-                    block = response.read(1 << 18)
+                    block = response.read(1 << 16)
                 except (OSError, http.client.HTTPException) as error:
                     raise _Broken(str(error) or type(error).__name__) from error
                 if not block:
@@ -302,7 +302,7 @@ class DataSource:
     licence: str  # who made it, and on what terms
     page: str  # where its authors publish it; '' where that is gone or never was
     folders: tuple[str, ...] = ()  # where it is looked for in the data root; '' is the root itself; none: it is embedded
-    marks: tuple[str, ...] = ()  # one of these in a folder: the set is there
+    marks: tuple[str, ...] = ()  # one of these, or of `files`, in a folder: the set is there
     by_hand: str = ""  # how to come by it without us; {root} is the data root
     url: str = ""  # of the official archive
     md5: str = ""  # of the archive
@@ -330,12 +330,12 @@ SOURCES: dict[str, DataSource] = {
     for source in (
         DataSource(
             "digits", "scikit-learn's 8x8 handwritten digits enlarged to 16x16: 1,297 + 500 images, embedded", 10, 1797, "16x16, grey",
-            "E. Alpaydin and C. Kaynak (Optical Recognition of Handwritten Digits, UCI), CC BY 4.0", "https://archive.ics.uci.edu/dataset/80",
+            "E. Alpaydin and C. Kaynak (Optical Recognition of Handwritten Digits, UCI Machine Learning Repository), CC BY 4.0", "",
             by_hand="nothing has to be done: it comes inside scikit-learn.",
         ),
         DataSource(
             "cifar10", "CIFAR-10: 50,000 + 10,000 photographs, 10 classes", 10, 60_000, "32x32, colour", _cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
-            ("cifar-10-batches-py",), ("data_batch_1", "test_batch", "batches.meta"),
+            ("cifar-10-batches-py",), (),
             "unpack the original cifar-10-python.tar.gz in {root}, or set NSL_DATA to the folder that holds it," + _digits,
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071,
             {
@@ -347,7 +347,7 @@ SOURCES: dict[str, DataSource] = {
         ),
         DataSource(
             "cifar100", "CIFAR-100, fine labels: 50,000 + 10,000 photographs, 100 classes", 100, 60_000, "32x32, colour", _cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
-            ("cifar-100-python",), ("train", "test", "meta"),
+            ("cifar-100-python",), (),
             "unpack the original cifar-100-python.tar.gz in {root}, or set NSL_DATA to the folder that holds it," + _digits,
             "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437,
             {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc", "meta": "7973b15100ade9c7d40fb424638fde48"},
@@ -399,7 +399,7 @@ def find_data(
     "Where a data set lies. Raises `DataNotFound`, which says where it was looked for and what to do. Nothing is opened."
     source, base = data_source(name), data_root(root)
     for folder in (base / f for f in source.folders):
-        if any((folder / mark).exists() for mark in source.marks):
+        if any((folder / mark).exists() for mark in (*source.marks, *source.files)):
             return folder
     where = base / source.folders[0] if source.folders else base
     raise DataNotFound(f"{name} was not found at {where}: {source.remedy(root)}")
@@ -421,6 +421,14 @@ def check_files(
     return folder
 
 # %% ../nbs/24_downloads.ipynb #0ce2abb0
+def _whole(name: str, root: str | os.PathLike | None) -> bool:
+    try:
+        check_files(name, root)
+    except DataNotFound:
+        return False
+    return True
+
+
 def fetch_data(
     name: str,  # one of `SOURCES`
     root: str | os.PathLike | None = None,  # data root, see `data_root`
@@ -434,14 +442,13 @@ def fetch_data(
         raise DataNotFound(f"{name} cannot be fetched: {source.remedy(root)}")
     if not source.url:
         return find_data(name, root)
+    if not force and _whole(name, root):  # nothing is written then: it may lie on somebody else's disk
+        return find_data(name, root)
     try:
         base.mkdir(parents=True, exist_ok=True)
         with FileLock(base / f".{name}.lock"):
-            if not force:
-                try:
-                    return check_files(name, root)
-                except DataNotFound:
-                    pass
+            if not force and _whole(name, root):  # another process has brought it while we waited
+                return find_data(name, root)
             archive, folder = base / source.archive, base / source.folders[0]
             for left in base.glob(f".{folder.name}-unpacking-*"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)

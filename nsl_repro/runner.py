@@ -394,7 +394,7 @@ def publish(
 
 # %% ../nbs/17_runner.ipynb #f806efde
 FAILED, BAD_USAGE, NO_DATA, DEAD_KERNEL, INTERRUPTED, NO_READER = 1, 2, 3, 4, 130, 141
-_UsageError = typer.BadParameter.__base__  # what the parser of the command line raises
+_UsageError: Any = typer.BadParameter.__base__  # what the parser of the command line raises
 
 
 @contextmanager

@@ -23,7 +23,7 @@ CODE = "import sys; from nsl_repro.downloads import download; download(sys.argv[
 
 @pytest.fixture
 def server():
-    "Serves `server.body` with ranges; `/slow` in small pieces, `/drops` never more than 300 kB at once. `server.asked` holds the `Range` of every request."
+    "Serves `server.body` with ranges; `/slow` takes its time, `/stops` waits in the middle, `/drops` never sends more than 300 kB. `server.asked` holds the `Range` of every request."
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -43,14 +43,15 @@ def server():
             try:
                 for i in range(start, min(end, len(http.body)), 1 << 15):
                     self.wfile.write(http.body[i : min(end, i + (1 << 15))])
-                    if self.path == "/slow" and i >= 1 << 19 and not asked:
-                        http.halfway.set()
-                        time.sleep(0.05)
+                    if self.path == "/stops" and i == 1 << 19 and not asked:
+                        http.go.wait(30)
+                    if self.path == "/slow":
+                        time.sleep(0.01)
             except OSError:
                 pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.body, http.asked, http.halfway = PAYLOAD, [], threading.Event()
+    http.body, http.asked, http.go = PAYLOAD, [], threading.Event()
     http.url = f"http://127.0.0.1:{http.server_port}"
     threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
     yield http
@@ -69,14 +70,17 @@ def visible(folder):
 
 def test_killed_in_the_middle_and_continued(server, tmp_path):
     goal = tmp_path / "file"
-    first = start(f"{server.url}/slow", goal)
-    assert server.halfway.wait(30)
+    first = start(f"{server.url}/stops", goal)
+    part, patience = tmp_path / "file.part", time.monotonic() + 30
+    while (part.stat().st_size if part.exists() else 0) < 1 << 19 and time.monotonic() < patience:
+        time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.communicate()
+    server.go.set()
     assert visible(tmp_path) == ["file.part", "file.part.json"]
-    kept = (tmp_path / "file.part").stat().st_size
+    kept = part.stat().st_size
     assert 0 < kept < len(PAYLOAD)
-    second = start(f"{server.url}/slow", goal)
+    second = start(f"{server.url}/stops", goal)
     assert second.wait(30) == 0, second.stderr.read()
     second.stderr.close()
     assert goal.read_bytes() == PAYLOAD and server.asked == [None, f"bytes={kept}-"]
