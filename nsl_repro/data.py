@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'DatasetInfo', 'check_available', 'ImageSet', 'generator_for', 'stratified_indices', 'hold_out', 'limit',
-           'load_dataset', 'batch_indices', 'crop_and_flip', 'to_device', 'augment', 'channel_statistics', 'to_input']
+           'load_dataset', 'batch_indices', 'crop_and_flip', 'to_device', 'augment', 'channel_statistics', 'to_input',
+           'DataNotFound', 'data_root', 'project_root']
 
 # %% ../nbs/10_data.ipynb #81421db6
 import os
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .downloads import SOURCES, DataNotFound, check_files, data_root, fetch_data, project_root
+
+_all_ = ["DataNotFound", "data_root", "project_root"]  # found here, too
 
 # %% ../nbs/10_data.ipynb #9e60d67a
 @dataclass(frozen=True)

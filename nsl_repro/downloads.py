@@ -10,8 +10,8 @@ __all__ = ['SOURCES', 'project_root', 'data_root', 'progress_bar', 'DownloadFail
 # %% ../nbs/24_downloads.ipynb #ada304d9
 import hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, tempfile, time, urllib.error, urllib.request, zipfile, zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -223,7 +223,7 @@ def _tar_members(file, archive: Path) -> Iterator[_Member]:
     with tarfile.open(fileobj=file, mode="r:*") as tar:
         for m in tar:
             kind = "file" if m.isreg() else "folder" if m.isdir() else kinds.get(m.type, "thing of an unknown kind")
-            yield _Member(m.name, kind, m.size, lambda folder, m=m: tar.extract(m, folder, filter="data"))
+            yield _Member(m.name, kind, m.size, partial(tar.extract, m, filter="data"))
 
 
 def _zip_members(file, archive: Path) -> Iterator[_Member]:
@@ -232,7 +232,7 @@ def _zip_members(file, archive: Path) -> Iterator[_Member]:
             mode = m.external_attr >> 16
             odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
             kind = ("symbolic link" if stat.S_ISLNK(mode) else "device") if odd else "encrypted file" if m.flag_bits & 1 else "folder" if m.is_dir() else "file"
-            yield _Member(m.filename, kind, m.file_size, lambda folder, m=m: zip.extract(m, folder))
+            yield _Member(m.filename, kind, m.file_size, partial(zip.extract, m))
 
 
 def unpack(

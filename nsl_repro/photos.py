@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from .data import generator_for
-from .downloads import SOURCES, DataNotFound, DataSource, data_root, data_state, fetch_data, find_data, progress_bar
+from .downloads import SOURCES, DataNotFound, DataSource, fetch_data, find_data, progress_bar
 
 # %% ../nbs/18_photos.ipynb #e4eeb0e4
 class DamagedData(ValueError):

@@ -443,7 +443,8 @@ def _whole_words() -> bool:  # whether the word in question was broken, so that 
     if os.environ.get("_NSL_REPRO_COMPLETE") != "complete_bash":
         return False
     words, place = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0)
-    whole, here, joined = [], len(words), False
+    whole: list[str] = []
+    here, joined = len(words), False
     for i, word in enumerate(words):
         part = i > 1 and (word == "=" or (words[i - 1] == "=" and bool(word)))
         if part:
@@ -524,19 +525,20 @@ def complete_entry(
 class _Commands(TyperGroup):
     "Commands whose mistakes are one sentence on the error stream, and an exit status."
 
-    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> None:
+    def main(self, args: Any = None, prog_name: str | None = None, **options: Any) -> None:
+        options["standalone_mode"] = False
         if _whole_words():  # the shell wants the second half of what we offer
             with redirect_stdout(io.StringIO()) as offers, suppress(SystemExit):
-                super().main(*args, **options)
+                super().main(args, prog_name, **options)
             return typer.echo("\n".join(line.partition("=")[2] for line in offers.getvalue().splitlines()))
         try:
             with _sentences():  # of the parser
-                status = super().main(*args, standalone_mode=False, **options)
+                status = super().main(args, prog_name, **options)
         except typer.Exit as e:
             status = e.exit_code
         sys.exit(status if isinstance(status, int) else 0)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         with _sentences(), _terminable():  # of a command
             return super().invoke(ctx)
 
@@ -837,6 +839,6 @@ def data_check(name: Annotated[str, typer.Argument(metavar="NAME", help="A data 
 def main() -> None:
     "The command `nsl-repro`."
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     app(prog_name="nsl-repro")
