@@ -358,12 +358,14 @@ def difference_interval(
 
 # %% ../nbs/15_results.ipynb #355fb43f
 def direction(
-    interval: Interval,  # of a difference, more being better
+    interval: Interval,  # of a difference
+    lower_is_better: bool = False,  # of costs; else more is better
 ) -> str:  # 'better', 'worse' or 'inconclusive'
     "What the sign of a difference can be said to be."
+    more, less = ("worse", "better") if lower_is_better else ("better", "worse")
     if interval[0] - interval[1] > 0:
-        return "better"
-    return "worse" if interval[0] + interval[1] < 0 else "inconclusive"
+        return more
+    return less if interval[0] + interval[1] < 0 else "inconclusive"
 
 
 def verdict(
@@ -418,6 +420,7 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "dynamic_uns": ("dynamic UNS", "#D55E00", "-"),
     "dynamic_dns_sphere": ("dynamic DNS, sphere predictor", "#CC79A7", "-"),
     "dynamic_dns_norm": ("dynamic DNS, batch norm in the predictor", "#CC79A7", "--"),
+    "dns_no_bn": ("dynamic DNS, no batch norm in the predictor", "#117733", "-."),
     "dynamic_dns_shared": ("dynamic DNS, shared predictor", "#E69F00", "--"),
     "dynamic_uns_shared": ("dynamic UNS, shared predictor", "#D55E00", "--"),
     "conv": ("plain convolution", "#222222", "-"),
@@ -504,6 +507,7 @@ class Comparison:
     variant: str = "recipe"  # the parameter that makes runs incomparable
     usual: str = "clean"  # its default
     unit: str = "percent"  # of the metrics
+    lower_is_better: bool = False  # the metrics are costs
 
 
 RECALLS = tuple(f"recall_at_{k}" for k in (1, 2, 4, 8, 16, 32))
@@ -513,8 +517,8 @@ COMPARISONS = {
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
     "nsl_stability": Comparison(("stable", "learns")),
     "nsl_cifar_reference": Comparison(matched=MATCHED),
-    "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution"),
-    "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network"),
+    "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution", lower_is_better=True),
+    "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network", lower_is_better=True),
     "nsl_global": Comparison(baseline="spherenet9_baseline", matched=WITHOUT_ATTENTION, rival="the same without attention", usual="spherenet"),
     "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
     "nsl_kernel_shape_tuning": Comparison(("val_accuracy",), variant="speed", usual=""),
@@ -615,9 +619,11 @@ def _text(interval: Interval, n: int) -> str:
     return f"{interval.mean:.2f}{half} (n = {n})"
 
 
-def _difference(interval: Interval) -> str:
-    half = "" if math.isnan(interval.half_width) else f" ± {interval.half_width:.2f}"
-    return f"{interval.mean:+.2f}{half}, {direction(interval)}"
+def _difference(interval: Interval, lower_is_better: bool = False) -> str:
+    said = direction(interval, lower_is_better)
+    form = ".0e" if said != "inconclusive" and abs(interval.mean) < 0.005 else ".2f"  # a certain difference is not written as 0.00
+    half = "" if math.isnan(interval.half_width) else f" ± {interval.half_width:{form}}"
+    return f"{interval.mean:+{form}}{half}, {said}"
 
 
 def _paper_cells(experiment: str, dataset: str, metric: str) -> dict[str, str]:  # method -> the paper's figure with its tag
@@ -647,7 +653,7 @@ def comparison_table(
     values = {method: _metric(runs, metric) for method, runs in methods.items()}
 
     def against(rival):
-        return lambda method: _difference(difference_interval(values[method], values[rival(method)])) if rival(method) in values and rival(method) != method else ""
+        return lambda method: _difference(difference_interval(values[method], values[rival(method)]), usual.lower_is_better) if rival(method) in values and rival(method) != method else ""
 
     cost = lambda metric, form: lambda method: _cost(methods[method], metric, form)
     name = method_style(baseline)[0]
@@ -658,7 +664,7 @@ def comparison_table(
         f"minus {name}": against(lambda method: baseline),
         f"minus {usual.rival.format(baseline=name)}": against(matched.get) if matched else None,
         "parameters": cost("parameters", "{:,.0f}".format),
-        "MACs": cost("macs", lambda v: f"{v / 1e6:,.1f} M") if any("macs" in e.metrics for e in entries) else None,
+        "MACs": cost("macs", lambda v: f"{v / 1e6:,.1f} M") if usual.unit == "percent" and any("macs" in e.metrics for e in entries) else None,
         "ms a step": cost("step_ms", "{:.1f}".format),
     }
     columns = {heading: cell for heading, cell in columns.items() if cell}

@@ -1,0 +1,70 @@
+"""The README: its tables are the ledger's, its picture shows the ledger's numbers, its examples run, its commands exist."""
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from nsl_repro.pages import drawn_from, fill, learned_digest, readme_parts
+from nsl_repro.results import load_ledger
+from nsl_repro.runner import find_notebook, parse_assignments, read_parameters, resolve
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
+LINES = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line.strip()]
+
+
+def test_tables_and_picture_are_the_ledgers():
+    ledger = load_ledger(ROOT / "data")
+    assert TEXT == fill(TEXT, readme_parts(ledger)), "run `make readme`"
+    assert drawn_from(ROOT / "docs" / "learned.png") == learned_digest(ledger), "run `make readme`"
+
+
+def test_there_are_no_other_blocks():
+    assert {language for language, _ in BLOCKS} == {"sh", "python"}
+
+
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=["layer", "model", "metric"])
+def test_examples_run(code, tmp_path, monkeypatch):
+    import torch
+    from PIL import Image
+
+    for c in range(8):  # the folder of photographs that the last example speaks of
+        (tmp_path / "photos" / f"class {c}").mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (90, 80), (30 * c, 50 * i, 100)).save(tmp_path / "photos" / f"class {c}" / f"{i}.jpg")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(code.replace("length_before_new_iter=320", "length_before_new_iter=64"), "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_exist(line, nsl_repro):
+    "Whether a command would start; what the long ones do is tested elsewhere."
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        made = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        runs = [shlex.split(step) for step in made.stdout.splitlines() if "nsl-repro run" in step]
+        for run in runs:
+            checked(run[1:])
+    elif words[0] == "nsl-repro" and words[1] == "run":
+        checked(words[1:])
+    elif words[0] == "nsl-repro":
+        done = nsl_repro(*words[1:])
+        assert done.returncode == 0, done.stderr
+    else:
+        assert words[:2] == ["pip", "install"]  # test_packaging.py does that
+
+
+def checked(words: list[str]) -> None:
+    "`run NAME -p NAME=VALUE ...` names an experiment, and values that it takes."
+    assert words[0] == "run"
+    parameters = read_parameters(find_notebook(words[1]))
+    assert resolve(parameters, parse_assignments([value for flag, value in zip(words, words[1:]) if flag == "-p"]))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
