@@ -808,11 +808,11 @@ def find_entry(
     if len(found) == 1:
         return read_entry(files[found[0]])
     if found:
-        some = ", ".join(found[:4]) + (f" and {len(found) - 4:,} more" if len(found) > 4 else "")
-        raise ValueError(f"{text!r} must be the beginning of one entry's name, but {len(found):,} begin so: {some}.")
-    near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"the ledger has no entry {text!r}: {hint}nsl-repro list --results shows the names of all {len(files):,}.")
+        which = f"these {len(found):,} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}"
+    else:
+        near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
+        which = f"none of the {len(files):,} begins with it{f', did you mean {near[0]}?' if near else ''} (nsl-repro list --results shows them)"
+    raise ValueError(f"""{text or "''"} must be the name of one entry of the ledger, or its beginning, but {which}.""")
 
 # %% ../nbs/15_results.ipynb #9cacbf50
 def _number(value: float) -> str:
