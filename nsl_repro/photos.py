@@ -346,16 +346,12 @@ def _damages(photos: PhotoSet, crop: bool, bar: bool = False) -> list[str]:  # o
             return str(error)
         return ""
 
-    found = []
+    found: list[str] = []
     with ThreadPoolExecutor() as pool, progress_bar(len(photos), photos.name) if bar else nullcontext() as shown:
-        try:
-            for text in pool.map(damage, range(len(photos))):
-                found.append(text)
-                if shown is not None:
-                    shown.update()
-        except BaseException:  # somebody lost patience: do not decode the rest first
-            pool.shutdown(cancel_futures=True)
-            raise
+        for start in range(0, len(photos), 500):  # in portions: whoever loses patience does not wait for all the others
+            found += pool.map(damage, range(start, min(start + 500, len(photos))))
+            if shown is not None:
+                shown.update(len(found) - start)
     return found
 
 

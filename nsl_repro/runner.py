@@ -577,7 +577,7 @@ _OUTPUT = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="
 
 @app.command("run")
 def run_command(
-    name: Annotated[str, typer.Argument(help="An experiment (see `nsl-repro list`), or the path of a notebook.", autocompletion=complete_experiment)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment (see `nsl-repro list`), or the path of a notebook.", autocompletion=complete_experiment)],
     parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; may be repeated.", autocompletion=complete_parameter)] = [],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go. Default: the project's data folder.")] = "",
     show: Annotated[bool, typer.Option("--publish", help="Put the outputs into the experiment's own notebook, to be committed.")] = False,
@@ -621,7 +621,7 @@ def _list_results(name: str, verbose: bool, output: str) -> None:
 
 @app.command("list")
 def list_command(
-    name: Annotated[str, typer.Argument(help="Only this experiment; with --results, the beginning of names. Default: all.", autocompletion=complete_experiment)] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Only this experiment; with --results, the beginning of names. Default: all.", autocompletion=complete_experiment)] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show parameters and defaults, too; with --results, the metrics.")] = False,
     results: Annotated[bool, typer.Option("--results", "-r", help="List the ledger's entries, by the names that `nsl-repro compare` takes.")] = False,
     output: _OUTPUT = "",
@@ -646,7 +646,7 @@ def list_command(
 # %% ../nbs/17_runner.ipynb #fa9b701a
 @app.command("table")
 def table_command(
-    name: Annotated[str, typer.Argument(help="An experiment; default: all of them.", autocompletion=complete_experiment)] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment; default: all of them.", autocompletion=complete_experiment)] = "",
     dataset: Annotated[str, typer.Option(help="Only this data set.", autocompletion=complete_dataset)] = "",
     preset: Annotated[str, typer.Option(help="Only this preset.", autocompletion=lambda incomplete: _offers(["smoke", "quick", "small", "paper"], incomplete))] = "",
     parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Only runs with this parameter.", autocompletion=complete_parameter)] = [],
@@ -833,7 +833,7 @@ def data_check(name: Annotated[str, typer.Argument(metavar="NAME", help="A data 
             typer.echo(f"  {fault}")
         bad += [f"{each} is {state}"] if faults else []
     if bad:
-        raise DataNotFound(f"{', '.join(bad)}: the files are named above")
+        raise DataNotFound(f"{', '.join(bad)} (see above)")
 
 # %% ../nbs/17_runner.ipynb #01341952
 def main() -> None:

@@ -66,7 +66,7 @@ MISTAKES = [
     # what was typed (paths in braces are in the folder above), exit status, a part of the sentence
     ("rum nsl_cifar", 2, "No such command 'rum'"),
     ("--nonsense", 2, "No such option: --nonsense"),
-    ("run", 2, "Missing argument 'name' (see nsl-repro run --help)"),
+    ("run", 2, "Missing argument 'NAME' (see nsl-repro run --help)"),
     ("run nsl_cifr", 2, "there is no experiment 'nsl_cifr', did you mean 'nsl_cifar'?"),
     ("run ''", 2, "there is no experiment ''"),
     ("run {}/absent.ipynb", 2, "there is no file {}/absent.ipynb"),
@@ -120,7 +120,7 @@ MISTAKES = [
     ("data get cifar10 --root /proc/nowhere", 3, "cifar10 could not be brought to /proc/nowhere"),
     ("data check mnist", 2, "dataset must be one of digits"),
     ("data check cub --root {}/nowhere", 3, "cub was not found at {}/nowhere/CUB_200_2011"),
-    ("data check cifar10 --root {}/data", 3, "cifar10 is damaged: the files are named above"),
+    ("data check cifar10 --root {}/data", 3, "cifar10 is damaged (see above)"),
     ("data check cifar100 --root {}/data", 3, "cifar100 is incomplete"),
     ("data check cub --root {}/data", 3, "cub is damaged"),
 ]
