@@ -525,7 +525,7 @@ def complete_entry(
 class _Commands(TyperGroup):
     "Commands whose mistakes are one sentence on the error stream, and an exit status."
 
-    def main(self, args: Any = None, prog_name: str | None = None, **options: Any) -> None:
+    def main(self, args: Any = None, prog_name: str | None = None, **options: Any) -> None:  # type: ignore[override]
         options["standalone_mode"] = False
         if _whole_words():  # the shell wants the second half of what we offer
             with redirect_stdout(io.StringIO()) as offers, suppress(SystemExit):
