@@ -8,9 +8,10 @@ __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', '
            'load_ledger', 'find_entry', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults',
            'paper_results', 'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table',
            'Comparison', 'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
-           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy']
+           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names', 'compare_entries']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
+import difflib
 import hashlib
 import json
 import math
@@ -31,10 +32,9 @@ from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
-from scipy.special import stdtrit
 
 import nsl_repro
-from .data import project_root
+from .downloads import project_root
 
 # %% ../nbs/15_results.ipynb #49fc6757
 def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not results
@@ -169,7 +169,7 @@ def _read_json(path) -> Any:  # a Path, or a file inside the installed package
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -195,15 +195,17 @@ def _entry_files(folder) -> list:  # in the order of their names; hidden files a
     return sorted((f for f in folder.iterdir() if f.name.endswith(".json") and not f.name.startswith(".")), key=lambda f: f.name)
 
 
+def _ledger_files(root: str | os.PathLike | None) -> list:
+    files = _entry_files((Path(root) if root else project_root() / "data") / "results")
+    return files if files or root else _entry_files(_packaged("results"))
+
+
 def load_ledger(
     root: str | os.PathLike | None = None,  # as in `write_entry`; default: the project's data/, else the packaged ledger
     **filters: Any,  # a key of `Entry` or of its parameters: the value wanted, or a list of them; None: all
 ) -> list[Entry]:  # in the order of the files' names
     "All entries that match. Raises `ValueError` that names the file if one of them is damaged."
-    files = _entry_files((Path(root) if root else project_root() / "data") / "results")
-    if not files and not root:
-        files = _entry_files(_packaged("results"))
-    entries = [read_entry(file) for file in files]
+    entries = [read_entry(file) for file in _ledger_files(root)]
     for key, wanted in filters.items():
         if wanted is None:
             continue
@@ -356,6 +358,8 @@ def _mean_and_variance(values: list[float]) -> tuple[float, float]:  # of the me
 def _half_width(variance: float, freedom: float, level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, but was {level}.")
+    from scipy.special import stdtrit  # here: the command line asks for names only, and is in a hurry
+
     return float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance) if variance > 0 else variance
 
 
@@ -862,3 +866,69 @@ def plot_accuracy(
     ax.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
     ax.set(xlabel=f"{metric.replace('_', ' ')}, percent", title=f"{experiment} on {dataset}, preset {preset}")
     return ax
+
+# %% ../nbs/15_results.ipynb #6b638b29
+def entry_names(
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> list[str]:  # in alphabetical order
+    "The names of all entries: those of the ledger's files, without `.json`. Nothing is opened."
+    return [file.name.removesuffix(".json") for file in _ledger_files(root)]
+
+
+def find_entry(
+    name: str | os.PathLike,  # an entry's name or the beginning of one, or the path of a file that ends in `.json`
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> Entry:
+    "One entry by its name. Raises `ValueError` if there is none (with the closest name), more than one, or if it is damaged."
+    text = str(name)
+    if text.endswith(".json") and Path(text).is_file():
+        return read_entry(Path(text))
+    text = Path(text).name.removesuffix(".json") if text.endswith(".json") else text
+    files = {file.name.removesuffix(".json"): file for file in _ledger_files(root)}
+    found = [text] if text in files else [n for n in files if text and n.startswith(text)]
+    if len(found) == 1:
+        return read_entry(files[found[0]])
+    if found:
+        which = f"these {len(found):,} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}"
+    else:
+        near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
+        which = f"none of the {len(files):,} begins with it{f', did you mean {near[0]}?' if near else ''} (nsl-repro list --results shows them)"
+    raise ValueError(f"""{text or "''"} must be the name of one entry of the ledger, or its beginning, but {which}.""")
+
+# %% ../nbs/15_results.ipynb #9cacbf50
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.5g}"
+
+
+def _cell(value: Any) -> str:  # at most 60 letters
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def compare_entries(
+    a: Entry,
+    b: Entry,
+) -> Table:  # a row a metric, then a row for everything else that differs
+    "Two runs side by side: metrics with their difference (B minus A), and the parameters, versions, device and commit that are not the same."
+    rows = []
+    for metric in [*a.metrics, *(m for m in b.metrics if m not in a.metrics)]:
+        both = [e.metrics.get(metric) for e in (a, b)]
+        change = "" if None in both else f"{both[1] - both[0]:+,.4g}"
+        rows.append([metric, *("" if v is None else _number(v) for v in both), change])
+    rows.append(["wall_time_s", _number(a.wall_time_s), _number(b.wall_time_s), f"{b.wall_time_s - a.wall_time_s:+,.4g}"])
+    plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty")
+    sides = [
+        {
+            **{key: getattr(e, key) for key in plain[:5]}, **{f"parameter {k}": v for k, v in e.parameters.items()},
+            **{key: getattr(e, key) for key in plain[5:]}, **{f"version of {k}": v for k, v in e.versions.items()},
+        }
+        for e in (a, b)
+    ]
+    same = 0
+    for key in [*sides[0], *(k for k in sides[1] if k not in sides[0])]:
+        if all(key in side for side in sides) and sides[0][key] == sides[1][key] and type(sides[0][key]) is type(sides[1][key]):
+            same += 1
+        else:
+            rows.append([key, *(_cell(side[key]) if key in side else "" for side in sides), ""])
+    caption = f"A is {entry_name(a)}, B is {entry_name(b)}. {same} parameters, versions and other settings are the same in both and not shown."
+    return Table(["", "A", "B", "B minus A"], rows, caption)

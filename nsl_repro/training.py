@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'learning_rate', 'classification_loss', 'parameter_groups', 'regulariser', 'make_optimizer',
-           'make_accelerator', 'tracked', 'progress_bar', 'save_checkpoint', 'load_checkpoint', 'evaluate',
-           'TrainResult', 'train']
+           'make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'evaluate', 'TrainResult', 'train']
 
 # %% ../nbs/12_training.ipynb #ecea5b87
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +21,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .attention import GlobalNeuralSimilarity, orthogonality_penalty
 from .data import ImageSet, augment, batch_indices, channel_statistics, to_input
@@ -156,28 +153,7 @@ def tracked(
         accelerator.trackers.clear()
 
 # %% ../nbs/12_training.ipynb #21d40523
-class _Lines:
-    "A text stream on which every redrawing of a bar becomes a line of its own."
-    def __init__(self, stream): self.stream = stream
-    def write(self, text): self.stream.write(text.replace('\r', '').strip('\n') + '\n' if text.strip() else '')
-    def flush(self): self.stream.flush()
-
-
-def progress_bar(
-    total: int,  # steps
-    description: str = '',
-    initial: int = 0,  # steps already done by an earlier, interrupted run
-) -> tqdm:
-    "A progress bar that is readable in a terminal, in JupyterLab and in a log."
-    mode = os.environ.get('NSL_PROGRESS', '')
-    options = dict(total=total, initial=initial, desc=description, dynamic_ncols=False,
-                   bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]')
-    if not mode and {'JPY_SESSION_NAME', 'COLAB_RELEASE_TAG', 'VSCODE_CWD'} & set(os.environ):
-        from tqdm.notebook import tqdm as widget
-        return widget(total=total, initial=initial, desc=description)
-    if mode == 'off': return tqdm(**options, disable=True)
-    if mode == 'live' or (not mode and sys.stderr.isatty()): return tqdm(**options, mininterval=0.5, file=sys.stderr)
-    return tqdm(**options, mininterval=10, maxinterval=60, file=_Lines(sys.stderr))
+from .downloads import progress_bar
 
 # %% ../nbs/12_training.ipynb #7f9d4ac7
 def save_checkpoint(
