@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class DataNotFound(FileNotFoundError):
     "A data set is not where it was looked for, or is not the published one. The message is one sentence for the user."
 
 
-def _cifar(name: str):  # torchvision's class: it knows the folder's name, the files and their md5
+def _cifar(name: str) -> Any:  # torchvision's class: it knows the folder's name, the files and their md5
     from torchvision.datasets import CIFAR10, CIFAR100
 
     return {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -214,10 +215,11 @@ def load_dataset(
             f"{name} could not be downloaded to {data_root(root)} ({error}): put the original {_cifar(name).filename} there,"
             " or use dataset 'digits', which is embedded and needs no files."
         ) from error
-    return tuple(
+    train, test = (
         ImageSet(torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(half.targets), tuple(half.classes))
         for half in halves
     )
+    return train, test
 
 # %% ../nbs/10_data.ipynb #fa9e3be0
 @lru_cache(maxsize=4)

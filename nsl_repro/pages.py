@@ -78,12 +78,11 @@ def findings(
     for h in headlines:
         for preset in SCALES:
             usual = [e for key, group in groups.items() if key[:3] == (h.experiment, h.dataset, preset) and key[3] in ("", COMPARISONS[h.experiment].usual) for e in group]
-            values = [{e.seed: e.metrics[h.metric] for e in usual if e.method == method and h.metric in e.metrics} for method in (h.method, h.rival)]
-            if all(values):
-                difference = difference_interval(*values)
+            ours, theirs = ({e.seed: e.metrics[h.metric] for e in usual if e.method == method and h.metric in e.metrics} for method in (h.method, h.rival))
+            if ours and theirs:
+                difference = difference_interval(ours, theirs)
                 claim = next((c for c in paper_results(h.experiment, h.dataset).claims if h.method in c.methods and (c.baseline, c.metric) == (h.rival, h.metric)), None)
-                counts = (len(values[0]), len(values[1]))
-                found.append(Finding(h, preset, counts, mean_interval(values[0].values()), difference, verdict(difference, claim, preset) if claim else ""))
+                found.append(Finding(h, preset, (len(ours), len(theirs)), mean_interval(ours.values()), difference, verdict(difference, claim, preset) if claim else ""))
                 break
     return found
 

@@ -10,7 +10,7 @@ __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'app', 'experiments_
 
 # %% ../nbs/17_runner.ipynb #5648722a
 import ast, difflib, io, json, logging, os, re, shutil, signal, sys, tempfile, time, tokenize, weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ def find_notebook(
     return known[str(name)]
 
 
-def _closest(word: str, words) -> str:
+def _closest(word: str, words: Iterable[str]) -> str:
     "A hint at the word that was probably meant, or nothing."
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
@@ -89,7 +89,7 @@ def _as_type(annotation: ast.expr) -> Any:
             values = ast.literal_eval(values)
             return Literal[values if isinstance(values, tuple) else (values,)]
         case ast.Subscript(value=ast.Name(id="list"), slice=item) if not ast.unparse(item).startswith("list"):
-            return list[_as_type(item)]
+            return list[_as_type(item)]  # type: ignore[misc]
     raise ValueError(f"the type {ast.unparse(annotation)} is not one of str, int, float, bool, Literal[...] and lists of them")
 
 # %% ../nbs/17_runner.ipynb #4b170bec
@@ -112,7 +112,7 @@ def read_parameters(
             continue
         where = f"{Path(notebook).name}, parameters cell, line {line.lineno}"
         try:
-            assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value
             default = ast.literal_eval(line.value)
         except (AssertionError, ValueError, TypeError, SyntaxError):
             raise ValueError(f"{where}: must be `name: type = literal  # help`, was `{ast.unparse(line)}`") from None
@@ -121,7 +121,7 @@ def read_parameters(
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
         name = line.target.id
-        parameter = Parameter(name, ast.unparse(line.annotation), kind, default, comments.get(line.end_lineno, ""))
+        parameter = Parameter(name, ast.unparse(line.annotation), kind, default, comments.get(line.end_lineno or line.lineno, ""))
         parameters[name] = parameter
         try:
             parse_value(default, parameter)
@@ -427,7 +427,7 @@ def run_command(
     parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")] = [],
     output: Annotated[str, typer.Option("--output", "-o", help="Where results go. Default: the project's data folder.")] = "",
     show: Annotated[bool, typer.Option("--publish", help="Put the outputs into the experiment's own notebook, to be committed.")] = False,
-):
+) -> None:
     """Execute an experiment. Every parameter is checked before it starts; lists are written with commas.
 
     \b
@@ -461,7 +461,7 @@ def summary(
 
 
 @app.command("list")
-def list_command(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show parameters and defaults, too.")] = False):
+def list_command(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show parameters and defaults, too.")] = False) -> None:
     "List the experiments, with what each is about."
     with _sentences():
         known = experiments()
@@ -480,7 +480,7 @@ def table_command(
     parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Only runs with this parameter.")] = [],
     output: Annotated[str, typer.Option("--output", "-o", help="Where the results are. Default: the project's data folder.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-):
+) -> None:
     """Print the comparison tables of the results in the ledger.
 
     \b
