@@ -597,7 +597,7 @@ def command(
         entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, workers, data_root, output, resume)
     except (ValueError, DataNotFound) as error:
         if first: typer.echo(f'nsl_repro.imagenet: {error}', err=True)
-        raise typer.Exit(3 if isinstance(error, DataNotFound) else 2)
+        raise typer.Exit(3 if isinstance(error, DataNotFound) else 2) from None
     if entries: typer.echo(comparison_table(entries).to_text())
     if torch.distributed.is_initialized():  # several processes leave together: one that still talks to another that is gone may abort
         torch.distributed.barrier()

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -400,7 +400,7 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix='nsl_repro-'))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     "The compiled kernels for float32 or float64. Raises `RuntimeError`, one sentence, where they cannot be had."
     if not hasattr(ctypes.CDLL(None) if os.name == 'posix' else None, 'GOMP_parallel'):
@@ -427,7 +427,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
         raise RuntimeError(f'the C kernels could not be compiled or loaded: {e}') from None
 
 # %% ../nbs/06_kernels.ipynb #85440768
-@lru_cache(maxsize=None)
+@cache
 def _reason(backend: str) -> str:
     if backend == 'reference': return ''
     if backend == 'c':

@@ -5,8 +5,9 @@
 # %% ../nbs/05_pddm.ipynb #828ffc15
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import isqrt
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn

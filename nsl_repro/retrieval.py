@@ -67,9 +67,9 @@ def _pair_scores(score: Any, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: 
     elif callable(score): pair = score
     else: raise ValueError(f"score must be 'euclidean', 'cosine' or a function of pairs (a, b), got {score!r}.")
     parts = []
-    for i, j in zip(i.split(chunk), j.split(chunk)):
-        parts.append(pair(a[i], b[j]))
-        if parts[-1].shape != i.shape: raise ValueError(f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(i)} pairs.")
+    for some, others in zip(i.split(chunk), j.split(chunk)):
+        parts.append(pair(a[some], b[others]))
+        if parts[-1].shape != some.shape: raise ValueError(f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(some)} pairs.")
     return torch.cat(parts).float()
 
 def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: Any, rerank: int | None, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:

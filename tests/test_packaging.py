@@ -44,6 +44,7 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
         ("data", "_data", "paper_results.json"),
         ("data/results", "_data/results", "*.json"),
         ("nsl_repro", "", "*.py"),
+        ("nsl_repro", "", "py.typed"),
     ]:
         for path in (ROOT / folder).glob(pattern):
             assert f"nsl_repro/{package}/{path.name}".replace("//", "/") in names
