@@ -40,7 +40,7 @@ test: $(READY)
 	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py
 
 lint: $(READY)
-	$(BIN)/ruff check nbs tests setup.py
+	$(BIN)/ruff check
 	$(BIN)/mypy
 
 notebooks: $(READY)
