@@ -12,7 +12,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test lint notebooks lab clean
+.PHONY: help reproduce bench test lint notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
@@ -20,6 +20,8 @@ help:
 	@echo "make test       check everything that is claimed"
 	@echo "make lint       check notebooks and tests with ruff, and the library's types with mypy"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
+	@echo "make readme     fill in the README's tables from the ledger"
+	@echo "make package    build the package and check it"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make clean      remove what make made (never data/)"
 
@@ -46,6 +48,15 @@ lint: $(READY)
 notebooks: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
+
+readme: $(READY)
+	$(BIN)/python -c 'from nsl_repro.pages import update_readme; print("changed" if update_readme() else "nothing to change")'
+
+package: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_packaging.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs

@@ -38,6 +38,7 @@ HEADLINES = (
     *(Headline("nsl_cifar", "cifar10", method, "cnn", "test_accuracy") for method in ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")),
     Headline("nsl_cifar", "cifar10", "dynamic_uns", "cnn_wide_uns", "test_accuracy"),
     Headline("nsl_kernel_shape", "cifar10", "shape_static_dns", "random_static_dns", "test_accuracy"),
+    Headline("nsl_global", "cifar10", "spherenet9_cosine", "spherenet9_baseline", "test_accuracy"),
     Headline("nsl_global", "cifar10", "spherenet9_cosine_attention", "spherenet9_cosine", "test_accuracy"),
     Headline("nsl_implicit_regularisation", "synthetic", "uns_small", "plain", "patterns_recovered"),
     Headline("nsl_imagenet", "mini_imagenet", "static_uns", "cnn", "test_accuracy"),
@@ -47,8 +48,7 @@ HEADLINES = (
     Headline("nsl_fewshot", "mini_imagenet", "protonet_dynamic_dns", "protonet", "accuracy_5_way_5_shot"),
     Headline("nsl_adapt", "cub", "static_dns", "linear_probe", "test_accuracy"),
     Headline("nsl_adapt", "cub", "static_dns", "full", "test_accuracy"),
-    Headline("pddm_retrieval", "cub", "pddm_quadruplet", "triplet", "recall_at_1"),
-    Headline("pddm_retrieval", "cars", "pddm_quadruplet", "triplet", "recall_at_1"),
+    *(Headline("pddm_retrieval", dataset, "pddm_quadruplet", rival, "recall_at_1") for dataset in ("cub", "cars") for rival in ("triplet", "pddm_mined_by_distance", "embedding_head")),
     Headline("pddm_transfer", "mini_imagenet", "pddm_quadruplet", "softmax", "hit_at_1_from_5"),
 )
 
