@@ -12,12 +12,13 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test notebooks readme package lab clean
+.PHONY: help reproduce bench test lint notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make test       check everything that is claimed"
+	@echo "make lint       check notebooks and tests with ruff, and the library's types with mypy"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
 	@echo "make readme     fill in the README's tables from the ledger"
 	@echo "make package    build the package and check it"
@@ -40,6 +41,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
 	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py
 
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
 notebooks: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
@@ -57,7 +62,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab nbs
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # pip's build of the project uses the pinned setuptools that has just been installed, so that constraints.txt decides everything
 $(READY): constraints.txt settings.ini setup.py pyproject.toml

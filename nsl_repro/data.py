@@ -171,10 +171,11 @@ def load_dataset(
         halves = [{"cifar10": CIFAR10, "cifar100": CIFAR100}[name](data_root(root), train=train) for train in (True, False)]
     except (OSError, RuntimeError) as error:  # it vanished or changed since it was checked
         raise DataNotFound(f"{name} could not be read from {data_root(root)} ({error}).") from error
-    return tuple(
+    train, test = (
         ImageSet(torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(half.targets), tuple(half.classes))
         for half in halves
     )
+    return train, test
 
 # %% ../nbs/10_data.ipynb #fa9e3be0
 @lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,12 +94,14 @@ class PhotoSet:
         crop: bool = False,  # cut out the bounding box
     ) -> Image.Image:  # RGB
         "One image. Raises `DataNotFound` or `DamagedData`, which name the file, and `ValueError` for a crop without boxes."
-        if crop and self.boxes is None:
+        if not crop:
+            return read_image(self.paths[i])
+        if self.boxes is None:
             raise ValueError(f"crop must be False for {self.name}, which has no bounding boxes.")
-        return read_image(self.paths[i], self.boxes[i].tolist() if crop else None)
+        return read_image(self.paths[i], self.boxes[i].tolist())
 
 # %% ../nbs/18_photos.ipynb #66f4729d
-def _faults(on_error: str, where: str) -> tuple[Callable[[str, type[Exception]], None], list[str]]:  # what to call with a fault; what was called with
+def _faults(on_error: str, where: str) -> tuple[Callable[..., None], list[str]]:  # what to call with a fault (and its class); what was called with
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', but was {on_error!r}.")
     skipped: list[str] = []
@@ -112,7 +115,7 @@ def _faults(on_error: str, where: str) -> tuple[Callable[[str, type[Exception]],
     return fault, skipped
 
 
-def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: dict, boxes: np.ndarray | None, fault, skipped: list[str]) -> PhotoSet:
+def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: dict, boxes: np.ndarray | None, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
     "Check the rows, number the classes that are there in the order of `classes` (key -> name), and put it all together."
     keep = np.ones(len(paths), bool)
 
@@ -152,8 +155,10 @@ def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # torchvision's
 
 
-def _folder_rows(folder: Path, fault) -> tuple[list[Path], list[str]]:  # image files and the name of each one's class, both sorted
-    paths, keys, strange, empty = [], [], [], []
+def _folder_rows(folder: Path, fault: Callable[..., None]) -> tuple[list[Path], list[str]]:  # image files and the name of each one's class, both sorted
+    paths: list[Path] = []
+    strange: list[Path] = []
+    keys, empty = [], []
     for entry in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         before = len(paths)
         for where, _, files in sorted(os.walk(entry, followlinks=True)):
@@ -184,14 +189,14 @@ def photos_from_folder(
     return _photo_set(name or folder.resolve().name, folder, paths, keys, {k: k for k in dict.fromkeys(keys)}, None, fault, skipped)
 
 # %% ../nbs/18_photos.ipynb #8618ba1b
-def _table(file: Path, values: int | None = None) -> dict[int, str | list[float]]:  # id -> rest of the line, or that many numbers
-    table: dict = {}
+def _table(file: Path, values: int | None = None) -> dict[int, Any]:  # id -> rest of the line, or that many numbers
+    table: dict[int, Any] = {}
     for n, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
-        key, _, rest = line.strip().partition(" ")
+        start, _, rest = line.strip().partition(" ")
         try:
-            key = int(key)
+            key = int(start)
             value = rest.strip() if values is None else [float(v) for v in rest.split()]
             if not rest or (values is not None and len(value) != values):
                 raise ValueError
@@ -210,7 +215,7 @@ def _need(folder: Path, files: Sequence[str], remedy: str) -> None:  # every one
         raise DataNotFound(f"{folder} is not complete, {', '.join(missing)} missing: {remedy}")
 
 
-def _load_cub(name: str, folder: Path, remedy: str, fault, skipped: list[str]) -> PhotoSet:
+def _load_cub(name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
     names = ("images.txt", "image_class_labels.txt", "bounding_boxes.txt")
     _need(folder, (*names, "classes.txt", "images"), remedy)
     files, labels, boxes = tables = [_table(folder / file, values) for file, values in zip(names, (None, 1, 4))]
@@ -249,7 +254,7 @@ def _car_rows(file: Path, images: Path, path_field: str) -> tuple[list[Path], li
     return [images / str(path) for path in cars[path_field]], [int(c) for c in cars["class"]], boxes
 
 
-def _load_cars(name: str, folder: Path, remedy: str, fault, skipped: list[str]) -> PhotoSet:
+def _load_cars(name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
     complete, devkit = folder / "cars_annos.mat", folder / "devkit"
     if complete.is_file() and ((folder / "car_ims").is_dir() or not devkit.is_dir()):
         _need(folder, ["car_ims"], remedy)
@@ -265,7 +270,8 @@ def _load_cars(name: str, folder: Path, remedy: str, fault, skipped: list[str]) 
         elif (folder / "cars_test").is_dir() and (n := sum(p.suffix == ".jpg" for p in (folder / "cars_test").iterdir())):
             fault(f"the {n:,} images of cars_test have no labels, since there is no cars_test_annos_withlabels.mat", DataNotFound)
     classes = {i: str(n) for i, n in enumerate(names.tolist(), 1)}
-    paths, keys = (sum((part[k] for part in parts), []) for k in (0, 1))
+    paths = [path for part in parts for path in part[0]]
+    keys = [key for part in parts for key in part[1]]
     boxes = np.concatenate([part[2] for part in parts])
     if odd := [i for i, k in enumerate(keys) if k not in classes]:
         first = f"{paths[odd[0]].relative_to(folder).as_posix()} with class {keys[odd[0]]}"

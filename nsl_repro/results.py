@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', 'SAME_TRAINING', 'RECALLS', 'TRANSFERS',
            'COMPARISONS', 'GroupKey', 'finite_curves', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry',
-           'load_ledger', 'find_entry', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults',
-           'paper_results', 'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table',
-           'Comparison', 'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
-           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names', 'compare_entries']
+           'load_ledger', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results',
+           'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table', 'Comparison',
+           'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
+           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names', 'find_entry',
+           'compare_entries']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
 import difflib
@@ -23,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from itertools import combinations
@@ -45,7 +46,7 @@ def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not result
     return value
 
 
-def _numbers(curves: dict[str, list]) -> dict[str, list]:  # numbers, or lists of numbers, to any depth
+def _numbers(curves: Any) -> Any:  # numbers, or lists of numbers, to any depth
     for item in curves.values() if isinstance(curves, dict) else curves:
         if isinstance(item, list):
             _numbers(item)
@@ -91,7 +92,7 @@ class Entry(BaseModel):
     dirty: bool  # whether tracked files outside data/ had changes that were not committed
 
 
-def _validated(model: type[BaseModel], fields: dict, what: str):  # pydantic's findings as one sentence
+def _validated(model: type[BaseModel], fields: dict, what: str) -> Any:  # pydantic's findings as one sentence
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -163,7 +164,7 @@ def write_entry(
     return path
 
 
-def _read_json(path) -> Any:  # a Path, or a file inside the installed package
+def _read_json(path: Any) -> Any:  # a Path, or a file inside the installed package
     def refuse(constant):
         raise ValueError(f"{constant} is not a number")
 
@@ -181,7 +182,7 @@ def read_entry(
     return _validated(Entry, _read_json(path), str(path))
 
 # %% ../nbs/15_results.ipynb #38f9a61b
-def _packaged(name: str):  # a file or folder that travels inside the wheel, or None
+def _packaged(name: str) -> Any:  # a file or folder that travels inside the wheel, or None
     try:
         found = resources.files("nsl_repro._data") / name
     except ModuleNotFoundError:
@@ -189,7 +190,7 @@ def _packaged(name: str):  # a file or folder that travels inside the wheel, or 
     return found if found.is_file() or found.is_dir() else None
 
 
-def _entry_files(folder) -> list:  # in the order of their names; hidden files are unfinished ones
+def _entry_files(folder: Any) -> list:  # in the order of their names; hidden files are unfinished ones
     if folder is None or not folder.is_dir():
         return []
     return sorted((f for f in folder.iterdir() if f.name.endswith(".json") and not f.name.startswith(".")), key=lambda f: f.name)
@@ -217,20 +218,6 @@ def load_ledger(
         else:
             raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
     return entries
-
-# %% ../nbs/15_results.ipynb #6adcf48c
-def find_entry(
-    name: str | os.PathLike,  # of an entry's file, with or without its folder and '.json', or the beginning of it
-    root: str | os.PathLike | None = None,  # as in `load_ledger`
-) -> Entry:
-    "The entry with this name, or the only one whose name begins with it. Raises `ValueError`, one sentence, if there is none or more than one."
-    stem = Path(name).name.removesuffix(".json")
-    known = {entry_name(entry): entry for entry in load_ledger(root)}
-    found = [stem] if stem in known else [other for other in known if stem and other.startswith(stem)]
-    if len(found) != 1:
-        some = f"these {len(found)} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else f"none of the {len(known)} begins with it"
-        raise ValueError(f"{name!s} must be the name of one entry of the ledger, or its beginning, but {some}.")
-    return known[found[0]]
 
 # %% ../nbs/15_results.ipynb #acfda395
 def run_folder(
@@ -284,7 +271,7 @@ class PaperResult(BaseModel):
     tag: Tag | None
     source: str | None
 
-    def model_post_init(self, _):
+    def model_post_init(self, _: Any) -> None:
         if (self.value is None) != (self.tag is None) or (self.value is None) != (self.source is None):
             raise ValueError("value, tag and source must be given together or all be null")
 
@@ -364,7 +351,7 @@ def _half_width(variance: float, freedom: float, level: float) -> float:
 
 
 def mean_interval(
-    values,  # one number a seed
+    values: Iterable[float],  # one number a seed
     level: float = 0.95,  # confidence
 ) -> Interval:  # (mean, half width); the half width is nan for fewer than two values
     "Student's t interval of a mean."
@@ -712,7 +699,7 @@ def _paper_cells(experiment: str, dataset: str, metric: str) -> dict[str, str]: 
     return {r.method: f"{r.value:.2f} [{r.tag}]" for r in found if r.metric == metric and r.value is not None}
 
 
-def _cost(runs: dict[int, Entry], metric: str, form) -> str:  # the median over seeds; empty where it was not recorded
+def _cost(runs: dict[int, Entry], metric: str, form: Callable[[float], str]) -> str:  # the median over seeds; empty where it was not recorded
     values = [e.metrics[metric] for e in runs.values() if metric in e.metrics]
     return form(median(values)) if values else ""
 
@@ -788,7 +775,7 @@ def claims_table(
         for method in claim.methods:
             interval = None
             if method in methods and claim.baseline in methods:
-                interval = difference_interval(*(_metric(methods[m], claim.metric) for m in (method, claim.baseline)))
+                interval = difference_interval(_metric(methods[method], claim.metric), _metric(methods[claim.baseline], claim.metric))
             elif method in methods and claim.baseline is None:
                 interval = mean_interval(_metric(methods[method], claim.metric).values())
             rows.append([
@@ -806,7 +793,7 @@ def claims_table(
     return Table(["claim", "metric", "of", "found", "reproduced if in", "verdict"], rows, caption)
 
 # %% ../nbs/15_results.ipynb #5b71a534
-def _axes(ax, figsize: tuple[float, float]):
+def _axes(ax: Any, figsize: tuple[float, float]) -> Any:
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -819,8 +806,8 @@ def plot_curves(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     y: str = "val_accuracy",  # name of a curve
     x: str | None = None,  # name of the curve to draw it over; default: 'val_step' for a curve 'val_...', else 'step'
-    ax=None,  # matplotlib axes; default: new ones
-):  # the axes
+    ax: Any = None,  # matplotlib axes; default: new ones
+) -> Any:  # the axes
     "A curve of every method: mean over seeds, with a 95 % band."
     experiment, dataset, preset, _ = _one_group(entries)
     x = x or ("val_step" if y.startswith("val_") else "step")
@@ -846,8 +833,8 @@ def plot_curves(
 def plot_accuracy(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     metric: str = "test_accuracy",  # in percent
-    ax=None,  # matplotlib axes; default: new ones
-):  # the axes
+    ax: Any = None,  # matplotlib axes; default: new ones
+) -> Any:  # the axes
     "Every seed of every method, with means and 95 % intervals."
     experiment, dataset, preset, _ = _one_group(entries)
     methods = _by_method(entries)

@@ -55,7 +55,7 @@ def find_notebook(
     return known[str(name)]
 
 
-def _closest(word: str, words) -> str:
+def _closest(word: str, words: Iterable[str]) -> str:
     "A hint at the word that was probably meant, or nothing."
     near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
@@ -92,7 +92,7 @@ def _as_type(annotation: ast.expr) -> Any:
             values = ast.literal_eval(values)
             return Literal[values if isinstance(values, tuple) else (values,)]
         case ast.Subscript(value=ast.Name(id="list"), slice=item) if not ast.unparse(item).startswith("list"):
-            return list[_as_type(item)]
+            return list[_as_type(item)]  # type: ignore[misc]
     raise ValueError(f"the type {ast.unparse(annotation)} is not one of str, int, float, bool, Literal[...] and lists of them")
 
 # %% ../nbs/17_runner.ipynb #4b170bec
@@ -122,7 +122,7 @@ def read_parameters(
             continue
         where = f"{Path(notebook).name}, parameters cell, line {line.lineno}"
         try:
-            assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value
             default = ast.literal_eval(line.value)
         except (AssertionError, ValueError, TypeError, SyntaxError):
             raise ValueError(f"{where}: must be `name: type = literal  # help`, was `{ast.unparse(line)}`") from None
@@ -131,7 +131,7 @@ def read_parameters(
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
         name = line.target.id
-        parameter = Parameter(name, ast.unparse(line.annotation), kind, default, comments.get(line.end_lineno, ""))
+        parameter = Parameter(name, ast.unparse(line.annotation), kind, default, comments.get(line.end_lineno or line.lineno, ""))
         parameters[name] = parameter
         try:
             parse_value(default, parameter)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +123,7 @@ def make_accelerator(
     device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = 'float32',  # or 'bfloat16' (autocast)
     tracker: str = 'none',  # or 'tensorboard', or another one that `accelerate` knows: see `tracked`
-    **options,  # of `Accelerator`
+    **options: Any,  # of `Accelerator`
 ) -> Accelerator:
     "The `accelerate` engine for a device. Raises `ValueError` for an unknown or absent device or an unknown tracker, `ImportError` for a tracker that is not installed."
     if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
@@ -183,7 +183,7 @@ def load_checkpoint(path: str | Path) -> dict:
 def evaluate(
     model: nn.Module,
     data: ImageSet,  # on the model's device
-    prepare,  # uint8 images (B, C, H, W) -> the network's input
+    prepare: Callable[[Tensor], Tensor],  # uint8 images (B, C, H, W) -> the network's input
     accelerator: Accelerator,
     batch_size: int = 100,  # small: activations that stay in a CPU's cache are faster than large batches
 ) -> float:  # percent
@@ -221,7 +221,7 @@ def train(
     accelerator: Accelerator | None = None,
     checkpoint: str | Path | None = None,  # file to save to and to continue from; None: keep nothing
     description: str = '',  # of the progress bar
-    on_step=None,  # called with the number of steps done, after each
+    on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
 ) -> TrainResult:
     """Train `model` in place for `steps` steps of the recipe and measure it on the test set once, at the end.
 
@@ -232,15 +232,16 @@ def train(
     accelerator = accelerator or make_accelerator()
     device = accelerator.device
     mean, std = channel_statistics(train_set.images)
-    train_set, test_set, validation_set = (s.to(device) if s else None for s in (train_set, test_set, validation_set))
+    train_set = train_set.to(device)
+    test_set, validation_set = (s.to(device) if s else None for s in (test_set, validation_set))
     prepare = lambda images: to_input(images, recipe.input, mean, std).contiguous(memory_format=torch.channels_last)
 
     optimizer = make_optimizer(model, recipe)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer = accelerator.prepare(model, optimizer)
     identity = dict(steps=steps, seed=seed, segments=segments, recipe=recipe.name, images=len(train_set))
     done, timings, loader_s, wall_s, diverged = 0, [], 0., 0., None
-    curves = dict(step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[])
+    curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[])
 
     if checkpoint is not None and Path(checkpoint).exists():
         state = load_checkpoint(checkpoint)
