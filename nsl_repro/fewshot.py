@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import math
 import time
 
@@ -127,7 +127,7 @@ class Conv4(nn.Module):
         image_size: int = 84,     # at least 16 (four poolings, each rounds down)
         norm: str = 'running',    # 'running' statistics in evaluation, or the 'batch''s own, always
         bn_momentum: float = 0.1, # share of a new batch in the running statistics
-        **options,                # of the predictors of dynamic kinds: hidden, sphere, ...: see `SimilarityPredictor`
+        **options: Any,           # of the predictors of dynamic kinds: hidden, sphere, ...: see `SimilarityPredictor`
     ):
         super().__init__()
         if kind not in ('plain', *KINDS): raise ValueError(f"kind must be one of plain, {', '.join(KINDS)}, not {kind!r}")
@@ -250,7 +250,7 @@ def adaptation(
         yield {**start, **moving}
 
 
-def adapt(*args, **options) -> dict[str, Tensor]:  # as `adaptation`
+def adapt(*args: Any, **options: Any) -> dict[str, Tensor]:  # as `adaptation`
     "Where `adaptation` ends: the parameters after the last step."
     for parameters in adaptation(*args, **options): pass
     return parameters
@@ -261,7 +261,7 @@ def episode_loss(
     episodes: Episode,             # with a leading dimension T
     vectorize: bool | None = None, # tasks side by side by `vmap`; None: on a GPU. Not for dynamic layers, nor running statistics in training
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    **options,                     # steps, lr, which, first_order, ...: see `adaptation`
+    **options: Any,                # steps, lr, which, first_order, ...: see `adaptation`
 ) -> tuple[Tensor, Tensor]:        # mean over tasks of the loss after adapting, 0-dim; logits (T, Q, ...)
     "Adapt to each support and score on each query. Source: Finn et al., ICML 2017."
     def task(support, labels, query, query_labels):
@@ -298,7 +298,7 @@ def train_episodes(
     identity = dict(iterations=iterations, tasks=tasks, lr=lr, halve_every=halve_every, clip=clip, segments=segments, images=len(sampler.labels),
                     way=sampler.way, shot=sampler.shot, query=sampler.query, seed=sampler.seed, more=dict(identity or {}))
     done, wall_s, best, diverged = 0, 0., None, None
-    curves = dict(step=[], train_loss=[], train_accuracy=[], val_accuracy=[])
+    curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_accuracy=[])
     copy = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     if checkpoint is not None and Path(checkpoint).exists():
         state = load_checkpoint(checkpoint)

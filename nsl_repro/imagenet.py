@@ -16,12 +16,12 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,9 @@ def load_splits(
     Raises `DataNotFound` for a missing folder or an empty class, `DamagedData` for what cannot be read (and for a class of one image), `ValueError` for an unknown name, a size below 16, or folders that hold different classes."""
     if dataset not in DATASETS: raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {dataset!r}.")
     if size < 16: raise ValueError(f'size must be at least 16 pixels, but was {size}.')
-    used = {}
+    train: PhotoSet | ImageSet
+    test: PhotoSet | ImageSet
+    used: dict[str, int | bool] = {}
     if dataset == 'digits':
         train, test = load_dataset('digits')
         size, (mean, std) = 16, (v.expand(3) for v in channel_statistics(train.images))
@@ -175,6 +177,8 @@ def cnn10(
 
 
 class _ResNet18(ResNet):  # torchvision's, whose stages (not the stem of 64 channels) may be wider or narrower
+    fc: nn.Linear
+
     def __init__(self, num_classes: int, width: float):
         self.width = width
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
@@ -212,7 +216,7 @@ def build_network(
     num_classes: int = 1000,
     width: float = 1.0,  # multiplies the channels of the stages, and the predictors' hidden ones
     image_size: int = 224,  # pixels
-    **predictor,  # options of dynamic layers: see `to_nsl`
+    **predictor: Any,  # options of dynamic layers: see `to_nsl`
 ) -> nn.Module:  # (B, 3, image_size, image_size) -> logits (B, num_classes)
     "A plain network, or one whose 3x3 convolutions have a neural similarity that starts at the identity. One seed gives all methods but the wide ones the same weights. Raises `ValueError` for what it does not know."
     _check_names(network, method)
@@ -229,9 +233,9 @@ def build_network(
 class ImageNetRecipe(Recipe):
     "torchvision's reference recipe for ResNet-18; `Recipe` says what the inherited settings mean. What concerns CIFAR's input and crops is not used."
     name: str = 'imagenet'
-    input: str = 'standardised'
-    static_init: str = 'ones'
-    decay_target: str = 'identity'
+    input: Literal['raw', 'standardised', 'centred'] = 'standardised'
+    static_init: Literal['ones', 'eye3'] = 'ones'
+    decay_target: Literal['identity', 'zero'] = 'identity'
     validation: bool = True
     log_eps: float = 0.
     weight_decay: float = 1e-4
@@ -289,7 +293,8 @@ class StepStatistics:
     "The running statistics of every batch norm in a model: `collect()` after each micro-batch, `share()` at the end of a step."
     def __init__(self, model: nn.Module):
         self.buffers = [b for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers(recurse=False)]
-        self.parts, self.start = [], self._read()
+        self.parts: list[Tensor] = []
+        self.start = self._read()
 
     @torch.no_grad()
     def _read(self) -> Tensor:  # all in one vector, so that there is one thing to communicate; counters are exact in float64
@@ -340,7 +345,7 @@ def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str =
 def evaluate_images(
     model: nn.Module,  # not wrapped for several processes: no gradients, nothing to synchronise
     pictures: Pictures,
-    prepare,  # bytes (B, 3, H, W) -> the network's input
+    prepare: Callable[[Tensor], Tensor],  # bytes (B, 3, H, W) -> the network's input
     accelerator: Accelerator,  # from `make_engine`
     batch_size: int = 100,
     workers: int = 0,  # processes that read images, for each process
@@ -371,7 +376,7 @@ def train_network(
     checkpoint: str | Path | None = None,  # file to save to and to continue from; used by the first process alone
     workers: int = 0,  # processes that read images, for each process
     description: str = '',  # of the progress bar
-    on_step=None,  # called with the number of steps done, after each
+    on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
 ) -> TrainResult:  # the same in every process
     """Train `model` in place, in as many processes as there are, and measure it on the test images once, at the end.
 
@@ -388,13 +393,13 @@ def train_network(
     if state and state['identity'] != identity:
         raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
     done, timings, waited_s, wall_s, diverged = 0, [], 0., 0., None
-    curves = dict(step=[], train_loss=[], train_accuracy=[], processes=[], val_step=[], val_accuracy=[], val_top5=[], val_loss=[])
+    curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], processes=[], val_step=[], val_accuracy=[], val_top5=[], val_loss=[])
     if state: done, timings, waited_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'waited_s', 'wall_s', 'diverged', 'curves'))
 
     train_set, validation_set, test_set = (Pictures(part, splits.size, splits.flip, recipe.min_area, seed) for part in (splits.train, splits.validation, splits.test))
     loader = DataLoader(train_set, batch_sampler=MicroBatches(len(train_set), recipe.batch_size, recipe.micro_batch, seed, steps, done), num_workers=workers, pin_memory=accelerator.device.type == 'cuda')
     optimizer = make_optimizer(model, recipe)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if state: model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
     dtype = next(model.parameters()).dtype
@@ -503,7 +508,7 @@ def similarity_summary(
     return finite_curves(out)
 
 
-def _recorded(work, identity: dict, output, resume: bool, accelerator: Accelerator) -> Entry | None:
+def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity: dict, output: str | os.PathLike | None, resume: bool, accelerator: Accelerator) -> Entry | None:
     "`recorded_run` in the first process; the others do the same work, and only if there is any."
     if accelerator.is_main_process:
         folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.), output)
@@ -511,6 +516,7 @@ def _recorded(work, identity: dict, output, resume: bool, accelerator: Accelerat
     finished, = broadcast_object_list([accelerator.is_main_process and (folder / 'entry.json').is_file()])
     if accelerator.is_main_process: return recorded_run(work, output, True, **identity)
     if not finished: work(None)
+    return None
 
 
 def sweep(
@@ -542,14 +548,19 @@ def sweep(
     share_of_step(plan.recipe, accelerator.num_processes)
     splits = load_splits(dataset, root, plan.size, plan.classes, plan.train_images, plan.validation_images, plan.test_images)
     batch_indices(len(splits.train), plan.recipe.batch_size, 0, 0)  # refuses a batch larger than the set
-    ready = lru_cache(lambda: replace(splits, **{part: decoded(getattr(splits, part)) for part in ('train', 'validation', 'test')}) if plan.cache and dataset != 'digits' else splits)
     steps = plan.steps or plan.epochs * (len(splits.train) // plan.recipe.batch_size)
     classes, P = len(splits.train.classes), accelerator.num_processes
     if changed := plan.changes(PRESETS[preset]): preset, changed = 'custom', dict(changed={'preset': preset} | changed)
     name = (f'{P} x ' if P > 1 else '') + (torch.cuda.get_device_name() if accelerator.device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads')
 
+    @lru_cache
+    def ready() -> Splits:
+        if not plan.cache or dataset == 'digits': return splits
+        parts: dict[str, Any] = {part: decoded(getattr(splits, part)) for part in ('train', 'validation', 'test')}
+        return replace(splits, **parts)
+
     def run(method: str, seed: int) -> Entry | None:
-        def work(folder: Path | None):
+        def work(folder: Path | None) -> tuple[dict, dict, float]:
             torch.manual_seed(seed)
             model = build_network(network, method, classes, plan.width, splits.size)
             result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers,
@@ -566,7 +577,7 @@ def sweep(
         return _recorded(work, dict(experiment='nsl_imagenet', dataset=dataset, method=method, preset=preset, seed=seed, parameters=parameters, device=name), output, resume, accelerator)
 
     entries = [run(method, seed) for seed in seeds or plan.seeds for method in methods]
-    return entries if accelerator.is_main_process else []
+    return [entry for entry in entries if entry is not None]
 
 # %% ../nbs/22_imagenet.ipynb #ae88e0d9
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -592,7 +603,7 @@ def command(
     data_root: Annotated[str, typer.Option(help='Folder of the data sets. Default: $NSL_DATA, else data/ of the project.')] = '',
     output: Annotated[str, typer.Option('--output', '-o', help='Folder of ledger and runs. Default: data/ of the project.')] = '',
     resume: Annotated[bool, typer.Option(help='Keep finished runs and continue interrupted ones, whatever number of processes they had.')] = True,
-):
+) -> None:
     """Train plain and neural-similarity networks on large images, in one process or, under torchrun or accelerate launch, in several.
 
     Exit status: 0 it worked, 2 bad usage, 3 a data set is not there.
@@ -606,7 +617,7 @@ def command(
         entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, tracker, workers, data_root, output, resume)
     except (ValueError, ImportError, DataNotFound) as error:
         if first: typer.echo(f'nsl_repro.imagenet: {error}', err=True)
-        raise typer.Exit(3 if isinstance(error, DataNotFound) else 2)
+        raise typer.Exit(3 if isinstance(error, DataNotFound) else 2) from None
     if entries: typer.echo(comparison_table(entries).to_text())
     if torch.distributed.is_initialized():  # several processes leave together: one that still talks to another that is gone may abort
         torch.distributed.barrier()
@@ -623,7 +634,7 @@ def launch(
     environment = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes)), 'NSL_PROGRESS': 'lines', **os.environ}
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as child:
         try:
-            for text in child.stdout: print(text, end='', flush=True)
+            for text in child.stdout or (): print(text, end='', flush=True)
         except BaseException:
             child.terminate()
             raise

@@ -13,7 +13,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -399,12 +400,12 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix='nsl_repro-'))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     "The compiled kernels for float32 or float64. Raises `RuntimeError`, one sentence, where they cannot be had."
     if not hasattr(ctypes.CDLL(None) if os.name == 'posix' else None, 'GOMP_parallel'):
         raise RuntimeError("the C kernels share PyTorch's OpenMP threads, and this PyTorch was built without GNU's OpenMP")
-    compiler = shlex.split(os.environ.get('CC', '')) or next(([c] for c in ('cc', 'gcc', 'clang') if shutil.which(c)), None)
+    compiler = shlex.split(os.environ.get('CC', '')) or next(([c] for c in ('cc', 'gcc', 'clang') if shutil.which(c)), [])
     if not compiler: raise RuntimeError('the C kernels need a C compiler, and there is no cc, gcc or clang on the PATH (on Debian: apt install gcc)')
     source = ''.join((_TYPES, _TILES, _PATCHES, _FORWARD, _BACKWARD))
     flags = [*_FLAGS, *(['-DDOUBLE'] if dtype == torch.float64 else [])]
@@ -426,7 +427,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
         raise RuntimeError(f'the C kernels could not be compiled or loaded: {e}') from None
 
 # %% ../nbs/06_kernels.ipynb #85440768
-@lru_cache(maxsize=None)
+@cache
 def _reason(backend: str) -> str:
     if backend == 'reference': return ''
     if backend == 'c':
@@ -464,13 +465,13 @@ def _call(function: str, dtype: torch.dtype, shape: list[int], *tensors: Tensor)
     if failed: raise MemoryError('the C kernels could not allocate their buffers')
 
 
-def _shape(x: Tensor, weight: Tensor, M: Tensor, stride, padding, dilation) -> list[int]:  # x, M channels last; the C code's struct Shape
+def _shape(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:  # x, M channels last; the C code's struct Shape
     (B, H, W, C), (n_filters, _, kh, kw) = x.shape, weight.shape
     left, _, top, _ = padding
     return [B, H, W, C, *M.shape[1:3], n_filters, kh, kw, *stride, top, left, *dilation, int(M.ndim == 5)]
 
 
-def _c_forward(x, weight, M, stride, padding, dilation) -> Tensor:
+def _c_forward(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype, M.dtype) else torch.float32
     x, w, M = _channels_last(x.to(dtype)), weight.to(dtype).contiguous(), _channels_last(M.to(dtype))
     y = x.new_empty(*M.shape[:3], len(w))
@@ -478,7 +479,7 @@ def _c_forward(x, weight, M, stride, padding, dilation) -> Tensor:
     return _channels_first(y.to(weight.dtype))
 
 
-def _c_backward(grad, x, weight, M, stride, padding, dilation) -> tuple[Tensor, Tensor, Tensor]:
+def _c_backward(grad: Tensor, x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype, M.dtype) else torch.float32
     g, X, w, m = _channels_last(grad.to(dtype)), _channels_last(x.to(dtype)), weight.to(dtype).contiguous(), _channels_last(M.to(dtype))
     gx, gw, gM = torch.empty_like(X), torch.empty_like(w), torch.empty_like(m)
@@ -486,7 +487,7 @@ def _c_backward(grad, x, weight, M, stride, padding, dilation) -> tuple[Tensor, 
     return _channels_first(gx.to(x.dtype)), gw.to(weight.dtype), _channels_first(gM.to(M.dtype))
 
 # %% ../nbs/06_kernels.ipynb #a12736ca
-def _kernels(backend: str):
+def _kernels(backend: str) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
     "(forward, backward) of a backend."
     if backend == 'c': return _c_forward, _c_backward
     from nsl_repro.triton_kernels import triton_backward, triton_forward

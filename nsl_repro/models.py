@@ -8,8 +8,10 @@ __all__ = ['METHODS', 'OPERATORS', 'CNN9', 'count_parameters', 'cnn9', 'count_ma
 
 # %% ../nbs/11_models.ipynb #e42f622f
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,9 @@ METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', 'static_dns', 'static_uns', 'd
            'dynamic_dns_shared', 'dynamic_uns_shared')
 
 
-def _middle_layer(method: str, width: float, static_init: str, bn: dict, predictor: dict, shape: dict | None = None):
+def _middle_layer(method: str, width: float, static_init: str, bn: dict, predictor: dict, shape: dict | None = None) -> tuple[Callable[[int, int], nn.Conv2d], SharedPredictor | None]:
     "The constructor (in_channels, out_channels) -> layer of the method's nine middle layers, and the predictor that they share or None."
-    same = dict(kernel_size=3, padding=1, bias=False)
+    same: dict[str, Any] = dict(kernel_size=3, padding=1, bias=False)
     taps = lambda: None if shape is None else KernelShape(3, **shape)  # each layer learns its own
     kind = 'unconstrained' if 'uns' in method else 'diagonal'
     if method.startswith('static'):
@@ -51,7 +53,7 @@ class CNN9(nn.Module):
 
     Filters are drawn from N(0, 2 / fan_in); the predictors keep their own smaller scales. [code]
     """
-    def __init__(self, middle, num_classes: int, widths: tuple[int, int, int], in_channels: int, image_size: int, bn: dict, predictor: SharedPredictor | None = None):
+    def __init__(self, middle: Callable[[int, int], nn.Conv2d], num_classes: int, widths: tuple[int, ...], in_channels: int, image_size: int, bn: dict, predictor: SharedPredictor | None = None):
         super().__init__()
         def he(conv):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.weight[0].numel()))
@@ -75,7 +77,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @lru_cache
-def _matched_widths(method: str, **config) -> tuple[int, int, int]:
+def _matched_widths(method: str, **config: Any) -> tuple[int, ...]:
     "Widths of the plain network with the parameters of `method`: all three scaled by one factor, found by bisection."
     with torch.device('meta'):
         target = count_parameters(cnn9(method, **config))
@@ -98,7 +100,7 @@ def cnn9(
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
     predictor: dict | None = None,  # options of the dynamic layers' predictors that differ from the method's: see `SimilarityPredictor` and `SharedPredictor`
     shape: dict | int | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`; a number is a budget
-    _widths: tuple[int, int, int] | None = None,
+    _widths: tuple[int, ...] | None = None,
 ) -> CNN9:
     """The nine-layer CIFAR network of the released code, with the convolutions of `method` in the middle.
 
@@ -165,7 +167,7 @@ def collect_similarities(
         if isinstance(m, SimilarityPredictor):
             if x is None: raise ValueError(f'{name} predicts its similarity from images: give some as x')
             handles.append(m.register_forward_hook(lambda m, args, M, name=name: found.__setitem__(name, M.cpu())))
-    if handles: _look(model, x, handles)
+    if handles and x is not None: _look(model, x, handles)
     return found
 
 # %% ../nbs/11_models.ipynb #ad190d59
@@ -177,7 +179,7 @@ class SphereNet9(nn.Module):
 
     Filters are drawn from N(0, 2 / fan_in) [code], attention's after all others, so that one seed gives both networks the same filters, and at first the same function.
     """
-    def __init__(self, conv, attention: bool, num_classes: int, widths: tuple[int, int, int], in_channels: int, image_size: int, fc_norm: bool, bn: dict):
+    def __init__(self, conv: Callable[..., nn.Conv2d], attention: bool, num_classes: int, widths: tuple[int, ...], in_channels: int, image_size: int, fc_norm: bool, bn: dict):
         super().__init__()
         block = lambda i, o: nn.Sequential(conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True))
         self.widths = widths
@@ -220,7 +222,7 @@ def spherenet9(
     widths = tuple(round(w * width) for w in (128, 192, 256))
     least = 8 if attention else 1
     if widths[0] < least: raise ValueError(f"width must leave at least {least} of the first 128 channels{' (attention works on an eighth of them)' if attention else ''}, not {width}")
-    conv = nn.Conv2d if operator == 'plain' else partial(SphereConv2d, operator=operator)
+    conv: Callable[..., nn.Conv2d] = nn.Conv2d if operator == 'plain' else partial(SphereConv2d, operator=operator)
     return SphereNet9(conv, attention, num_classes, widths, in_channels, image_size, fc_norm, dict(eps=1e-3, momentum=bn_momentum))
 
 # %% ../nbs/11_models.ipynb #adc73aa9

@@ -81,10 +81,10 @@ def findings(
             both = [[{e.seed: e.metrics[h.metric] for e in group if e.method == method and h.metric in e.metrics} for method in (h.method, h.rival)] for group in usual]
             values = max(filter(all, both), key=lambda pair: sum(map(len, pair)), default=None)
             if values:
-                difference = difference_interval(*values)
+                ours, theirs = values
+                difference = difference_interval(ours, theirs)
                 claim = next((c for c in paper_results(h.experiment, h.dataset).claims if h.method in c.methods and (c.baseline, c.metric) == (h.rival, h.metric)), None)
-                counts = (len(values[0]), len(values[1]))
-                found.append(Finding(h, preset, counts, mean_interval(values[0].values()), difference, verdict(difference, claim, preset) if claim else ""))
+                found.append(Finding(h, preset, (len(ours), len(theirs)), mean_interval(ours.values()), difference, verdict(difference, claim, preset) if claim else ""))
                 break
     return found
 

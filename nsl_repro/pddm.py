@@ -5,8 +5,9 @@
 # %% ../nbs/05_pddm.ipynb #828ffc15
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import isqrt
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ def _tiles(n: int, m: int, size: tuple[int, int], symmetric: bool) -> Iterator[t
 
 def _tile(normalise_pair: bool, a: Tensor, p: Tensor, b: Tensor, q: Tensor, b_v: Tensor, *weights: Tensor) -> Tensor:
     "S of some rows a with some rows b, whose projections are p = W_v a and q = W_v b."
-    u, scale = (a[:, None] - b).abs(), 0.5
+    u = (a[:, None] - b).abs()
+    scale: float | Tensor = 0.5
     if normalise_pair:
         with torch.autocast(a.device.type, enabled=False):
             squares = (a.square().sum(1)[:, None] + b.square().sum(1) + 2 * a @ b.T) / 4       # ||v||^2
@@ -124,7 +126,7 @@ class _AllPairs(torch.autograd.Function):
 def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None, chunk: int | None) -> Tensor:
     "`PDDM.matrix`."
     symmetric = b is None
-    b = a if symmetric else b
+    b = a if b is None else b
     if not a.dim() == b.dim() == 2 or not a.shape[1] == b.shape[1] == pddm.dim:
         raise ValueError(f"a and b must be (N, {pddm.dim}) and (M, {pddm.dim}), got {tuple(a.shape)} and {tuple(b.shape)}.")
     if chunk is None: chunk = 1024 if a.device.type == 'cpu' else 65536

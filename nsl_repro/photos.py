@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['PHOTO_SETS', 'WHOLE', 'DamagedData', 'read_image', 'PhotoSet', 'photos_from_folder', 'split_classes',
-           'hold_out_classes', 'PhotoSetInfo', 'load_photos', 'what_is_used', 'check_photos']
+           'hold_out_classes', 'load_photos', 'what_is_used', 'check_photos', 'photo_faults']
 
 # %% ../nbs/18_photos.ipynb #85e27d70
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import DataNotFound, data_root, generator_for
+from .data import generator_for
+from .downloads import SOURCES, DataNotFound, DataSource, fetch_data, find_data, progress_bar
 
 # %% ../nbs/18_photos.ipynb #e4eeb0e4
 class DamagedData(ValueError):
@@ -92,12 +94,14 @@ class PhotoSet:
         crop: bool = False,  # cut out the bounding box
     ) -> Image.Image:  # RGB
         "One image. Raises `DataNotFound` or `DamagedData`, which name the file, and `ValueError` for a crop without boxes."
-        if crop and self.boxes is None:
+        if not crop:
+            return read_image(self.paths[i])
+        if self.boxes is None:
             raise ValueError(f"crop must be False for {self.name}, which has no bounding boxes.")
-        return read_image(self.paths[i], self.boxes[i].tolist() if crop else None)
+        return read_image(self.paths[i], self.boxes[i].tolist())
 
 # %% ../nbs/18_photos.ipynb #66f4729d
-def _faults(on_error: str, where: str) -> tuple[Callable[[str, type[Exception]], None], list[str]]:  # what to call with a fault; what was called with
+def _faults(on_error: str, where: str) -> tuple[Callable[..., None], list[str]]:  # what to call with a fault (and its class); what was called with
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', but was {on_error!r}.")
     skipped: list[str] = []
@@ -111,7 +115,7 @@ def _faults(on_error: str, where: str) -> tuple[Callable[[str, type[Exception]],
     return fault, skipped
 
 
-def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: dict, boxes: np.ndarray | None, fault, skipped: list[str]) -> PhotoSet:
+def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: dict, boxes: np.ndarray | None, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
     "Check the rows, number the classes that are there in the order of `classes` (key -> name), and put it all together."
     keep = np.ones(len(paths), bool)
 
@@ -151,8 +155,10 @@ def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # torchvision's
 
 
-def _folder_rows(folder: Path, fault) -> tuple[list[Path], list[str]]:  # image files and the name of each one's class, both sorted
-    paths, keys, strange, empty = [], [], [], []
+def _folder_rows(folder: Path, fault: Callable[..., None]) -> tuple[list[Path], list[str]]:  # image files and the name of each one's class, both sorted
+    paths: list[Path] = []
+    strange: list[Path] = []
+    keys, empty = [], []
     for entry in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         before = len(paths)
         for where, _, files in sorted(os.walk(entry, followlinks=True)):
@@ -183,14 +189,14 @@ def photos_from_folder(
     return _photo_set(name or folder.resolve().name, folder, paths, keys, {k: k for k in dict.fromkeys(keys)}, None, fault, skipped)
 
 # %% ../nbs/18_photos.ipynb #8618ba1b
-def _table(file: Path, values: int | None = None) -> dict[int, str | list[float]]:  # id -> rest of the line, or that many numbers
-    table: dict = {}
+def _table(file: Path, values: int | None = None) -> dict[int, Any]:  # id -> rest of the line, or that many numbers
+    table: dict[int, Any] = {}
     for n, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
-        key, _, rest = line.strip().partition(" ")
+        start, _, rest = line.strip().partition(" ")
         try:
-            key = int(key)
+            key = int(start)
             value = rest.strip() if values is None else [float(v) for v in rest.split()]
             if not rest or (values is not None and len(value) != values):
                 raise ValueError
@@ -209,7 +215,7 @@ def _need(folder: Path, files: Sequence[str], remedy: str) -> None:  # every one
         raise DataNotFound(f"{folder} is not complete, {', '.join(missing)} missing: {remedy}")
 
 
-def _load_cub(name: str, folder: Path, remedy: str, fault, skipped: list[str]) -> PhotoSet:
+def _load_cub(name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
     names = ("images.txt", "image_class_labels.txt", "bounding_boxes.txt")
     _need(folder, (*names, "classes.txt", "images"), remedy)
     files, labels, boxes = tables = [_table(folder / file, values) for file, values in zip(names, (None, 1, 4))]
@@ -248,7 +254,7 @@ def _car_rows(file: Path, images: Path, path_field: str) -> tuple[list[Path], li
     return [images / str(path) for path in cars[path_field]], [int(c) for c in cars["class"]], boxes
 
 
-def _load_cars(name: str, folder: Path, remedy: str, fault, skipped: list[str]) -> PhotoSet:
+def _load_cars(name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
     complete, devkit = folder / "cars_annos.mat", folder / "devkit"
     if complete.is_file() and ((folder / "car_ims").is_dir() or not devkit.is_dir()):
         _need(folder, ["car_ims"], remedy)
@@ -264,7 +270,8 @@ def _load_cars(name: str, folder: Path, remedy: str, fault, skipped: list[str]) 
         elif (folder / "cars_test").is_dir() and (n := sum(p.suffix == ".jpg" for p in (folder / "cars_test").iterdir())):
             fault(f"the {n:,} images of cars_test have no labels, since there is no cars_test_annos_withlabels.mat", DataNotFound)
     classes = {i: str(n) for i, n in enumerate(names.tolist(), 1)}
-    paths, keys = (sum((part[k] for part in parts), []) for k in (0, 1))
+    paths = [path for part in parts for path in part[0]]
+    keys = [key for part in parts for key in part[1]]
     boxes = np.concatenate([part[2] for part in parts])
     if odd := [i for i, k in enumerate(keys) if k not in classes]:
         first = f"{paths[odd[0]].relative_to(folder).as_posix()} with class {keys[odd[0]]}"
@@ -303,69 +310,12 @@ def hold_out_classes(
     return _only(photos, sorted(order[n:])), _only(photos, sorted(order[:n]))
 
 # %% ../nbs/18_photos.ipynb #c0716aad
-@dataclass(frozen=True)
-class PhotoSetInfo:
-    "What has to be known about a set of photographs before it is opened."
-    name: str  # its name in parameters and in the ledger
-    folders: tuple[str, ...]  # in the data root; '' is the root itself
-    marks: tuple[str, ...]  # one of these in a folder: the set is there
-    protocol: tuple[int, int, int, int] | None  # training and test classes, training and test images of the paper's protocol
-    remedy: str  # how to come by it; {root} is the data root
-    url: str = ""  # of an archive that can be downloaded
-    md5: str = ""
-    description: str = ""
-
-
-PHOTO_SETS: dict[str, PhotoSetInfo] = {
-    info.name: info
-    for info in (
-        PhotoSetInfo(
-            "cub", ("CUB_200_2011", ""), ("images.txt", "image_class_labels.txt", "classes.txt"), (100, 100, 5864, 5924),
-            "pass download=True, or unpack the original CUB_200_2011.tgz in {root}, or set NSL_DATA to the folder that holds CUB_200_2011.",
-            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78",
-            "CUB-200-2011: birds of 200 species, 11,788 photographs",
-        ),
-        PhotoSetInfo(
-            "cars", ("stanford_cars", "CARS196", "cars196", ""), ("cars_annos.mat", "car_ims", "devkit/cars_train_annos.mat", "cars_train"), (98, 98, 8054, 8131),
-            "its original host is gone, so it cannot be downloaded: put a copy of cars_annos.mat and car_ims/,"
-            " or of devkit/, cars_train/ and cars_test/, in {root}/stanford_cars.",
-            description="CARS196 (Stanford Cars): 196 models of cars, 16,185 photographs",
-        ),
-        PhotoSetInfo(
-            "mini_imagenet", ("mini-imagenet", "mini_imagenet"), ("train", "val", "test"), None,
-            "it has no official archive: put its images in {root}/mini-imagenet/train, val and test (64, 16 and 20 classes), one folder a class.",
-            description="mini-ImageNet: 100 classes of ImageNet, 600 photographs each, split 64/16/20",
-        ),
-    )
-}
-
-
-def _find(info: PhotoSetInfo, root: str | os.PathLike | None) -> Path:  # the folder of a set; DataNotFound says what to do
-    base = data_root(root)
-    for folder in (base / f for f in info.folders):
-        if any((folder / mark).exists() for mark in info.marks):
-            return folder
-    raise DataNotFound(f"{info.name} was not found at {base / info.folders[0]}: {info.remedy.format(root=base)}")
-
-
-def _download(info: PhotoSetInfo, root: str | os.PathLike | None) -> None:
-    "Fetch and unpack the archive; the folder appears whole or not at all."
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    base = data_root(root)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base, prefix=f".{info.name}-") as part:
-            download_and_extract_archive(info.url, base, part, info.url.rsplit("/", 1)[-1], info.md5)
-            os.replace(Path(part, info.folders[0]), base / info.folders[0])
-    except Exception as error:
-        remedy = info.remedy.removeprefix("pass download=True, or ").format(root=base)
-        raise DataNotFound(f"{info.name} could not be downloaded from {info.url} ({type(error).__name__}: {error}): {remedy}") from error
+PHOTO_SETS: dict[str, DataSource] = {name: SOURCES[name] for name in ("cub", "cars", "mini_imagenet")}
 
 
 def load_photos(
     name: str,  # one of `PHOTO_SETS`: 'cub', 'cars' or 'mini_imagenet'
-    root: str | os.PathLike | None = None,  # data root, see `nsl_repro.data.data_root`
+    root: str | os.PathLike | None = None,  # data root, see `nsl_repro.downloads.data_root`
     split: str | None = None,  # None: all; 'train' or 'test': the halves of `split_classes` for cub and cars; 'train', 'val' or 'test' for mini_imagenet
     on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that says how many
     download: bool = False,  # fetch the set if it is missing (cub, 1.1 GB)
@@ -376,16 +326,14 @@ def load_photos(
     splits = ("train", "val", "test") if name == "mini_imagenet" else ("train", "test")
     if split not in (None, *splits):
         raise ValueError(f"split must be None or one of {', '.join(splits)} for {name}, but was {split!r}.")
-    info = PHOTO_SETS[name]
     try:
-        folder = _find(info, root)
+        folder = find_data(name, root)
     except DataNotFound:
-        if not (download and info.url):
+        if not (download and SOURCES[name].url):
             raise
-        _download(info, root)
-        folder = _find(info, root)
+        folder = fetch_data(name, root)
     fault, skipped = _faults(on_error, f"{name} at {folder}")
-    remedy = info.remedy.format(root=data_root(root))
+    remedy = SOURCES[name].remedy(root)
     if name == "mini_imagenet":
         parts = [split] if split else list(splits)
         _need(folder, parts, remedy)
@@ -408,14 +356,7 @@ def what_is_used(
     return {} if found == WHOLE[name] else {"images_used": found[0], "classes_used": found[1], "complete": False}
 
 # %% ../nbs/18_photos.ipynb #d1811cf2
-def check_photos(
-    photos: PhotoSet,
-    crop: bool = False,  # also cut out the boxes
-    on_error: str = "raise",  # 'raise', or 'skip' the damaged ones, with a warning that says how many
-) -> PhotoSet:  # the same set; without the damaged images if they were skipped (and without images that are now alone in their class)
-    "Decode every image. Raises `DamagedData`, which says how many are damaged and names the first."
-    fault, skipped = _faults(on_error, photos.name)
-
+def _damages(photos: PhotoSet, crop: bool, bar: bool = False) -> list[str]:  # of each image: what is wrong with it, or ''
     def damage(i: int) -> str:
         try:
             photos.image(i, crop)
@@ -423,8 +364,23 @@ def check_photos(
             return str(error)
         return ""
 
-    with ThreadPoolExecutor() as pool:
-        damages = list(pool.map(damage, range(len(photos))))
+    found: list[str] = []
+    with ThreadPoolExecutor() as pool, progress_bar(len(photos), photos.name) if bar else nullcontext() as shown:
+        for start in range(0, len(photos), 500):  # in portions: whoever loses patience does not wait for all the others
+            found += pool.map(damage, range(start, min(start + 500, len(photos))))
+            if shown is not None:
+                shown.update(len(found) - start)
+    return found
+
+
+def check_photos(
+    photos: PhotoSet,
+    crop: bool = False,  # also cut out the boxes
+    on_error: str = "raise",  # 'raise', or 'skip' the damaged ones, with a warning that says how many
+) -> PhotoSet:  # the same set; without the damaged images if they were skipped (and without images that are now alone in their class)
+    "Decode every image. Raises `DamagedData`, which says how many are damaged and names the first."
+    fault, skipped = _faults(on_error, photos.name)
+    damages = _damages(photos, crop)
     good = [i for i, d in enumerate(damages) if not d]
     if len(good) == len(photos):
         return photos
@@ -432,3 +388,34 @@ def check_photos(
     boxes = None if photos.boxes is None else photos.boxes[good].numpy().astype(np.float64)
     kept = _photo_set(photos.name, Path(), [photos.paths[i] for i in good], photos.labels[good].tolist(), dict(enumerate(photos.classes)), boxes, fault, skipped)
     return replace(kept, skipped=photos.skipped + kept.skipped)
+
+# %% ../nbs/18_photos.ipynb #b7daceed
+def photo_faults(
+    name: str,  # one of `PHOTO_SETS`, or 'imagenet'
+    root: str | os.PathLike | None = None,  # data root, see `nsl_repro.downloads.data_root`
+    decode: bool = True,  # decode every image, with a progress bar; False: only names and lists are read
+) -> tuple[int, int, list[str]]:  # images and classes that can be used; what is wrong, one sentence each, the first 100
+    "Everything that is wrong with a set of photographs. Raises `DataNotFound` only if there is none."
+    folder = find_data(name, root)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if name == "imagenet":
+                parts = [photos_from_folder(folder / part, f"imagenet/{part}", "skip") for part in ("train", "val") if (folder / part).is_dir()]
+            else:
+                parts = [load_photos(name, root, on_error="skip")]
+    except (DataNotFound, DamagedData) as error:
+        return 0, 0, [str(error)]
+    faults = [f"{name} at {folder}: {what}." for photos in parts for what in photos.skipped]
+    for photos in parts:
+        if len(photos.classes) != len(parts[0].classes) or photos.classes != parts[0].classes:
+            odd = sorted({*photos.classes} ^ {*parts[0].classes})
+            faults.append(f"{name} at {folder}: train and val must hold the same classes, but {len(odd):,} are in one of them only, the first is {odd[0]}.")
+        if not faults and photos.boxes is not None:  # these have lists
+            listed = set(photos.paths)
+            extra = sorted(p for f in {p.parent for p in listed} for p in f.iterdir() if p.suffix.lower() in _SUFFIXES and p not in listed)
+            if extra:
+                faults.append(f"{name} at {folder}: {len(extra):,} images are in no list, the first is {extra[0].relative_to(folder).as_posix()}.")
+        if decode:
+            faults += filter(None, _damages(photos, photos.boxes is not None, bar=True))
+    return sum(map(len, parts)), len(parts[0].classes), faults[:100]

@@ -5,6 +5,8 @@
 # %% ../nbs/07_plugins.ipynb #fa6ec82d
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class PDDMDistance(BaseDistance):
     Further keywords go to `BaseDistance`; embeddings are normalised to the unit sphere unless `normalize_embeddings=False`."""
     def __init__(self,
         pddm: PDDM,    # the unit; its weights are this distance's parameters
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(is_inverted=True, **kwargs)
         self.pddm = pddm
@@ -50,7 +52,7 @@ class QuadrupletMiner(BaseMiner):
     def __init__(self,
         n: int = 1,                               # how many positive pairs, the hardest first, as in `hard_quadruplets`
         distance: BaseDistance | None = None,     # who judges: a `PDDMDistance`, or any of the library's; None: Euclidean
-        **kwargs,                                 # as in `BaseMiner`
+        **kwargs: Any,                            # as in `BaseMiner`
     ):
         super().__init__(distance=distance, **kwargs)
         self.n = n
@@ -59,7 +61,7 @@ class QuadrupletMiner(BaseMiner):
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if ref_emb is not embeddings: raise ValueError("QuadrupletMiner mines within a batch, and takes no reference embeddings.")
         i, j, k, l = hard_quadruplets(_Score(self.distance), self.distance.maybe_normalize(embeddings), labels, self.n)
-        return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])
+        return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])  # type: ignore[list-item]
 
 class _Score:
     "A distance, of normalised embeddings, as a score: higher for more similar."
@@ -83,7 +85,7 @@ class PDDMLoss(BaseMetricLossFunction):
         squared: bool = True,
         heads: str = 'both',
         n: int = 1,                      # how many positive pairs it mines, where it mines
-        **kwargs,                        # as in `BaseMetricLossFunction`
+        **kwargs: Any,                   # as in `BaseMetricLossFunction`
     ):
         if heads not in ('both', 'metric', 'embedding'): raise ValueError(f"heads must be 'both', 'metric' or 'embedding', got {heads!r}.")
         super().__init__(distance=PDDMDistance(pddm), **kwargs)
@@ -92,7 +94,7 @@ class PDDMLoss(BaseMetricLossFunction):
         self.metric = self.embedding = torch.zeros(())
         self.add_to_recordable_attributes(list_of_names=["alpha", "beta", "lam"], is_stat=False)
 
-    def compute_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple, ref_emb: Tensor, ref_labels: Tensor) -> dict:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: tuple[Tensor, ...] | None, ref_emb: Tensor, ref_labels: Tensor) -> dict:
         if indices_tuple is None: indices_tuple = self.miner(embeddings, labels, None if ref_emb is embeddings else ref_emb, ref_labels)
         a, p, n = loss_and_miner_utils.convert_to_triplets(indices_tuple, labels, ref_labels)
         self.metric = self.embedding = embeddings.new_zeros(())

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', 'SAME_TRAINING', 'RECALLS', 'TRANSFERS',
            'COMPARISONS', 'GroupKey', 'finite_curves', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry',
-           'load_ledger', 'find_entry', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults',
-           'paper_results', 'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table',
-           'Comparison', 'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
-           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy']
+           'load_ledger', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results',
+           'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table', 'Comparison',
+           'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
+           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names', 'find_entry',
+           'compare_entries']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
+import difflib
 import hashlib
 import json
 import math
@@ -22,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from itertools import combinations
@@ -31,10 +33,9 @@ from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
-from scipy.special import stdtrit
 
 import nsl_repro
-from .data import project_root
+from .downloads import project_root
 
 # %% ../nbs/15_results.ipynb #49fc6757
 def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not results
@@ -45,7 +46,7 @@ def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not result
     return value
 
 
-def _numbers(curves: dict[str, list]) -> dict[str, list]:  # numbers, or lists of numbers, to any depth
+def _numbers(curves: Any) -> Any:  # numbers, or lists of numbers, to any depth
     for item in curves.values() if isinstance(curves, dict) else curves:
         if isinstance(item, list):
             _numbers(item)
@@ -91,7 +92,7 @@ class Entry(BaseModel):
     dirty: bool  # whether tracked files outside data/ had changes that were not committed
 
 
-def _validated(model: type[BaseModel], fields: dict, what: str):  # pydantic's findings as one sentence
+def _validated(model: type[BaseModel], fields: dict, what: str) -> Any:  # pydantic's findings as one sentence
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -163,13 +164,13 @@ def write_entry(
     return path
 
 
-def _read_json(path) -> Any:  # a Path, or a file inside the installed package
+def _read_json(path: Any) -> Any:  # a Path, or a file inside the installed package
     def refuse(constant):
         raise ValueError(f"{constant} is not a number")
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -181,7 +182,7 @@ def read_entry(
     return _validated(Entry, _read_json(path), str(path))
 
 # %% ../nbs/15_results.ipynb #38f9a61b
-def _packaged(name: str):  # a file or folder that travels inside the wheel, or None
+def _packaged(name: str) -> Any:  # a file or folder that travels inside the wheel, or None
     try:
         found = resources.files("nsl_repro._data") / name
     except ModuleNotFoundError:
@@ -189,10 +190,15 @@ def _packaged(name: str):  # a file or folder that travels inside the wheel, or 
     return found if found.is_file() or found.is_dir() else None
 
 
-def _entry_files(folder) -> list:  # in the order of their names; hidden files are unfinished ones
+def _entry_files(folder: Any) -> list:  # in the order of their names; hidden files are unfinished ones
     if folder is None or not folder.is_dir():
         return []
     return sorted((f for f in folder.iterdir() if f.name.endswith(".json") and not f.name.startswith(".")), key=lambda f: f.name)
+
+
+def _ledger_files(root: str | os.PathLike | None) -> list:
+    files = _entry_files((Path(root) if root else project_root() / "data") / "results")
+    return files if files or root else _entry_files(_packaged("results"))
 
 
 def load_ledger(
@@ -200,10 +206,7 @@ def load_ledger(
     **filters: Any,  # a key of `Entry` or of its parameters: the value wanted, or a list of them; None: all
 ) -> list[Entry]:  # in the order of the files' names
     "All entries that match. Raises `ValueError` that names the file if one of them is damaged."
-    files = _entry_files((Path(root) if root else project_root() / "data") / "results")
-    if not files and not root:
-        files = _entry_files(_packaged("results"))
-    entries = [read_entry(file) for file in files]
+    entries = [read_entry(file) for file in _ledger_files(root)]
     for key, wanted in filters.items():
         if wanted is None:
             continue
@@ -215,20 +218,6 @@ def load_ledger(
         else:
             raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
     return entries
-
-# %% ../nbs/15_results.ipynb #6adcf48c
-def find_entry(
-    name: str | os.PathLike,  # of an entry's file, with or without its folder and '.json', or the beginning of it
-    root: str | os.PathLike | None = None,  # as in `load_ledger`
-) -> Entry:
-    "The entry with this name, or the only one whose name begins with it. Raises `ValueError`, one sentence, if there is none or more than one."
-    stem = Path(name).name.removesuffix(".json")
-    known = {entry_name(entry): entry for entry in load_ledger(root)}
-    found = [stem] if stem in known else [other for other in known if stem and other.startswith(stem)]
-    if len(found) != 1:
-        some = f"these {len(found)} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}" if found else f"none of the {len(known)} begins with it"
-        raise ValueError(f"{name!s} must be the name of one entry of the ledger, or its beginning, but {some}.")
-    return known[found[0]]
 
 # %% ../nbs/15_results.ipynb #acfda395
 def run_folder(
@@ -282,7 +271,7 @@ class PaperResult(BaseModel):
     tag: Tag | None
     source: str | None
 
-    def model_post_init(self, _):
+    def model_post_init(self, _: Any) -> None:
         if (self.value is None) != (self.tag is None) or (self.value is None) != (self.source is None):
             raise ValueError("value, tag and source must be given together or all be null")
 
@@ -356,11 +345,13 @@ def _mean_and_variance(values: list[float]) -> tuple[float, float]:  # of the me
 def _half_width(variance: float, freedom: float, level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, but was {level}.")
+    from scipy.special import stdtrit  # here: the command line asks for names only, and is in a hurry
+
     return float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance) if variance > 0 else variance
 
 
 def mean_interval(
-    values,  # one number a seed
+    values: Iterable[float],  # one number a seed
     level: float = 0.95,  # confidence
 ) -> Interval:  # (mean, half width); the half width is nan for fewer than two values
     "Student's t interval of a mean."
@@ -708,7 +699,7 @@ def _paper_cells(experiment: str, dataset: str, metric: str) -> dict[str, str]: 
     return {r.method: f"{r.value:.2f} [{r.tag}]" for r in found if r.metric == metric and r.value is not None}
 
 
-def _cost(runs: dict[int, Entry], metric: str, form) -> str:  # the median over seeds; empty where it was not recorded
+def _cost(runs: dict[int, Entry], metric: str, form: Callable[[float], str]) -> str:  # the median over seeds; empty where it was not recorded
     values = [e.metrics[metric] for e in runs.values() if metric in e.metrics]
     return form(median(values)) if values else ""
 
@@ -784,7 +775,7 @@ def claims_table(
         for method in claim.methods:
             interval = None
             if method in methods and claim.baseline in methods:
-                interval = difference_interval(*(_metric(methods[m], claim.metric) for m in (method, claim.baseline)))
+                interval = difference_interval(_metric(methods[method], claim.metric), _metric(methods[claim.baseline], claim.metric))
             elif method in methods and claim.baseline is None:
                 interval = mean_interval(_metric(methods[method], claim.metric).values())
             rows.append([
@@ -802,7 +793,7 @@ def claims_table(
     return Table(["claim", "metric", "of", "found", "reproduced if in", "verdict"], rows, caption)
 
 # %% ../nbs/15_results.ipynb #5b71a534
-def _axes(ax, figsize: tuple[float, float]):
+def _axes(ax: Any, figsize: tuple[float, float]) -> Any:
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -815,8 +806,8 @@ def plot_curves(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     y: str = "val_accuracy",  # name of a curve
     x: str | None = None,  # name of the curve to draw it over; default: 'val_step' for a curve 'val_...', else 'step'
-    ax=None,  # matplotlib axes; default: new ones
-):  # the axes
+    ax: Any = None,  # matplotlib axes; default: new ones
+) -> Any:  # the axes
     "A curve of every method: mean over seeds, with a 95 % band."
     experiment, dataset, preset, _ = _one_group(entries)
     x = x or ("val_step" if y.startswith("val_") else "step")
@@ -842,8 +833,8 @@ def plot_curves(
 def plot_accuracy(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     metric: str = "test_accuracy",  # in percent
-    ax=None,  # matplotlib axes; default: new ones
-):  # the axes
+    ax: Any = None,  # matplotlib axes; default: new ones
+) -> Any:  # the axes
     "Every seed of every method, with means and 95 % intervals."
     experiment, dataset, preset, _ = _one_group(entries)
     methods = _by_method(entries)
@@ -862,3 +853,69 @@ def plot_accuracy(
     ax.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
     ax.set(xlabel=f"{metric.replace('_', ' ')}, percent", title=f"{experiment} on {dataset}, preset {preset}")
     return ax
+
+# %% ../nbs/15_results.ipynb #6b638b29
+def entry_names(
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> list[str]:  # in alphabetical order
+    "The names of all entries: those of the ledger's files, without `.json`. Nothing is opened."
+    return [file.name.removesuffix(".json") for file in _ledger_files(root)]
+
+
+def find_entry(
+    name: str | os.PathLike,  # an entry's name or the beginning of one, or the path of a file that ends in `.json`
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> Entry:
+    "One entry by its name. Raises `ValueError` if there is none (with the closest name), more than one, or if it is damaged."
+    text = str(name)
+    if text.endswith(".json") and Path(text).is_file():
+        return read_entry(Path(text))
+    text = Path(text).name.removesuffix(".json") if text.endswith(".json") else text
+    files = {file.name.removesuffix(".json"): file for file in _ledger_files(root)}
+    found = [text] if text in files else [n for n in files if text and n.startswith(text)]
+    if len(found) == 1:
+        return read_entry(files[found[0]])
+    if found:
+        which = f"these {len(found):,} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}"
+    else:
+        near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
+        which = f"none of the {len(files):,} begins with it{f', did you mean {near[0]}?' if near else ''} (nsl-repro list --results shows them)"
+    raise ValueError(f"""{text or "''"} must be the name of one entry of the ledger, or its beginning, but {which}.""")
+
+# %% ../nbs/15_results.ipynb #9cacbf50
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.5g}"
+
+
+def _cell(value: Any) -> str:  # at most 60 letters
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def compare_entries(
+    a: Entry,
+    b: Entry,
+) -> Table:  # a row a metric, then a row for everything else that differs
+    "Two runs side by side: metrics with their difference (B minus A), and the parameters, versions, device and commit that are not the same."
+    rows = []
+    for metric in [*a.metrics, *(m for m in b.metrics if m not in a.metrics)]:
+        both = [e.metrics.get(metric) for e in (a, b)]
+        change = "" if None in both else f"{both[1] - both[0]:+,.4g}"
+        rows.append([metric, *("" if v is None else _number(v) for v in both), change])
+    rows.append(["wall_time_s", _number(a.wall_time_s), _number(b.wall_time_s), f"{b.wall_time_s - a.wall_time_s:+,.4g}"])
+    plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty")
+    sides = [
+        {
+            **{key: getattr(e, key) for key in plain[:5]}, **{f"parameter {k}": v for k, v in e.parameters.items()},
+            **{key: getattr(e, key) for key in plain[5:]}, **{f"version of {k}": v for k, v in e.versions.items()},
+        }
+        for e in (a, b)
+    ]
+    same = 0
+    for key in [*sides[0], *(k for k in sides[1] if k not in sides[0])]:
+        if all(key in side for side in sides) and sides[0][key] == sides[1][key] and type(sides[0][key]) is type(sides[1][key]):
+            same += 1
+        else:
+            rows.append([key, *(_cell(side[key]) if key in side else "" for side in sides), ""])
+    caption = f"A is {entry_name(a)}, B is {entry_name(b)}. {same} parameters, versions and other settings are the same in both and not shown."
+    return Table(["", "A", "B", "B minus A"], rows, caption)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,28 +17,28 @@ __all__ = ['nearest', 'recall_at_k', 'map_at_r', 'nmi', 'evaluate_retrieval', 's
            'plot_neighbours']
 
 # %% ../nbs/13_retrieval.ipynb #0b09280d
-def _checked(x, name: str) -> Tensor:  # embeddings, as a tensor
+def _checked(x: Any, name: str) -> Tensor:  # embeddings, as a tensor
     x = torch.as_tensor(x)
     if x.dim() != 2 or not x.is_floating_point(): raise ValueError(f"{name} must be (N, D) of a floating type, got {tuple(x.shape)} of {x.dtype}.")
     bad = (~x.isfinite()).any(1).nonzero()
     if len(bad): raise ValueError(f"{name} must be finite, but row {bad[0].item()} is not.")
     return x
 
-def _row_scorer(score, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+def _row_scorer(score: Any, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     "The function that scores some queries (n, D) with the whole gallery: (n, M) float32, higher is nearer."
     if score == 'euclidean':
         g = gallery.double(); g2 = g.square().sum(1)
-        def rows(a):
+        def negative_distances(a: Tensor) -> Tensor:
             a = a.double(); a2 = a.square().sum(1, keepdim=True)
             D = (a @ g.T).mul_(-2).add_(g2).add_(a2)                       # |a - b|^2
             return D.masked_fill_(D < 1e-12 * (a2 + g2), 0).neg_().float()
-        return rows
+        return negative_distances
     if score == 'cosine':
         g = F.normalize(gallery.double(), dim=1)
         return lambda a: (F.normalize(a.double(), dim=1) @ g.T).float()
     matrix = getattr(score, 'matrix', score)
     if not callable(matrix): raise ValueError(f"score must be 'euclidean', 'cosine', an object with matrix(a, b) or a function of (a, b), got {score!r}.")
-    def rows(a):
+    def rows(a: Tensor) -> Tensor:
         S = matrix(a, gallery)
         if S.shape != (len(a), len(gallery)):
             raise ValueError(f"score must give ({len(a)}, {len(gallery)}) for {len(a)} queries and {len(gallery)} images, got {tuple(S.shape)}.")
@@ -59,19 +60,19 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 # %% ../nbs/13_retrieval.ipynb #63127a98
-def _pair_scores(score, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: int = 2048) -> Tensor:
+def _pair_scores(score: Any, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: int = 2048) -> Tensor:
     "The scores (n,) of the pairs a[i], b[j], some at a time."
     if score == 'euclidean': pair = lambda a, b: -(a.double() - b.double()).square().sum(1)
     elif score == 'cosine': pair = lambda a, b: F.cosine_similarity(a.double(), b.double(), dim=1)
     elif callable(score): pair = score
     else: raise ValueError(f"score must be 'euclidean', 'cosine' or a function of pairs (a, b), got {score!r}.")
     parts = []
-    for i, j in zip(i.split(chunk), j.split(chunk)):
-        parts.append(pair(a[i], b[j]))
-        if parts[-1].shape != i.shape: raise ValueError(f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(i)} pairs.")
+    for some, others in zip(i.split(chunk), j.split(chunk)):
+        parts.append(pair(a[some], b[others]))
+        if parts[-1].shape != some.shape: raise ValueError(f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(some)} pairs.")
     return torch.cat(parts).float()
 
-def _ranked(queries, gallery, k: int, score, rerank: int | None, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: Any, rerank: int | None, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     "The k nearest, values and indices, of a chunk of queries at a time."
     own = gallery is None
     queries = _checked(queries, 'queries'); gallery = queries if own else _checked(gallery, 'gallery')
@@ -122,9 +123,8 @@ def _hits(indices: Tensor, labels: Tensor, gallery_labels: Tensor | None) -> Ten
     return (labels if gallery_labels is None else gallery_labels)[indices] == labels[:, None]
 
 def _possible(labels: Tensor, gallery_labels: Tensor | None) -> Tensor:  # (N,): R, the images of the query's class that it can find
-    own = gallery_labels is None
-    classes, place = torch.cat([labels, labels if own else gallery_labels]).unique(return_inverse=True)
-    return place[len(labels):].bincount(minlength=len(classes))[place[:len(labels)]] - int(own)
+    classes, place = torch.cat([labels, labels if gallery_labels is None else gallery_labels]).unique(return_inverse=True)
+    return place[len(labels):].bincount(minlength=len(classes))[place[:len(labels)]] - int(gallery_labels is None)
 
 def _counted(possible: Tensor, alone: str) -> Tensor:  # (N,) bool: which queries enter the mean
     if alone not in ('exclude', 'miss'): raise ValueError(f"alone must be 'exclude' or 'miss', got {alone!r}.")
@@ -181,10 +181,10 @@ def nmi(
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 
-    x, labels = _checked(embeddings, 'embeddings').cpu().numpy(), torch.as_tensor(labels).cpu().numpy()
-    if labels.shape != x.shape[:1]: raise ValueError(f"labels must be ({len(x)},), got {labels.shape}.")
-    clusters = KMeans(len(set(labels.tolist())), n_init=1, random_state=seed).fit_predict(x)
-    return 100 * float(normalized_mutual_info_score(labels, clusters))
+    x, classes = _checked(embeddings, 'embeddings').cpu().numpy(), torch.as_tensor(labels).cpu().numpy()
+    if classes.shape != x.shape[:1]: raise ValueError(f"labels must be ({len(x)},), got {classes.shape}.")
+    clusters = KMeans(len(set(classes.tolist())), n_init=1, random_state=seed).fit_predict(x)
+    return 100 * float(normalized_mutual_info_score(classes, clusters))
 
 _nmi = nmi  # `evaluate_retrieval` has a switch of that name
 
@@ -210,12 +210,12 @@ def evaluate_retrieval(
     possible = _possible(labels, None)
     counted = _counted(possible, alone)
     k = min(max(max(ks), int(possible.max())), len(labels) - 1)
-    first, precision, start = [], [], 0
+    ranks, precisions, start = [], [], 0
     for _, indices in _ranked(embeddings, None, k, score, rerank, chunk):
         hits = labels[indices] == labels[start:start + len(indices), None]
-        first.append(_first_hit(hits).masked_fill(~hits.any(1), max(k, *ks)))              # no hit: behind every K
-        precision.append(_average_precision(hits, possible[start:start + len(indices)])); start += len(indices)
-    first, precision = torch.cat(first)[counted], torch.cat(precision)[counted]
+        ranks.append(_first_hit(hits).masked_fill(~hits.any(1), max(k, *ks)))              # no hit: behind every K
+        precisions.append(_average_precision(hits, possible[start:start + len(indices)])); start += len(indices)
+    first, precision = torch.cat(ranks)[counted], torch.cat(precisions)[counted]
     found = {f'recall_at_{K}': _percent(first < K) for K in ks} | {'map_at_r': _percent(precision)}
     if nmi: found['nmi'] = _nmi(embeddings, labels)
     return {prefix + key: value for key, value in found.items()}
@@ -249,7 +249,8 @@ def score_pairs(
         else: j = j + size[i] * (j >= start[i])                                                           # ...or over its class
         a, b = (order[t].to(x.device) for t in (i, j))
         found.append(_pair_scores(score, x, a, x, b))
-    return tuple(found)
+    positive, negative = found
+    return positive, negative
 
 # %% ../nbs/13_retrieval.ipynb #1b7eee4f
 def _both(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,7 +286,7 @@ def plot_neighbours(
     indices: Tensor,                           # (N, k) int64: neighbours of every image, from `nearest`
     classes: Sequence[str] | None = None,      # names of the classes, written above the images
     size: float = .9,                          # inches an image
-):                                             # the figure
+) -> Any:                                      # the figure
     "Queries and their nearest images: a green frame where the class is the query's, a red one where it is not."
     import matplotlib.pyplot as plt
 

@@ -6,26 +6,24 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
 
 # %% auto #0
 __all__ = ['patch_norm', 'filter_norm', 'angle_response', 'SphereConv2d']
 
 # %% ../nbs/03_sphere.ipynb #37812a20
-def _pair(value) -> tuple[int, int]:
-    "`3 -> (3, 3)`; a pair stays a pair."
-    return (value, value) if isinstance(value, int) else tuple(value)
-
 def _positive(eps: float) -> float:
     "The constant under the root, checked."
     if not eps > 0: raise ValueError(f"eps must be a positive number (it keeps the root away from zero), got {eps!r}.")
     return eps
 
-def _full_precision(x: Tensor):
+def _full_precision(x: Tensor) -> AbstractContextManager:
     "A context in which autocast leaves `x`'s device alone (it has never heard of 'meta')."
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -93,6 +91,11 @@ class SphereConv2d(nn.Conv2d):
     A bias is added to the response, outside the operator. `nn.Conv2d`'s state_dict keys, plus `k` for 'learnable_sigmoid'.
 
     Raises `ValueError` for an unknown or inconsistent operator and normalise, eps <= 0, or an input of the wrong shape."""
+    kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+
     def __init__(self,
         in_channels: int,                         # C_in
         out_channels: int,                        # C_out, the number of filters
@@ -102,11 +105,11 @@ class SphereConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,                          # each group measures its angles among its own channels
         bias: bool = False,                       # off by default, unlike `nn.Conv2d`
-        padding_mode: str = 'zeros',
+        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
         operator: str = 'cosine',                 # 'none', 'cosine', 'linear', 'sigmoid' or 'learnable_sigmoid'
         normalise: str = 'full',                  # 'full': patch and filter norm; 'input': the patch's only, with operator 'none'
         eps: float = 1e-4,                        # inside the root of both norms
-        device=None, dtype=None,                  # as in `nn.Conv2d`
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # as in `nn.Conv2d`
     ):
         operators = ('none', 'cosine', 'linear', 'sigmoid', 'learnable_sigmoid')
         if operator not in operators: raise ValueError(f"operator must be one of {', '.join(operators)}, got {operator!r}.")
@@ -120,7 +123,8 @@ class SphereConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:     # (B, C_in, H, W) -> (B, C_out, H', W')
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"x must be (B, {self.in_channels}, H, W) or ({self.in_channels}, H, W), got a tensor of shape {tuple(x.shape)}.")
-        weight, padding = self.weight, self.padding
+        weight: Tensor = self.weight
+        padding: int | str | tuple[int, int] = self.padding
         if self.normalise == 'full': weight = (weight / filter_norm(weight, self.eps)).to(weight.dtype)
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

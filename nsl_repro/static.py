@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from itertools import product
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class NeuralSimilarity(nn.Module):
         kernel_size: int | tuple[int, int],   # of the convolution: (kh, kw)
         kind: str = 'diagonal',               # 'diagonal' (DNS) or 'unconstrained' (UNS)
         init: str = 'identity',               # 'identity', or 'ones' (on the diagonal: the same); 'eye3': as released, diagonal and square only
-        device=None, dtype=None,              # of the parameter
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # of the parameter
         *,
         shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
@@ -77,6 +79,8 @@ class StaticNSLConv2d(nn.Conv2d):
     With a shape, `similarity.shape.score` is learned too, and only some taps exist.
 
     Raises `ValueError` as `NeuralSimilarity` does."""
+    kernel_size: tuple[int, int]  # torch says tuple[int, ...]
+
     def __init__(self,
         in_channels: int,                     # C_in
         out_channels: int,                    # C_out
@@ -86,8 +90,8 @@ class StaticNSLConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = 'zeros',
-        device=None, dtype=None,
+        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
         *,
         kind: str = 'diagonal',               # 'diagonal' (DNS) or 'unconstrained' (UNS)
         init: str = 'identity',               # 'identity' or 'ones'; 'eye3': as released
@@ -103,7 +107,7 @@ class StaticNSLConv2d(nn.Conv2d):
 def _unparametrize(module: nn.Module) -> None:
     "In place: the class it had before it was parametrized, with its tensors as they are now."
     values = {name: nn.Parameter(getattr(module, name).detach().clone(), requires_grad=any(p.requires_grad for p in parts.parameters(recurse=False)))
-              for name, parts in module.parametrizations.items()}
+              for name, parts in module.get_submodule('parametrizations').named_children()}
     others = dict(module.named_parameters(recurse=False))
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
@@ -121,15 +125,16 @@ def fold(
     (not where a subclass of `nn.Conv2d` has a forward of its own, which may look at the whole patch)."""
     module = copy.deepcopy(module)
     for layer in list(module.modules()):
-        static, similarities = isinstance(layer, StaticNSLConv2d), []
-        if static or parametrize.is_parametrized(layer):
-            similarities = [m.eval() for m in (layer if static else layer.parametrizations).modules() if isinstance(m, NeuralSimilarity)]
+        similarities: list[NeuralSimilarity] = []
+        if isinstance(layer, StaticNSLConv2d) or parametrize.is_parametrized(layer):
+            parts = layer if isinstance(layer, StaticNSLConv2d) else layer.get_submodule('parametrizations')
+            similarities = [m.eval() for m in parts.modules() if isinstance(m, NeuralSimilarity)]
         if parametrize.is_parametrized(layer) and similarities: _unparametrize(layer)
-        if static:
+        if isinstance(layer, StaticNSLConv2d):
             with torch.no_grad(): folded = layer.similarity(layer.weight)
             layer.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
             del layer.similarity
-            layer.__class__ = nn.Conv2d
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
         if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities): _shrink(layer)
     return module
 
@@ -171,7 +176,7 @@ class KernelShape(nn.Module):
         both_sides: bool = True,                 # UNS: D R D; False: D R, literally, which leaves the folded kernel all its taps
         dead_taps_learn: bool = True,            # straight-through: the weights of dead taps get the gradient of the soft tap
         speed: float = 1.,                       # how much a score counts, in z = speed * score: more than 1 for SGD, whose steps in the scores are small
-        device=None, dtype=None,                 # of the scores
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # of the scores
     ):
         super().__init__()
         size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
@@ -189,9 +194,9 @@ class KernelShape(nn.Module):
         self.reset_parameters()
 
     @classmethod
-    def of(cls, shape, kernel_size: tuple[int, int], device=None, dtype=None) -> KernelShape:
+    def of(cls, shape: KernelShape | int | None, kernel_size: tuple[int, int], device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KernelShape:
         "What a layer's keyword `shape` means: a budget, or a `KernelShape` for a kernel of this size."
-        if not isinstance(shape, cls): return cls(kernel_size, shape, device=device, dtype=dtype)
+        if not isinstance(shape, KernelShape): return cls(kernel_size, shape, device=device, dtype=dtype)
         if shape.kernel_size != tuple(kernel_size): raise ValueError(f"shape must be for a kernel of {tuple(kernel_size)}, got one of {shape.kernel_size}.")
         return shape
 
@@ -235,7 +240,7 @@ class KernelShape(nn.Module):
         p = self.probability()
         return self.live() + (p - p.detach())
 
-    def mask(self):    # -> keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
+    def mask(self) -> Callable[..., Tensor]:    # keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
         "A function that multiplies by one and the same D as often as it is called; with decide=False straight-through takes D for a constant there."
         d = self()
         learn = self.dead_taps_learn and self.relaxation == 'straight_through' and self.training
@@ -280,16 +285,17 @@ def _shrink(conv: nn.Conv2d) -> None:
     "In place: the smallest `nn.Conv2d` that is the same function, given the taps that are zero in all filters."
     live = (conv.weight.detach() != 0).any(0).any(0)
     sides = [p for d in (1, 0) for p in conv._reversed_padding_repeated_twice[2 * d:2 * d + 2]]                    # top, bottom, left, right
-    grids = [_grids(live.any(1 - d).tolist(), *sides[2 * d:2 * d + 2], conv.dilation[d]) for d in (0, 1)]
-    def padding(pair):    # as nn.Conv2d would say it, or None
+    grids = [_grids(live.any(1 - d).tolist(), sides[2 * d], sides[2 * d + 1], conv.dilation[d]) for d in (0, 1)]
+    def padding(pair: tuple) -> Any:    # as nn.Conv2d would say it, or None
         if all(before == after for *_, before, after in pair): return tuple(g[3] for g in pair)
         reach = [conv.dilation[d] * step * (n - 1) for d, (n, _, step, *_) in enumerate(pair)]
         return 'same' if conv.stride == (1, 1) and all(g[3:] == (r // 2, r - r // 2) for g, r in zip(pair, reach)) else None
-    rows, columns = min((pair for pair in product(*grids) if padding(pair) is not None), key=lambda pair: pair[0][0] * pair[1][0], default=(None, None))
-    if rows is None or (rows[0], columns[0]) == conv.kernel_size: return
-    (m, top, down, *_), (n, left, right, *_) = rows, columns
-    small = nn.Conv2d(conv.in_channels, conv.out_channels, (m, n), conv.stride, padding((rows, columns)), (conv.dilation[0] * down, conv.dilation[1] * right),
-                      conv.groups, conv.bias is not None, conv.padding_mode, device='meta')
+    best = min((pair for pair in product(*grids) if padding(pair) is not None), key=lambda pair: pair[0][0] * pair[1][0], default=None)
+    if best is None: return
+    (m, top, down, *_), (n, left, right, *_) = best
+    if (m, n) == conv.kernel_size: return
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, (m, n), padding=padding(best), dilation=(conv.dilation[0] * down, conv.dilation[1] * right),
+                      groups=conv.groups, padding_mode=conv.padding_mode, device='meta')
     for name in ('kernel_size', 'padding', 'dilation', '_reversed_padding_repeated_twice'): setattr(conv, name, getattr(small, name))
     weight = conv.weight.detach()[:, :, top:top + (m - 1) * down + 1:down, left:left + (n - 1) * right + 1:right]
     conv.weight = nn.Parameter(weight.contiguous(), requires_grad=conv.weight.requires_grad)

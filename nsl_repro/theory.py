@@ -83,8 +83,8 @@ def gradient_flow(
     """The gradient flow `dx/dt = -dL/dx - lambda x`, by an adaptive Runge-Kutta method of order 8. [ours]
 
     Raises `ValueError` if times do not increase from 0, `RuntimeError` if the integration fails."""
-    times = torch.as_tensor(times, dtype=torch.float64)
-    if times.dim() != 1 or len(times) < 2 or times[0] != 0 or (times.diff() <= 0).any(): raise ValueError(f"times must increase from 0, got {times.tolist()}.")
+    at = torch.as_tensor(times, dtype=torch.float64)
+    if at.dim() != 1 or len(at) < 2 or at[0] != 0 or (at.diff() <= 0).any(): raise ValueError(f"times must increase from 0, got {at.tolist()}.")
     start = [t.detach().double() for t in start]
     sizes = [t.numel() for t in start]
     unpack = lambda x: [part.reshape(t.shape) for part, t in zip(x.split(sizes), start)]
@@ -92,10 +92,10 @@ def gradient_flow(
         leaves = [t.clone().requires_grad_() for t in unpack(torch.from_numpy(x))]
         gradients = torch.autograd.grad(loss(*leaves), leaves)
         return torch.cat([-(g + weight_decay * t.detach()).flatten() for g, t in zip(gradients, leaves)]).numpy()
-    found = solve_ivp(field, (0., times[-1].item()), torch.cat([t.flatten() for t in start]).numpy(), 'DOP853', times.numpy(), rtol=tol, atol=tol / 100)
+    found = solve_ivp(field, (0., at[-1].item()), torch.cat([t.flatten() for t in start]).numpy(), 'DOP853', at.numpy(), rtol=tol, atol=tol / 100)
     if not found.success: raise RuntimeError(f"the integration stopped at t = {found.t[-1] if len(found.t) else 0}: {found.message}")
     path = torch.from_numpy(found.y.T.copy())
-    return tuple(part.reshape(len(times), *t.shape) for part, t in zip(path.split(sizes, 1), start))
+    return tuple(part.reshape(len(at), *t.shape) for part, t in zip(path.split(sizes, 1), start))
 
 # %% ../nbs/09_theory.ipynb #84e796f3
 def balanced_velocity(

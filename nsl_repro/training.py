@@ -4,26 +4,23 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'learning_rate', 'classification_loss', 'parameter_groups', 'regulariser', 'make_optimizer',
-           'make_accelerator', 'tracked', 'progress_bar', 'save_checkpoint', 'load_checkpoint', 'evaluate',
-           'TrainResult', 'train']
+           'make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'evaluate', 'TrainResult', 'train']
 
 # %% ../nbs/12_training.ipynb #ecea5b87
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .attention import GlobalNeuralSimilarity, orthogonality_penalty
 from .data import ImageSet, augment, batch_indices, channel_statistics, to_input
@@ -126,7 +123,7 @@ def make_accelerator(
     device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = 'float32',  # or 'bfloat16' (autocast)
     tracker: str = 'none',  # or 'tensorboard', or another one that `accelerate` knows: see `tracked`
-    **options,  # of `Accelerator`
+    **options: Any,  # of `Accelerator`
 ) -> Accelerator:
     "The `accelerate` engine for a device. Raises `ValueError` for an unknown or absent device or an unknown tracker, `ImportError` for a tracker that is not installed."
     if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
@@ -156,28 +153,7 @@ def tracked(
         accelerator.trackers.clear()
 
 # %% ../nbs/12_training.ipynb #21d40523
-class _Lines:
-    "A text stream on which every redrawing of a bar becomes a line of its own."
-    def __init__(self, stream): self.stream = stream
-    def write(self, text): self.stream.write(text.replace('\r', '').strip('\n') + '\n' if text.strip() else '')
-    def flush(self): self.stream.flush()
-
-
-def progress_bar(
-    total: int,  # steps
-    description: str = '',
-    initial: int = 0,  # steps already done by an earlier, interrupted run
-) -> tqdm:
-    "A progress bar that is readable in a terminal, in JupyterLab and in a log."
-    mode = os.environ.get('NSL_PROGRESS', '')
-    options = dict(total=total, initial=initial, desc=description, dynamic_ncols=False,
-                   bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]')
-    if not mode and {'JPY_SESSION_NAME', 'COLAB_RELEASE_TAG', 'VSCODE_CWD'} & set(os.environ):
-        from tqdm.notebook import tqdm as widget
-        return widget(total=total, initial=initial, desc=description)
-    if mode == 'off': return tqdm(**options, disable=True)
-    if mode == 'live' or (not mode and sys.stderr.isatty()): return tqdm(**options, mininterval=0.5, file=sys.stderr)
-    return tqdm(**options, mininterval=10, maxinterval=60, file=_Lines(sys.stderr))
+from .downloads import progress_bar
 
 # %% ../nbs/12_training.ipynb #7f9d4ac7
 def save_checkpoint(
@@ -207,7 +183,7 @@ def load_checkpoint(path: str | Path) -> dict:
 def evaluate(
     model: nn.Module,
     data: ImageSet,  # on the model's device
-    prepare,  # uint8 images (B, C, H, W) -> the network's input
+    prepare: Callable[[Tensor], Tensor],  # uint8 images (B, C, H, W) -> the network's input
     accelerator: Accelerator,
     batch_size: int = 100,  # small: activations that stay in a CPU's cache are faster than large batches
 ) -> float:  # percent
@@ -245,7 +221,7 @@ def train(
     accelerator: Accelerator | None = None,
     checkpoint: str | Path | None = None,  # file to save to and to continue from; None: keep nothing
     description: str = '',  # of the progress bar
-    on_step=None,  # called with the number of steps done, after each
+    on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
 ) -> TrainResult:
     """Train `model` in place for `steps` steps of the recipe and measure it on the test set once, at the end.
 
@@ -256,15 +232,16 @@ def train(
     accelerator = accelerator or make_accelerator()
     device = accelerator.device
     mean, std = channel_statistics(train_set.images)
-    train_set, test_set, validation_set = (s.to(device) if s else None for s in (train_set, test_set, validation_set))
+    train_set = train_set.to(device)
+    test_set, validation_set = (s.to(device) if s else None for s in (test_set, validation_set))
     prepare = lambda images: to_input(images, recipe.input, mean, std).contiguous(memory_format=torch.channels_last)
 
     optimizer = make_optimizer(model, recipe)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer = accelerator.prepare(model, optimizer)
     identity = dict(steps=steps, seed=seed, segments=segments, recipe=recipe.name, images=len(train_set))
     done, timings, loader_s, wall_s, diverged = 0, [], 0., 0., None
-    curves = dict(step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[])
+    curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[])
 
     if checkpoint is not None and Path(checkpoint).exists():
         state = load_checkpoint(checkpoint)

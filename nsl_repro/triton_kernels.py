@@ -6,6 +6,8 @@
 __all__ = ['why_not_here', 'triton_forward', 'triton_backward']
 
 # %% ../nbs/08_triton.ipynb #dce69f8e
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -137,7 +139,7 @@ def _last(t: Tensor) -> Tensor:
     return t.movedim((-2, -1), (1, 2)).contiguous()
 
 
-def _plan(x: Tensor, weight: Tensor, M: Tensor, stride, padding, dilation):  # x, M channels last
+def _plan(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> tuple[tuple[int, ...], dict[str, Any]]:  # x, M channels last
     "The arguments that all kernels share: numbers, compile-time constants."
     (_, H, W, C), (Ho, Wo), (n_filters, _, kh, kw), (left, _, top, _) = x.shape, M.shape[1:3], weight.shape, padding
     double = torch.float64 in (x.dtype, weight.dtype, M.dtype)
@@ -151,7 +153,7 @@ def _block(size: int, least: int, most: int) -> int:
 
 def triton_forward(
     x: Tensor, weight: Tensor, M: Tensor,  # as in `dynamic_conv2d`
-    stride, padding, dilation,  # padding: left, right, top, bottom
+    stride: list[int], padding: list[int], dilation: list[int],  # padding: left, right, top, bottom
 ) -> Tensor:  # (B, C_out, H', W') of the weight's dtype, channels-last in memory
     "The dynamic convolution by Triton."
     x, M, w = _last(x), _last(M), weight.permute(2, 3, 1, 0).contiguous()
@@ -165,7 +167,7 @@ def triton_forward(
 
 def triton_backward(
     grad: Tensor,  # of the result
-    x: Tensor, weight: Tensor, M: Tensor, stride, padding, dilation,  # as in `triton_forward`
+    x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int],  # as in `triton_forward`
 ) -> tuple[Tensor, Tensor, Tensor]:  # gradients of x, weight and M
     "The gradients of the dynamic convolution by Triton."
     x, M, g, w = _last(x), _last(M), _last(grad), weight.permute(2, 3, 1, 0).contiguous()

@@ -47,6 +47,7 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
     ]:
         for path in (ROOT / folder).glob(pattern):
             assert f"nsl_repro/{package}/{path.name}".replace("//", "/") in names
+    assert "nsl_repro/py.typed" in names  # type checkers read the annotations of packages that say so
     assert not [n for n in names if n.startswith(("tests", "data", "nbs")) or "cifar-" in n]
 
 
