@@ -12,7 +12,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test docs check-docs lint notebooks readme package lab clean
+.PHONY: help reproduce bench test lint docs check-docs notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"

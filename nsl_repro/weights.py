@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,6 +67,7 @@ def _classifier(backbone: str, classes: int, adapt: str = 'static_dns', **option
     from nsl_repro.features import load_backbone
 
     body = load_backbone(backbone, weights=None)
+    if body.dim is None: raise ValueError(f'{backbone} is no network')
     return Classifier(body, body.dim, classes, adapt, **options)
 
 
@@ -103,7 +104,7 @@ class Preprocessing(BaseModel):
     mean: list[FiniteFloat] = []  # of each channel on the scale 0..255, for 'standardised'
     std: list[FiniteFloat] = []
     flatten: bool = False  # one row of numbers an image
-    backbone: str = ''  # a frozen network whose features are the input
+    backbone: Literal['', 'efficientnet_lite0', 'googlenet'] = ''  # a frozen network whose features are the input
     digest: str = ''  # of its weights
 
     def model_post_init(self, _):
@@ -113,7 +114,7 @@ class Preprocessing(BaseModel):
     def of(
         cls,
         images: Tensor,  # (N, C, H, W) uint8: the training images
-        input: str,  # as in `to_input`
+        input: Literal['raw', 'standardised', 'centred'],  # as in `to_input`
         **options,  # flatten
     ) -> Preprocessing:
         "The preprocessing of a network that was trained on these images."
@@ -141,7 +142,7 @@ class ModelConfig(BaseModel):
 
     schema_: Literal[1] = Field(1, alias='schema')  # version of this format
     library: str  # version of nsl_repro that wrote it
-    builder: Literal[tuple(BUILDERS)]
+    builder: Literal['cnn9', 'spherenet9', 'imagenet', 'conv4', 'classifier', 'embedding']  # of `BUILDERS`
     arguments: dict[str, JsonValue]  # of the builder
     preprocessing: Preprocessing
     classes: list[str]  # of the outputs, in order; empty for an embedding
@@ -153,16 +154,17 @@ def _build(config: ModelConfig, source: str) -> nn.Module:
     "The network that is described, with random weights; the caller's random state is left alone."
     with torch.random.fork_rng(devices=[]):
         try: return BUILDERS[config.builder](**config.arguments)
-        except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f'{source}: {config.builder} cannot be built with these arguments: {e}') from e
+        except ImportError: raise  # it says itself which package is missing
+        except Exception as e: raise ValueError(f'{source}: {config.builder} cannot be built with these arguments: {e}') from e
 
 
 def _forms(state: dict[str, Tensor]) -> dict[str, tuple]: return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
 
 
 def _difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:  # one clause, or nothing
-    wanted, found = _forms(wanted), _forms(found)
-    wrong = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-    return f"{len(wrong)} of {len(wanted)} tensors do not fit, the first is {wrong[0]}: {found.get(wrong[0], 'missing')} instead of {wanted.get(wrong[0], 'none')}" if wrong else ''
+    a, b = _forms(wanted), _forms(found)
+    wrong = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
+    return f"{len(wrong)} of {len(a)} tensors do not fit, the first is {wrong[0]}: {b.get(wrong[0], 'missing')} instead of {a.get(wrong[0], 'none')}" if wrong else ''
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -225,7 +227,7 @@ def load(
     model = _build(config, str(folder / 'config.json'))
     if wrong := _difference(model.state_dict(), tensors): raise ValueError(f'{file} is not a {config.builder} of these arguments: {wrong}.')
     model.load_state_dict(tensors)
-    model.preprocess, model.config = config.preprocessing, config
+    vars(model).update(preprocess=config.preprocessing, config=config)
     return model.to(memory_format=torch.channels_last).eval()
 
 # %% ../nbs/25_weights.ipynb #6071891c
@@ -263,7 +265,7 @@ def to_onnx(
     model, path = fold(model).cpu().eval(), Path(path)
     for layer in model.modules():
         if isinstance(layer, DynamicNSLConv2d): layer.backend = 'reference'
-        if isinstance(layer, KernelShape): layer.forward = lambda d=layer().detach(): d  # decided: which taps live is a constant
+        if isinstance(layer, KernelShape): setattr(layer, 'forward', partial(Tensor.clone, layer().detach()))  # decided: which taps live is a constant
     names = ['input'] if len(example) == 1 else [f'input{n}' for n in range(len(example))]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -331,17 +333,17 @@ def model_card(
 # %% ../nbs/25_weights.ipynb #c17cc2a5
 class _FromBytes(nn.Module):
     "A network with its preprocessing in front."
-    def __init__(self, model: nn.Module): super().__init__(); self.model, self.prepare = model, model.preprocess
+    def __init__(self, model: nn.Module, prepare: Preprocessing): super().__init__(); self.model, self.prepare = model, prepare
     def forward(self, images: Tensor) -> Tensor: return self.model(self.prepare(images))
 
 
-def _onnx_files(model: nn.Module, folder: Path) -> list[str]:
+def _onnx_files(model: nn.Module, config: ModelConfig, folder: Path) -> list[str]:
     "Write what of a loaded model can run without PyTorch; the names of the files."
-    p, g = model.config.preprocessing, torch.Generator().manual_seed(0)
-    if p.backbone: to_onnx(model, folder / 'model.onnx', torch.rand(2, model.config.arguments['in_dim'], generator=g))
-    else: to_onnx(_FromBytes(model), folder / 'model.onnx', torch.randint(256, (2, *p.size), generator=g, dtype=torch.uint8))
-    if not model.config.arguments.get('pddm'): return ['model.onnx']
-    z = nn.functional.normalize(torch.randn(4, model.config.arguments['dim'], generator=g))
+    p, g = config.preprocessing, torch.Generator().manual_seed(0)
+    if isinstance(model, Embedder) and p.backbone: to_onnx(model, folder / 'model.onnx', torch.rand(2, model.net.linear.in_features, generator=g))
+    else: to_onnx(_FromBytes(model, p), folder / 'model.onnx', torch.randint(256, (2, *p.size), generator=g, dtype=torch.uint8))
+    if not (isinstance(model, Embedder) and model.score): return ['model.onnx']
+    z = nn.functional.normalize(torch.randn(4, model.net.linear.out_features, generator=g))
     to_onnx(model.score, folder / 'score.onnx', (z[:2], z[2:]))
     return ['model.onnx', 'score.onnx']
 
@@ -366,17 +368,17 @@ def export(
     if not (source / 'entry.json').is_file(): raise ValueError(f'{name} was not run here, or its folder {source} is gone: run it first ({again}, with the parameters in its entry).')
     entry = read_entry(source / 'entry.json')
     if not (source / 'config.json').is_file(): raise ValueError(f'{name} kept no model, as runs recorded before this was possible and runs that train nothing: run it again ({again} -p resume=false, with the parameters in its entry).')
-    folder, model = Path(folder) if folder else root / 'exports' / name, load(source)
+    folder, model, config = Path(folder) if folder else root / 'exports' / name, load(source), read_config(source)
     if folder.exists() and not folder.is_dir(): raise ValueError(f'folder must be a folder, but {folder} is a file.')
     if folder.is_dir() and any(folder.iterdir()):
         same = all((folder / part).is_file() and (folder / part).read_bytes() == (source / part).read_bytes() for part in ('config.json', 'entry.json'))
         if not same: raise ValueError(f'folder must be new or empty, but {folder} holds something else.')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as made:
-        made = Path(made)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as scratch:
+        made = Path(scratch)
         for part in ('model.safetensors', 'entry.json', 'config.json'): (made / part).write_bytes((source / part).read_bytes())
-        files = _onnx_files(model, made) if onnx else []
-        (made / 'README.md').write_text(model_card(entry, model.config, files), encoding='utf-8')
+        files = _onnx_files(model, config, made) if onnx else []
+        (made / 'README.md').write_text(model_card(entry, config, files), encoding='utf-8')
         folder.mkdir(exist_ok=True)
-        for part in sorted(made.iterdir(), key=lambda part: part.name == 'config.json'): os.replace(part, folder / part.name)  # what makes it a model comes last
+        for file in sorted(made.iterdir(), key=lambda file: file.name == 'config.json'): os.replace(file, folder / file.name)  # what makes it a model comes last
     return folder
