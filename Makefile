@@ -12,13 +12,15 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test lint notebooks readme package lab clean
+.PHONY: help reproduce bench test lint docs check-docs notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make test       check everything that is claimed"
 	@echo "make lint       check notebooks and tests with ruff, and the library's types with mypy"
+	@echo "make docs       build the site in _docs/html"
+	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
 	@echo "make readme     fill in the README's tables from the ledger"
 	@echo "make package    build the package and check it"
@@ -39,7 +41,13 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|08_triton)'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/08_triton.ipynb  # needs a process in which nobody has imported Triton yet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
-	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py
+	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
+
+docs: $(READY)
+	$(BIN)/python docs
+
+check-docs: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -59,10 +67,10 @@ package: $(READY)
 	$(BIN)/python -m pytest tests/test_packaging.py
 
 lab: $(READY)
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv _docs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # pip's build of the project uses the pinned setuptools that has just been installed, so that constraints.txt decides everything
 $(READY): constraints.txt settings.ini setup.py pyproject.toml

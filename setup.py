@@ -10,7 +10,10 @@ cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 metric = cfg["metric_requirements"].split()  # PDDM beside pytorch-metric-learning, pre-trained backbones
 run = metric + cfg["run_requirements"].split()  # the experiments
-extras = {"metric": metric, "run": run, "dev": run + cfg["dev_requirements"].split()}
+onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
+notebooks = run + onnx + tracking + cfg["notebooks_requirements"].split()  # all notebooks, in Colab or elsewhere
+docs = notebooks + [f"{need}; python_version >= '3.11'" for need in cfg["docs_requirements"].split()]  # the site; its parsers need that Python
+extras = {"metric": metric, "run": run, "onnx": onnx, "tracking": tracking, "notebooks": notebooks, "docs": docs, "dev": docs + cfg["dev_requirements"].split()}
 shipped = {"nsl_repro._experiments": "nbs/experiments", "nsl_repro._data": "data"}  # folders that travel as packages
 shipped = {package: folder for package, folder in shipped.items() if (here / folder).is_dir()}
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .convert import similarity_parameters as similarity_parameters, to_nsl as to_nsl
     from .static import fold as fold
+    from .weights import load as load
 
-_HOMES = {"to_nsl": "convert", "similarity_parameters": "convert", "fold": "static"}  # name -> its module, imported when it is asked for
+_HOMES = {"to_nsl": "convert", "similarity_parameters": "convert", "fold": "static", "load": "weights"}  # name -> its module, imported when it is asked for
 
 
 def __getattr__(name: str) -> Any:

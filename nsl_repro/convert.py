@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 import copy
+import inspect
 
 from torch import nn
 from torch.nn.modules.utils import _pair
@@ -71,12 +72,16 @@ def to_nsl(
 ) -> Conversion:  # (model, converted, skipped)
     """Give the convolutions of a model a neural similarity that starts at the identity: weights are kept, the output does not change.
 
-    Static ones fold back into plain convolutions by `nsl_repro.fold`. Nothing else in the model is touched, names in its state_dict stay, new ones come.
+    Static ones fold back into plain convolutions by `nsl_repro.fold`. Nothing else in the model is touched. In its state_dict, new names come, and those of a plain `Conv2d` stay; a static similarity on a *subclass* of `Conv2d` parametrizes its weight,
+    which is then called `....parametrizations.weight.original` (all of timm's `Conv2dSame`, for instance): load a plain checkpoint before the conversion, since after it `strict=False` would skip such weights without a word.
 
-    Raises `ValueError` for an unknown kind, a model in which nothing can be converted, or a name in `where` that fits no convolution."""
+    Raises `ValueError` for an unknown kind, a model in which nothing can be converted, a name in `where` that fits no convolution, or an option that predictors do not have."""
     if not isinstance(model, nn.Module): raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if kind not in KINDS: raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if options and kind.startswith('static'): raise ValueError(f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}")
+    known = [n for n in inspect.signature(SimilarityPredictor).parameters if n not in ('in_channels', 'kernel_size', 'kind', 'stride', 'padding', 'dilation')]  # those are the layer's
+    if unknown := [o for o in options if o not in known]: raise ValueError(f"to_nsl has no option {unknown[0]!r}; those of a predictor are {', '.join(known)}")
+    if options.get('hidden') is not None and options['hidden'] < 1: raise ValueError(f"hidden must be at least 1, not {options['hidden']}")
     predictors = {inner for m in model.modules() if isinstance(m, (SimilarityPredictor, SharedPredictor)) for inner in m.modules()}  # a predictor's own convolutions stay
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors]
     if not convolutions: raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .data import generator_for
 from .pddm import PDDM, DoubleHeaderHingeLoss, Quadruplets, hard_quadruplets, negative_distance
 from .photos import PhotoSet
-from .training import TrainResult, load_checkpoint, make_accelerator, progress_bar, save_checkpoint
+from .training import TrainResult, load_checkpoint, make_accelerator, progress_bar, save_checkpoint, tracked
 
 # %% ../nbs/20_embedding.ipynb #807dca29
 def class_batches(
@@ -343,11 +343,13 @@ def train_embedding(
         done, timings, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'wall_s', 'diverged', 'curves'))
 
     def point():
-        for name, value in (measure() if measure else {}).items(): curves.setdefault(name, []).append(value)
+        found = measure() if measure else {}
+        for name, value in found.items(): curves.setdefault(name, []).append(value)
         curves['measured_step'].append(done)
+        log(done, **found)
 
-    if done == 0: point()
-    with progress_bar(steps, description, initial=done) as bar:
+    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) as bar:
+        if done == 0: point()
         for end in sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)}):
             if end <= done or diverged is not None: continue
             began, started, total = time.perf_counter(), done, torch.zeros((), device=device)
@@ -368,6 +370,7 @@ def train_embedding(
             if not math.isfinite(mean_loss): diverged = done
             else:
                 curves['step'].append(done); curves['train_loss'].append(mean_loss)
+                log(done, train_loss=mean_loss)
                 point()
             wall_s += time.perf_counter() - began
             if checkpoint is not None:

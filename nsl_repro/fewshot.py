@@ -15,6 +15,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -23,7 +24,7 @@ from .convert import KINDS, to_nsl
 from .data import ImageSet, generator_for
 from .photos import PhotoSet
 from .results import Interval, mean_interval
-from .training import TrainResult, load_checkpoint, progress_bar, save_checkpoint
+from .training import TrainResult, load_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% auto #0
 __all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',
@@ -285,12 +286,17 @@ def train_episodes(
     segments: int = 10,            # how often to validate and save
     validate: Callable[[], float] | None = None,  # accuracy, more is better; None: the last state remains
     checkpoint: str | Path | None = None,  # file to save to and to continue from
+    accelerator: Accelerator | None = None,  # only its tracker is used
+    identity: Mapping[str, object] | None = None,  # what else makes this run what it is, the inner rate for instance: a checkpoint with another one is refused
     description: str = '',         # of the progress bar
 ) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged; curves step, train_loss, train_accuracy, val_accuracy
-    "Train on episodes, in place. Raises `ValueError` for fewer than one iteration or task, and when the checkpoint belongs to another run."
-    if iterations < 1 or tasks < 1: raise ValueError(f"iterations and tasks must be at least 1, not {iterations} and {tasks}")
+    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run.
+
+    Whether it does is told by all the numbers here, by those of the sampler, and by `identity`: what `loss` does with an episode cannot be seen from here."""
+    if min(iterations, tasks, segments) < 1: raise ValueError(f"iterations, tasks and segments must be at least 1, not {iterations}, {tasks} and {segments}")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    identity = dict(iterations=iterations, tasks=tasks, lr=lr, segments=segments, way=sampler.way, shot=sampler.shot, query=sampler.query, seed=sampler.seed)
+    identity = dict(iterations=iterations, tasks=tasks, lr=lr, halve_every=halve_every, clip=clip, segments=segments, images=len(sampler.labels),
+                    way=sampler.way, shot=sampler.shot, query=sampler.query, seed=sampler.seed, more=dict(identity or {}))
     done, wall_s, best, diverged = 0, 0., None, None
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_accuracy=[])
     copy = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
@@ -299,7 +305,7 @@ def train_episodes(
         if state['identity'] != identity: raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, wall_s, best, diverged, curves = (state[k] for k in ('done', 'wall_s', 'best', 'diverged', 'curves'))
-    with progress_bar(iterations, description, initial=done) as bar:
+    with tracked(accelerator, checkpoint) as log, progress_bar(iterations, description, initial=done) as bar:
         for end in sorted({math.ceil(iterations * (i + 1) / segments) for i in range(segments)}):
             if end <= done or diverged is not None: continue
             began, started, sums = time.perf_counter(), done, torch.zeros(2, device=sampler.images.device)
@@ -319,6 +325,7 @@ def train_episodes(
                 if validate:
                     curves['val_accuracy'].append(validate())
                     if best is None or curves['val_accuracy'][-1] > best[0]: best = (curves['val_accuracy'][-1], copy())
+                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and name != 'step'})
             wall_s += time.perf_counter() - began
             if checkpoint is not None:
                 save_checkpoint(dict(identity=identity, model=copy(), optimizer=optimizer.state_dict(), done=done, wall_s=wall_s, best=best, diverged=diverged, curves=curves), checkpoint)

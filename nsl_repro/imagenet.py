@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,9 +38,9 @@ from tqdm import tqdm
 from .convert import KINDS, to_nsl
 from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
 from .models import collect_similarities, count_macs, count_parameters
-from .photos import PhotoSet, _only, load_photos, photos_from_folder
-from .results import Entry, comparison_table, new_entry, recorded_run, run_folder
-from .training import Recipe, TrainResult, classification_loss, learning_rate, load_checkpoint, make_accelerator, make_optimizer, progress_bar, regulariser, save_checkpoint
+from .photos import PhotoSet, _only, load_photos, photos_from_folder, what_is_used
+from .results import Entry, comparison_table, finite_curves, new_entry, recorded_run, run_folder
+from .training import Recipe, TrainResult, classification_loss, learning_rate, load_checkpoint, make_accelerator, make_optimizer, progress_bar, regulariser, save_checkpoint, tracked
 
 # %% ../nbs/22_imagenet.ipynb #87131842
 DATASETS = ('digits', 'mini_imagenet', 'imagenet')
@@ -57,6 +57,7 @@ class Splits:
     flip: bool  # whether a mirrored image still belongs to its class
     mean: Tensor  # (3,) on the scale 0..255
     std: Tensor  # (3,)
+    used: dict[str, int | bool] = field(default_factory=dict)  # for the ledger: how much of the published set was found, if it was not all of it; see `what_is_used`
 
 
 def _last_sixth(labels: Tensor) -> Tensor:  # (N,) bool: of each class the last n - 5n // 6 images
@@ -87,6 +88,7 @@ def load_splits(
     if size < 16: raise ValueError(f'size must be at least 16 pixels, but was {size}.')
     train: PhotoSet | ImageSet
     test: PhotoSet | ImageSet
+    used: dict[str, int | bool] = {}
     if dataset == 'digits':
         train, test = load_dataset('digits')
         size, (mean, std) = 16, (v.expand(3) for v in channel_statistics(train.images))
@@ -98,8 +100,10 @@ def load_splits(
             train, test = (photos_from_folder(folder / part, 'imagenet') for part in ('train', 'val'))
             if odd := sorted(set(train.classes) ^ set(test.classes)):
                 raise ValueError(f"{folder}/train and {folder}/val must hold the same classes, but {len(odd):,} are in one of them only, the first is {odd[0]}.")
+            used = what_is_used('imagenet', train, test)
         else:
             photos = load_photos('mini_imagenet', root)
+            used = what_is_used('mini_imagenet', photos)
             last = _last_sixth(photos.labels)
             train, test = photos.subset((~last).nonzero().flatten()), photos.subset(last.nonzero().flatten())
         if 0 < classes < len(train.classes):
@@ -109,7 +113,7 @@ def load_splits(
     held = torch.zeros(len(train), dtype=torch.bool)
     held[stratified_indices(train.labels, max(1, min(10_000, len(train) // 10)))] = True
     validation = train.subset(held.nonzero().flatten())
-    return Splits(train.subset((~held).nonzero().flatten()), _some(validation, validation_images), _some(test, test_images), size, dataset != 'digits', mean, std)
+    return Splits(train.subset((~held).nonzero().flatten()), _some(validation, validation_images), _some(test, test_images), size, dataset != 'digits', mean, std, used)
 
 # %% ../nbs/22_imagenet.ipynb #a7e82e2e
 class Pictures(Dataset):
@@ -246,6 +250,7 @@ class ImageNetRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.lr > 0: raise ValueError(f'lr must be positive, not {self.lr}')
         if self.schedule not in ('step', 'cosine'): raise ValueError(f"schedule must be 'step' or 'cosine', not {self.schedule!r}")
         if not 0 <= self.warmup < 1: raise ValueError(f'warmup must be a share of the run, at least 0 and below 1, not {self.warmup}')
         if not 0 < self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
@@ -327,11 +332,11 @@ def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batch
     return n // processes
 
 
-def make_engine(device: str = 'auto', precision: str = 'float32') -> Accelerator:
+def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str = 'none') -> Accelerator:
     "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do, and if `accelerate` sees other processes than they."
     processes = check_launch()
     if processes > 1 and device == 'auto' and not torch.cuda.is_available(): device = 'cpu'  # accelerate takes several processes on a CPU for one another only if it is told
-    engine = make_accelerator(device, precision, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    engine = make_accelerator(device, precision, tracker, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     if engine.num_processes != processes: raise ValueError(f'WORLD_SIZE is {processes}, but accelerate has {engine.num_processes} processes: every one would do all of the work.')
     return engine
 
@@ -375,11 +380,11 @@ def train_network(
 ) -> TrainResult:  # the same in every process
     """Train `model` in place, in as many processes as there are, and measure it on the test images once, at the end.
 
-    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (of the time, 0 to 1), `diverged_step` if it diverged.
+    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (waiting for training images, as a share of the whole time, 0 to 1: validation counts as time, not as waiting), `diverged_step` if it diverged.
     Curves: `step, train_loss, train_accuracy, processes, val_step, val_accuracy, val_top5, val_loss`. Weights do not depend on the number of processes but for rounding. Raises `ValueError` when the processes cannot share
     a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run.
     """
-    if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
+    if steps < 1 or segments < 1: raise ValueError(f'steps and segments must be at least 1, not {steps} and {segments}')
     accelerator = accelerator or make_engine()
     accelerator.free_memory()  # forgets earlier networks, and micro-batches that an interrupted step has counted
     accelerator.gradient_accumulation_steps = share_of_step(recipe, accelerator.num_processes)
@@ -404,7 +409,7 @@ def train_network(
     boundaries = {math.ceil(steps * (i + 1) / segments) for i in range(segments)}
     statistics, sums = StepStatistics(model), torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     net.train()
-    with progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
+    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
         started, began = done, time.perf_counter()
         ended = began  # of the last micro-batch
         for images, labels in loader if diverged is None else ():
@@ -431,11 +436,12 @@ def train_network(
 
             mean_loss, right = (accelerator.reduce(sums, 'mean') / (done - started)).tolist()
             timings.append(1000 * (time.perf_counter() - began) / (done - started))
-            if not math.isfinite(mean_loss): diverged = done
+            found = measure(validation_set) if math.isfinite(mean_loss) else dict(loss=mean_loss)
+            if not math.isfinite(found['loss']): diverged = done
             else:
-                found = measure(validation_set)
                 for name, value in dict(step=done, train_loss=mean_loss, train_accuracy=100 * right, processes=accelerator.num_processes, val_step=done, **{f'val_{k}': v for k, v in found.items()}).items():
                     curves[name].append(value)
+                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith(('step', 'processes'))})
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
@@ -472,6 +478,11 @@ class Preset:
         "All settings that decide what comes out, those of the recipe included."
         return {k: v for k, v in asdict(self).items() if k not in ('recipe', 'seeds', 'cache')} | self.recipe.parameters()
 
+    def changes(self, usual: 'Preset') -> dict:  # name -> value here
+        "The settings of that kind in which this plan differs from another."
+        every = lambda plan: {k: list(v) if isinstance(v, tuple) else v for k, v in (asdict(plan) | asdict(plan.recipe)).items() if k not in ('recipe', 'seeds', 'cache')}
+        return {k: v for k, v in every(self).items() if v != every(usual)[k]}
+
 
 _short = ImageNetRecipe(batch_size=64, micro_batch=32, lr=0.025, schedule='cosine', warmup=0.1, min_area=0.25)
 PRESETS = {
@@ -486,7 +497,7 @@ def similarity_summary(
     model: nn.Module,
     x: Tensor,  # (B, 3, H, W) images
 ) -> dict[str, list[float]]:  # M_layer0, ...: the similarity, its mean over images and locations where it is dynamic; M_spread0, ...: standard deviations over locations and between images
-    "What the ledger keeps of the learned similarities, layer by layer from the input to the output."
+    "What the ledger keeps of the learned similarities, layer by layer from the input to the output; a layer that is not finite is left out."
     out = {}
     for n, M in enumerate(collect_similarities(model, x).values()):
         if M.ndim <= 2: out[f'M_layer{n}'] = M.flatten().tolist()
@@ -494,7 +505,7 @@ def similarity_summary(
             M = M.flatten(1, -3)
             out[f'M_layer{n}'] = M.mean((0, 2, 3)).tolist()
             out[f'M_spread{n}'] = [M.var((2, 3), unbiased=False).mean().sqrt().item(), M.mean((2, 3)).var(0, unbiased=False).mean().sqrt().item()]
-    return out
+    return finite_curves(out)
 
 
 def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity: dict, output: str | os.PathLike | None, resume: bool, accelerator: Accelerator) -> Entry | None:
@@ -514,9 +525,10 @@ def sweep(
     methods: Sequence[str] = METHODS,  # some of `METHODS`
     seeds: Sequence[int] = (),  # of initialisation, order and augmentation; empty: the preset's
     preset: str = 'smoke',  # one of `PRESETS`
-    plan: Preset | None = None,  # a changed preset; None: the preset as it is
+    plan: Preset | None = None,  # a changed preset, recorded as 'custom' with what was changed; None: the preset as it is
     device: str = 'auto',
     precision: str = 'float32',
+    tracker: str = 'none',  # see `tracked`
     workers: int = 0,  # processes that read images, for each process
     root: str | os.PathLike | None = None,  # of the data sets
     output: str | os.PathLike | None = None,  # of ledger and runs
@@ -525,15 +537,20 @@ def sweep(
     """All methods with all seeds, seeds outside, in as many processes as there are: one entry in the ledger a run, written by the first process.
 
     Raises `ValueError`, `DataNotFound` or `DamagedData`, one sentence, before any training."""
+    from nsl_repro.weights import Preprocessing, keep_model  # a later notebook, which builds these networks by their names
     if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
     _check_names(network, *methods)
+    for name, values in (('methods', methods), ('seeds', seeds)):
+        if len(set(values)) < len(values): raise ValueError(f"{name} must be different from one another, but were {', '.join(map(str, values))}.")
+    if min(seeds, default=0) < 0: raise ValueError(f'seeds must be at least 0, but one is {min(seeds)}.')
     plan = plan or PRESETS[preset]
-    accelerator = make_engine(device, precision)
+    accelerator = make_engine(device, precision, tracker)
     share_of_step(plan.recipe, accelerator.num_processes)
     splits = load_splits(dataset, root, plan.size, plan.classes, plan.train_images, plan.validation_images, plan.test_images)
     batch_indices(len(splits.train), plan.recipe.batch_size, 0, 0)  # refuses a batch larger than the set
     steps = plan.steps or plan.epochs * (len(splits.train) // plan.recipe.batch_size)
     classes, P = len(splits.train.classes), accelerator.num_processes
+    if changed := plan.changes(PRESETS[preset]): preset, changed = 'custom', dict(changed={'preset': preset} | changed)
     name = (f'{P} x ' if P > 1 else '') + (torch.cuda.get_device_name() if accelerator.device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads')
 
     @lru_cache
@@ -553,8 +570,10 @@ def sweep(
                 x = to_input(torch.stack([Pictures(probe, splits.size)[i][0] for i in range(len(probe))]), 'standardised', splits.mean, splits.std).to(accelerator.device)
                 result.metrics.update(parameters=count_parameters(model), macs=count_macs(model, (3, splits.size, splits.size)))
                 result.curves.update(similarity_summary(model, x))
+                keep_model(folder, model, 'imagenet', dict(network=network, method=method, num_classes=classes, width=plan.width, image_size=splits.size),
+                           Preprocessing(input='standardised', size=[3, splits.size, splits.size], mean=splits.mean.tolist(), std=splits.std.tolist()), splits.train.classes)
             return result.metrics, result.curves, result.wall_time_s
-        parameters = dict(plan.parameters(), network=network, precision=precision)
+        parameters = dict(plan.parameters(), network=network, precision=precision, **splits.used, **changed)
         return _recorded(work, dict(experiment='nsl_imagenet', dataset=dataset, method=method, preset=preset, seed=seed, parameters=parameters, device=name), output, resume, accelerator)
 
     entries = [run(method, seed) for seed in seeds or plan.seeds for method in methods]
@@ -569,7 +588,7 @@ def command(
     dataset: Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")] = 'digits',
     network: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = 'cnn10',
     method: Annotated[list[str], typer.Option(help=f"One of {', '.join(METHODS)}; may be repeated. Default: all.")] = [],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}: seconds, minutes, hours on two cores, the published schedule. What follows changes it.")] = 'smoke',
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}: seconds, minutes, hours on two cores, the published schedule. What follows changes it, and is recorded as custom; 0 changes nothing.")] = 'smoke',
     seed: Annotated[list[int], typer.Option(help='May be repeated. Default: the preset\'s.')] = [],
     steps: Annotated[int, typer.Option(help='Steps of training.')] = 0,
     batch_size: Annotated[int, typer.Option(help='Images a step.')] = 0,
@@ -579,6 +598,7 @@ def command(
     width: Annotated[float, typer.Option(help='Multiplies the channels of the network.')] = 0.,
     device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
     precision: Annotated[str, typer.Option(help='float32, or bfloat16: autocast.')] = 'float32',
+    tracker: Annotated[str, typer.Option(help='none, or where curves are logged while a run lasts: tensorboard, wandb, mlflow, ...')] = 'none',
     workers: Annotated[int, typer.Option(help='Processes that read images, for each process.')] = 0,
     data_root: Annotated[str, typer.Option(help='Folder of the data sets. Default: $NSL_DATA, else data/ of the project.')] = '',
     output: Annotated[str, typer.Option('--output', '-o', help='Folder of ledger and runs. Default: data/ of the project.')] = '',
@@ -594,8 +614,8 @@ def command(
         if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
         plan = replace(PRESETS[preset], **changed(steps=steps, size=size, width=width))
         plan = replace(plan, recipe=replace(plan.recipe, **changed(batch_size=batch_size, micro_batch=micro_batch, lr=lr)))
-        entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, workers, data_root, output, resume)
-    except (ValueError, DataNotFound) as error:
+        entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, tracker, workers, data_root, output, resume)
+    except (ValueError, ImportError, DataNotFound) as error:
         if first: typer.echo(f'nsl_repro.imagenet: {error}', err=True)
         raise typer.Exit(3 if isinstance(error, DataNotFound) else 2) from None
     if entries: typer.echo(comparison_table(entries).to_text())

@@ -19,7 +19,7 @@ import numpy as np
 
 from nsl_repro.results import (
     COMPARISONS, Entry, Interval, Table, claims_table, comparison_table, difference_interval, direction, load_ledger, mean_interval, method_style, metrics_table,
-    paper_results, split_ledger, verdict,
+    paper_results, split_ledger, split_variant, verdict,
 )
 
 # %% ../nbs/26_pages.ipynb #688c960d
@@ -72,14 +72,16 @@ def findings(
     entries: list[Entry],  # such as `load_ledger()`
     headlines: tuple[Headline, ...] = HEADLINES,
 ) -> list[Finding]:  # in the order of the headlines; those without runs of both methods are left out
-    "What the ledger says about every headline, at the largest scale at which both methods were run in the experiment's usual variant."
+    "What the ledger says about every headline, at the largest scale at which both methods were run in the experiment's usual variant; where its runs have several settings, with those of the most runs."
     groups = split_ledger(entries)
     found = []
     for h in headlines:
         for preset in SCALES:
-            usual = [e for key, group in groups.items() if key[:3] == (h.experiment, h.dataset, preset) and key[3] in ("", COMPARISONS[h.experiment].usual) for e in group]
-            ours, theirs = ({e.seed: e.metrics[h.metric] for e in usual if e.method == method and h.metric in e.metrics} for method in (h.method, h.rival))
-            if ours and theirs:
+            usual = [group for key, group in groups.items() if key[:3] == (h.experiment, h.dataset, preset) and split_variant(key[3])[0] in ("", COMPARISONS[h.experiment].usual)]
+            both = [[{e.seed: e.metrics[h.metric] for e in group if e.method == method and h.metric in e.metrics} for method in (h.method, h.rival)] for group in usual]
+            values = max(filter(all, both), key=lambda pair: sum(map(len, pair)), default=None)
+            if values:
+                ours, theirs = values
                 difference = difference_interval(ours, theirs)
                 claim = next((c for c in paper_results(h.experiment, h.dataset).claims if h.method in c.methods and (c.baseline, c.metric) == (h.rival, h.metric)), None)
                 found.append(Finding(h, preset, (len(ours), len(theirs)), mean_interval(ours.values()), difference, verdict(difference, claim, preset) if claim else ""))

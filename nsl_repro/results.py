@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', 'SAME_TRAINING', 'RECALLS', 'TRANSFERS',
-           'COMPARISONS', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry', 'load_ledger', 'run_folder',
-           'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results', 'Interval', 'mean_interval',
-           'difference_interval', 'direction', 'verdict', 'Table', 'Comparison', 'method_style', 'split_ledger',
-           'rerun_command', 'comparison_table', 'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy']
+           'COMPARISONS', 'GroupKey', 'finite_curves', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry',
+           'load_ledger', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results',
+           'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table', 'Comparison',
+           'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
+           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names', 'find_entry',
+           'compare_entries']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
+import difflib
 import hashlib
 import json
 import math
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,15 +27,15 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata, resources
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
-from scipy.special import stdtrit
 
 import nsl_repro
-from .data import project_root
+from .downloads import project_root
 
 # %% ../nbs/15_results.ipynb #49fc6757
 def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not results
@@ -50,6 +55,18 @@ def _numbers(curves: Any) -> Any:  # numbers, or lists of numbers, to any depth
     return _finite(curves)
 
 
+def finite_curves(curves: dict[str, list]) -> dict[str, list]:
+    "Those that hold finite numbers only: what an entry can keep of a network that diverged."
+
+    def finite(curve: list) -> bool:
+        try:
+            return _finite(curve) is curve
+        except ValueError:
+            return False
+
+    return {name: curve for name, curve in curves.items() if finite(curve)}
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # names are parts of a file's name
 SCHEMA = 1  # the version of the entries this code writes and reads
 
@@ -63,7 +80,7 @@ class Entry(BaseModel):
     experiment: Name  # the notebook's name
     dataset: Name
     method: Name
-    preset: Literal["smoke", "quick", "small", "paper"]
+    preset: Literal["smoke", "quick", "small", "paper", "custom"]  # custom: one of the others, changed; `changed` in the parameters says how
     seed: Annotated[int, Field(ge=0)]
     parameters: Annotated[dict[str, JsonValue], AfterValidator(_finite)]  # the whole configuration of the run
     metrics: dict[str, int | FiniteFloat]  # one number each
@@ -153,7 +170,7 @@ def _read_json(path: Any) -> Any:  # a Path, or a file inside the installed pack
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -179,15 +196,17 @@ def _entry_files(folder: Any) -> list:  # in the order of their names; hidden fi
     return sorted((f for f in folder.iterdir() if f.name.endswith(".json") and not f.name.startswith(".")), key=lambda f: f.name)
 
 
+def _ledger_files(root: str | os.PathLike | None) -> list:
+    files = _entry_files((Path(root) if root else project_root() / "data") / "results")
+    return files if files or root else _entry_files(_packaged("results"))
+
+
 def load_ledger(
     root: str | os.PathLike | None = None,  # as in `write_entry`; default: the project's data/, else the packaged ledger
     **filters: Any,  # a key of `Entry` or of its parameters: the value wanted, or a list of them; None: all
 ) -> list[Entry]:  # in the order of the files' names
     "All entries that match. Raises `ValueError` that names the file if one of them is damaged."
-    files = _entry_files((Path(root) if root else project_root() / "data") / "results")
-    if not files and not root:
-        files = _entry_files(_packaged("results"))
-    entries = [read_entry(file) for file in files]
+    entries = [read_entry(file) for file in _ledger_files(root)]
     for key, wanted in filters.items():
         if wanted is None:
             continue
@@ -274,6 +293,7 @@ class Claim(BaseModel):
     reading: str  # how we read it, in words: ours
     at_least: FiniteFloat | None  # method minus baseline, in the metric's unit (percentage points)
     at_most: FiniteFloat | None
+    judged_by: Literal["interval", "mean"] = "interval"  # what must lie in the range: the whole interval of our mean, or the mean
 
 
 class PaperResults(BaseModel):
@@ -325,6 +345,8 @@ def _mean_and_variance(values: list[float]) -> tuple[float, float]:  # of the me
 def _half_width(variance: float, freedom: float, level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, but was {level}.")
+    from scipy.special import stdtrit  # here: the command line asks for names only, and is in a hurry
+
     return float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance) if variance > 0 else variance
 
 
@@ -376,6 +398,8 @@ def verdict(
     most = math.inf if claim.at_most is None else claim.at_most
     if math.isnan(low):
         return "inconclusive"
+    if claim.judged_by == "mean":
+        return "reproduced" if least <= interval[0] <= most else "not reproduced"
     if least < low and high < most:
         return "reproduced"
     return "not reproduced" if high <= least or low >= most else "inconclusive"
@@ -543,20 +567,71 @@ def _comparison(experiment: str) -> Comparison:
     return COMPARISONS.get(experiment, Comparison())
 
 
+GroupKey = tuple[str, str, str, str]  # experiment, data set, preset, variant or ''
+
+
+class Group(list[Entry]):
+    "Entries that may stand in one table, and the key that `split_ledger` gave them."
+
+    def __init__(self, entries: list[Entry], key: GroupKey):
+        super().__init__(entries)
+        self.key = key
+
+
+def _setting(name: str, value: Any) -> str:  # as it is typed; nothing for a parameter that a run does not have
+    return "" if value is None else f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+
+
+def _telling_apart(entries: list[Entry]) -> str:  # '' if nothing needs to be told apart
+    "The parameter in which most runs of one method and seed differ: of several the one that makes the fewest groups, of several of those the first."
+    runs: dict[tuple[str, int], list[dict]] = {}
+    for e in entries:
+        runs.setdefault((e.method, e.seed), []).append(e.parameters)
+    pairs = [pair for same in runs.values() for pair in combinations(same, 2)]
+    names = dict.fromkeys(name for pair in pairs for parameters in pair for name in parameters)
+    differ = {name: sum(a.get(name) != b.get(name) for a, b in pairs) for name in names}
+    groups = lambda name: len({_setting(name, e.parameters.get(name)) for e in entries})
+    best = max(names, key=lambda name: (differ[name], -groups(name)), default="")
+    return best if best and differ[best] else ""
+
+
+def _divided(group: Group) -> list[Group]:  # by the settings that tell runs of one method and seed apart
+    name, parts = _telling_apart(group), {}
+    if not name:
+        return [group]
+    for e in group:
+        parts.setdefault(_setting(name, e.parameters.get(name)), []).append(e)
+    return [g for said, part in parts.items() for g in _divided(Group(part, (*group.key[:3], f"{group.key[3]} {said}".strip())))]
+
+
 def split_ledger(
     entries: list[Entry],
-) -> dict[tuple[str, str, str, str], list[Entry]]:  # (experiment, data set, preset, variant or '') -> its entries; trials also by rate
-    "The entries that may stand in one table, for each table."
-    groups: dict[tuple[str, str, str, str], list[Entry]] = {}
+) -> dict[GroupKey, Group]:  # (experiment, data set, preset, variant or '') -> its entries; trials also by rate
+    """The entries that may stand in one table, for each table: no method has a seed twice.
+
+    Runs of one method and seed that differ in a parameter go to several groups, and the variant says so: `5 way=3`; see `split_variant`."""
+    groups: dict[GroupKey, list[Entry]] = {}
     for e in entries:
         variant = str(e.parameters.get(_comparison(e.experiment).variant, ""))
+        if e.preset == "custom":  # what was changed, and in which preset
+            variant = " ".join([variant, *(_setting(k, v) for k, v in e.parameters.get("changed", {}).items())]).strip()
         if e.experiment.endswith("_lr"):  # trials of learning rates: each rate is a comparison of its own
             variant = f"{variant} lr={e.parameters['lr']:g}".strip()
         groups.setdefault((e.experiment, e.dataset, e.preset, variant), []).append(e)
-    return groups
+    return {part.key: part for key, group in groups.items() for part in _divided(Group(group, key))}
 
 
-def _one_group(entries: list[Entry]) -> tuple[str, str, str, str]:
+def split_variant(
+    variant: str,  # as in the keys of `split_ledger`
+) -> tuple[str, dict[str, str]]:  # the experiment's own variant, and the settings behind it as text
+    "`'5 way=3'` is `('5', {'way': '3'})`."
+    settings = re.findall(r"(?:^| )(\w+)=(.*?)(?= \w+=|$)", variant)
+    return re.sub(r"(^| )\w+=.*", "", variant), dict(settings)
+
+
+def _one_group(entries: list[Entry]) -> GroupKey:
+    if isinstance(entries, Group):
+        return entries.key
     groups = split_ledger(entries)
     if len(groups) != 1:
         found = ", ".join(" ".join(key).strip() for key in groups) or "none"
@@ -570,12 +645,7 @@ def _by_method(entries: list[Entry]) -> dict[str, dict[int, Entry]]:  # method -
     for e in sorted(entries, key=lambda e: (order.index(e.method) if e.method in order else len(order), e.method, e.seed)):
         seen = found.setdefault(e.method, {})
         if e.seed in seen:
-            old = seen[e.seed].parameters
-            differ = sorted(k for k in old.keys() | e.parameters.keys() if old.get(k) != e.parameters.get(k))
-            raise ValueError(
-                f"entries must hold one run a method and seed, but held two of {e.method} with seed {e.seed}"
-                f" that differ in {', '.join(differ) or 'nothing'}; filter them in load_ledger."
-            )
+            raise ValueError(f"entries must hold one run a method and seed, but held two of {e.method} with seed {e.seed}; see split_ledger.")
         seen[e.seed] = e
     return found
 
@@ -595,13 +665,16 @@ def rerun_command(
 ) -> str:
     "The command that makes the runs again."
     comparison = _comparison(experiment)
-    variant, _, lr = variant.partition(" lr=")
+    variant, settings = split_variant(variant)
+    if preset == "custom":
+        return f"python -m nsl_repro.imagenet --dataset {dataset} --network {variant}" + "".join(f" --{k.replace('_', '-')} {v}" for k, v in settings.items())
+    settings = {k: v for k, v in settings.items() if k not in ("images_used", "classes_used", "complete")}  # what the data are, nobody types
     reference = experiment.endswith("_reference")
     experiment = experiment.removesuffix("_lr").removesuffix("_tuning").removesuffix("_pretraining").removesuffix("_step").removesuffix("_reference")
-    if not lr and not reference and variant in ("", comparison.usual):
+    if not settings and not reference and variant in ("", comparison.usual):
         return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
     command = f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p {comparison.variant}={variant or comparison.usual}"
-    return command + (f" -p lr={lr}" if lr else "") + (" -p backend=reference" if reference else "")
+    return command + "".join(f" -p {k}={shlex.quote(v)}" for k, v in settings.items()) + (" -p backend=reference" if reference else "")
 
 
 def _caption(entries: list[Entry]) -> str:
@@ -710,7 +783,7 @@ def claims_table(
                 claim.metric,
                 method_style(method)[0] + (f" minus {method_style(claim.baseline)[0]}" if claim.baseline else ""),
                 "not run" if interval is None else _difference(interval) if claim.baseline else _text(interval, len(methods[method])),
-                " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)),
+                " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)) + (", our mean" if claim.judged_by == "mean" else ""),
                 verdict(interval, claim, preset if whole else "part of the data"),
             ])
     caption = (
@@ -780,3 +853,69 @@ def plot_accuracy(
     ax.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
     ax.set(xlabel=f"{metric.replace('_', ' ')}, percent", title=f"{experiment} on {dataset}, preset {preset}")
     return ax
+
+# %% ../nbs/15_results.ipynb #6b638b29
+def entry_names(
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> list[str]:  # in alphabetical order
+    "The names of all entries: those of the ledger's files, without `.json`. Nothing is opened."
+    return [file.name.removesuffix(".json") for file in _ledger_files(root)]
+
+
+def find_entry(
+    name: str | os.PathLike,  # an entry's name or the beginning of one, or the path of a file that ends in `.json`
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> Entry:
+    "One entry by its name. Raises `ValueError` if there is none (with the closest name), more than one, or if it is damaged."
+    text = str(name)
+    if text.endswith(".json") and Path(text).is_file():
+        return read_entry(Path(text))
+    text = Path(text).name.removesuffix(".json") if text.endswith(".json") else text
+    files = {file.name.removesuffix(".json"): file for file in _ledger_files(root)}
+    found = [text] if text in files else [n for n in files if text and n.startswith(text)]
+    if len(found) == 1:
+        return read_entry(files[found[0]])
+    if found:
+        which = f"these {len(found):,} begin with it: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}"
+    else:
+        near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
+        which = f"none of the {len(files):,} begins with it{f', did you mean {near[0]}?' if near else ''} (nsl-repro list --results shows them)"
+    raise ValueError(f"""{text or "''"} must be the name of one entry of the ledger, or its beginning, but {which}.""")
+
+# %% ../nbs/15_results.ipynb #9cacbf50
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.5g}"
+
+
+def _cell(value: Any) -> str:  # at most 60 letters
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def compare_entries(
+    a: Entry,
+    b: Entry,
+) -> Table:  # a row a metric, then a row for everything else that differs
+    "Two runs side by side: metrics with their difference (B minus A), and the parameters, versions, device and commit that are not the same."
+    rows = []
+    for metric in [*a.metrics, *(m for m in b.metrics if m not in a.metrics)]:
+        both = [e.metrics.get(metric) for e in (a, b)]
+        change = "" if None in both else f"{both[1] - both[0]:+,.4g}"
+        rows.append([metric, *("" if v is None else _number(v) for v in both), change])
+    rows.append(["wall_time_s", _number(a.wall_time_s), _number(b.wall_time_s), f"{b.wall_time_s - a.wall_time_s:+,.4g}"])
+    plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty")
+    sides = [
+        {
+            **{key: getattr(e, key) for key in plain[:5]}, **{f"parameter {k}": v for k, v in e.parameters.items()},
+            **{key: getattr(e, key) for key in plain[5:]}, **{f"version of {k}": v for k, v in e.versions.items()},
+        }
+        for e in (a, b)
+    ]
+    same = 0
+    for key in [*sides[0], *(k for k in sides[1] if k not in sides[0])]:
+        if all(key in side for side in sides) and sides[0][key] == sides[1][key] and type(sides[0][key]) is type(sides[1][key]):
+            same += 1
+        else:
+            rows.append([key, *(_cell(side[key]) if key in side else "" for side in sides), ""])
+    caption = f"A is {entry_name(a)}, B is {entry_name(b)}. {same} parameters, versions and other settings are the same in both and not shown."
+    return Table(["", "A", "B", "B minus A"], rows, caption)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'learning_rate', 'classification_loss', 'parameter_groups', 'regulariser', 'make_optimizer',
-           'make_accelerator', 'progress_bar', 'save_checkpoint', 'load_checkpoint', 'evaluate', 'TrainResult', 'train']
+           'make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'evaluate', 'TrainResult', 'train']
 
 # %% ../nbs/12_training.ipynb #ecea5b87
 import math
 import os
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .attention import GlobalNeuralSimilarity, orthogonality_penalty
 from .data import ImageSet, augment, batch_indices, channel_statistics, to_input
@@ -122,37 +122,38 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def make_accelerator(
     device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = 'float32',  # or 'bfloat16' (autocast)
+    tracker: str = 'none',  # or 'tensorboard', or another one that `accelerate` knows: see `tracked`
     **options: Any,  # of `Accelerator`
 ) -> Accelerator:
-    "The `accelerate` engine for a device. Raises `ValueError` for an unknown or absent device."
+    "The `accelerate` engine for a device. Raises `ValueError` for an unknown or absent device or an unknown tracker, `ImportError` for a tracker that is not installed."
     if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
     if precision not in ('float32', 'bfloat16'): raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
     if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda' was asked for, but torch sees no CUDA device here; use device='auto' or 'cpu'")
+    if tracker != 'none':
+        if tracker not in LOGGER_TYPE_TO_CLASS: raise ValueError(f"tracker must be none or one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, not {tracker!r}")
+        package = "'nsl_repro[tracking]'" if tracker == 'tensorboard' else tracker
+        if tracker not in map(str, get_available_trackers()): raise ImportError(f'tracker={tracker!r} needs a package that is not installed: pip install {package}')
+        options |= dict(log_with=tracker, project_dir='.')  # where to is said for each run
     return Accelerator(cpu=device == 'cpu', mixed_precision='bf16' if precision == 'bfloat16' else 'no', **options)
 
+# %% ../nbs/12_training.ipynb #e3da312d
+@contextmanager
+def tracked(
+    accelerator: Accelerator | None,  # from `make_accelerator`, with or without a tracker
+    checkpoint: str | Path | None,  # of the training; its logs go into the folder `tracker` beside it
+) -> Iterator[Callable]:  # log(step, **values): the newest points of the curves
+    "Trackers for as long as a training lasts. Without a tracker, or without a checkpoint, `log` does nothing."
+    if not (accelerator and accelerator.log_with and checkpoint): yield lambda step, **values: None; return
+    run, part = Path(checkpoint).parent, Path(checkpoint).stem
+    accelerator.project_configuration.logging_dir = str(run / 'tracker' / part.removeprefix('checkpoint').lstrip('_'))
+    accelerator.init_trackers('nsl_repro', init_kwargs={'wandb': dict(name=run.name), 'mlflow': dict(run_name=run.name)})
+    try: yield lambda step, **values: accelerator.log(values, step=step)
+    finally:
+        for tracker in accelerator.trackers: tracker.finish()
+        accelerator.trackers.clear()
+
 # %% ../nbs/12_training.ipynb #21d40523
-class _Lines:
-    "A text stream on which every redrawing of a bar becomes a line of its own."
-    def __init__(self, stream): self.stream = stream
-    def write(self, text): self.stream.write(text.replace('\r', '').strip('\n') + '\n' if text.strip() else '')
-    def flush(self): self.stream.flush()
-
-
-def progress_bar(
-    total: int,  # steps
-    description: str = '',
-    initial: int = 0,  # steps already done by an earlier, interrupted run
-) -> tqdm:
-    "A progress bar that is readable in a terminal, in JupyterLab and in a log."
-    mode = os.environ.get('NSL_PROGRESS', '')
-    options = dict(total=total, initial=initial, desc=description, dynamic_ncols=False,
-                   bar_format='{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]')
-    if not mode and {'JPY_SESSION_NAME', 'COLAB_RELEASE_TAG', 'VSCODE_CWD'} & set(os.environ):
-        from tqdm.notebook import tqdm as widget
-        return widget(total=total, initial=initial, desc=description)
-    if mode == 'off': return tqdm(**options, disable=True)
-    if mode == 'live' or (not mode and sys.stderr.isatty()): return tqdm(**options, mininterval=0.5, file=sys.stderr)
-    return tqdm(**options, mininterval=10, maxinterval=60, file=_Lines(sys.stderr))
+from .downloads import progress_bar
 
 # %% ../nbs/12_training.ipynb #7f9d4ac7
 def save_checkpoint(
@@ -252,7 +253,7 @@ def train(
 
     boundaries = sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)})
     rank, world = accelerator.process_index, accelerator.num_processes
-    with progress_bar(steps, description, initial=done) as bar:
+    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) as bar:
         bar.disable = bar.disable or not accelerator.is_main_process
         for end in boundaries:
             if end <= done or diverged is not None: continue
@@ -286,6 +287,7 @@ def train(
                 curves['step'].append(done); curves['train_loss'].append(mean_loss); curves['train_accuracy'].append(100 * right)
                 if validation_set:
                     curves['val_step'].append(done); curves['val_accuracy'].append(evaluate(net, validation_set, prepare, accelerator))
+                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith('step')})
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-c", "from nsl_repro.runner import main; main()"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def nsl_repro():
     "Run the command `nsl-repro` in a process of its own, in the project's folder unless told otherwise."
 

@@ -1,10 +1,10 @@
-"""Every experiment notebook runs at `smoke`, with all its methods, through the command."""
+"""Every experiment notebook runs at `smoke` through the command: with all the methods it offers on embedded data, with its default ones elsewhere."""
 from typing import get_args
 
 import pytest
 from conftest import ROOT
 
-from nsl_repro.results import load_ledger, method_style
+from nsl_repro.results import load_ledger, method_style, write_entry
 from nsl_repro.runner import NO_DATA, read_parameters
 
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
@@ -30,20 +30,41 @@ def datasets(path):
     return get_args(read_parameters(path)["dataset"].type)
 
 
+def methods(path, dataset):
+    "What to ask for, and what must then be in the ledger. Where the default is empty, the notebook finds out which methods this machine or this preset can run."
+    offered = read_parameters(path)["methods"]
+    everything = list(get_args(get_args(offered.type)[0]))
+    asked = everything if offered.default and dataset in EMBEDDED else offered.default
+    return ["-p", "methods=" + ",".join(asked)] if asked else [], asked
+
+
 @pytest.mark.parametrize("path, dataset", [(p, d) for p in EXPERIMENTS for d in datasets(p)], ids=lambda x: x if isinstance(x, str) else x.stem)
 def test_smoke(path, dataset, nsl_repro, tmp_path):
-    done = nsl_repro("run", path.stem, "-p", "preset=smoke", "-p", f"dataset={dataset}", "-o", tmp_path, timeout=300)
+    typed, asked = methods(path, dataset)
+    done = nsl_repro("run", path.stem, "-p", "preset=smoke", "-p", f"dataset={dataset}", *typed, "-o", tmp_path, timeout=300)
     if done.returncode == NO_DATA and dataset not in EMBEDDED:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     entries = load_ledger(tmp_path, experiment=path.stem, dataset=dataset, preset="smoke")
     assert entries and len(list((tmp_path / "results").glob("*.json"))) >= len(entries)
-    asked = read_parameters(path)["methods"].default
     if asked:
         assert {e.method for e in entries} == set(asked)
     table = nsl_repro("table", path.stem, "--dataset", dataset, "--preset", "smoke", "-o", tmp_path)
     assert table.returncode == 0, table.stderr
     assert all(method_style(e.method)[0] in table.stdout for e in entries)
+
+
+def test_another_network(nsl_repro, tmp_path):
+    "ImageNet's other network; and a run that was made in two precisions, each of which gets a table of its own."
+    done = nsl_repro("run", "nsl_imagenet", "-p", "preset=smoke", "-p", "network=resnet18", "-p", "methods=cnn,dynamic_uns", "-o", tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    entries = load_ledger(tmp_path)
+    assert {(e.method, e.parameters["network"]) for e in entries} == {("cnn", "resnet18"), ("dynamic_uns", "resnet18")}
+    write_entry(entries[0].model_copy(update={"parameters": {**entries[0].parameters, "precision": "bfloat16"}}), tmp_path)
+    table = nsl_repro("table", "-o", tmp_path)
+    assert table.returncode == 0, table.stderr
+    for precision in ("float32", "bfloat16"):
+        assert f"nsl-repro run nsl_imagenet -p dataset=digits -p preset=smoke -p network=resnet18 -p precision={precision}" in table.stdout
 
 
 def test_list_names_every_experiment(nsl_repro):

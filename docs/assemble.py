@@ -1,0 +1,252 @@
+"""Lay out the sources of the site in `_docs/source`.
+
+The notebooks are the pages; nothing is written twice. Each is copied without what only nbdev needs to see, its links are resolved against the
+repository (a page, or else a file on GitHub; a target that does not exist is an error), and every exported cell says what it exports. One page a
+module and the page of results are written from the library itself. A file that has not changed is not touched, so that Sphinx reads it only once.
+"""
+import ast
+import copy
+import io
+import posixpath
+import re
+from configparser import ConfigParser
+from functools import cache
+from pathlib import Path
+
+import nbformat
+from colab import BADGE, colab_url
+from docments import to_rst
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "_docs" / "source"
+SETTINGS = ConfigParser()
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+GITHUB, BRANCH = SETTINGS["DEFAULT"]["git_url"], SETTINGS["DEFAULT"]["branch"]
+SECTIONS = {  # name of the page -> (title, what it says, which notebooks are in it)
+    "reading": ("Read in order", "The mathematics and the layers. Each builds on the one before it.", "nbs/0[0-9]_*.ipynb"),
+    "library": ("Library", "Data, models, training, measuring, and what makes them useful in a model of your own.", "nbs/[1-9][0-9]_*.ipynb"),
+    "experiments/index": ("Experiments", "One question of a paper a notebook, with its answer.", "nbs/experiments/[!_.]*.ipynb"),
+}
+PROJECT = {"readme": "README.md", "data": "data/README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+
+
+def find_pages() -> dict[str, str]:  # file in the repository -> name of its page
+    "Every notebook and every text that has a page."
+    pages = {file: name for name, file in PROJECT.items()}
+    for path in sorted((ROOT / "nbs").rglob("[!_.]*.ipynb")):
+        if ".ipynb_checkpoints" not in path.parts:
+            pages[path.relative_to(ROOT).as_posix()] = path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+    return pages
+
+
+PAGES = find_pages()
+FILES: dict[str, Path] = {}  # pictures that texts show, by their path in the repository
+
+
+def relative(name: str, page: str) -> str:
+    "How a page (or a file in the sources) is reached from a page."
+    return posixpath.relpath(name, posixpath.dirname(page) or ".")
+
+
+def relink(text: str, file: str) -> str:
+    "Markdown of a file of the repository, its links resolved. Raises `ValueError` for a link to nothing."
+
+    def resolve(match):
+        if match["picture"]:  # it comes along
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(file), match["picture"]))
+            FILES[name] = ROOT / name
+            return match[0].replace(match["picture"], relative(f"files/{name}", PAGES[file]))
+        target = match["target"]
+        if target is None or re.match(r"[a-z]+:|#", target):
+            return match[0]
+        path, _, anchor = target.partition("#")
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
+        if path in PAGES:
+            name = PAGES[path] + posixpath.splitext(path)[1]
+            return f"]({relative(name, PAGES[file])}{'#' + anchor if anchor else ''})"
+        if (ROOT / path).exists() and not path.startswith(".."):
+            return f"]({GITHUB}/{'tree' if (ROOT / path).is_dir() else 'blob'}/{BRANCH}/{path})"
+        raise ValueError(f"{file}: the link {target!r} must lead to a file of the repository, but there is no {path}.")
+
+    return re.sub(r"(?s)```.*?```|`[^`\n]*`|!\[[^\]]*\]\((?P<picture>(?!https?:|attachment:)[^)\s]+)\)|\]\((?P<target>[^)\s]+)\)", resolve, text)
+
+
+@cache
+def read(file: str):
+    return nbformat.read(ROOT / file, 4)
+
+
+def cells_of(file: str) -> list:
+    return read(file).cells if file.endswith(".ipynb") else []
+
+
+def heading(file: str) -> tuple[str, str]:  # (title, the line under it or '')
+    "The title of a notebook and what it is about."
+    first = cells_of(file)[0].source
+    title = re.match(r"# (.*)", first)[1]
+    line = re.search(r"(?m)^> (.*(?:\n> .*)*)", first)
+    return title, line[1].replace("\n> ", " ") if line else ""
+
+
+def defined(source: str) -> list[str]:
+    "The public functions, classes and constants that a cell defines."
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [t.id for t in targets if isinstance(t, ast.Name) and not t.id.islower()]
+    return [n for n in dict.fromkeys(names) if not n.startswith("_")]
+
+
+def read_directives(source: str) -> tuple[list[str], str]:  # (directives, the rest)
+    "nbdev's lines at the top of a cell, and the cell without them."
+    lines = source.splitlines()
+    here = [line[2:].strip() for line in lines if line.startswith("#|")]
+    return here, "\n".join(line for line in lines if not line.startswith("#|")).strip("\n")
+
+
+def read_exports() -> tuple[dict[str, str], dict[str, str]]:  # module -> its notebook; full name -> the page whose cell defines it
+    "Which notebook explains which module, and which of its cells which name."
+    modules, names = {}, {}
+    for file in PAGES:
+        module = None
+        for cell in cells_of(file):
+            if cell.cell_type == "code":
+                directives, source = read_directives(cell.source)
+                for directive in directives:
+                    if directive.startswith("default_exp "):
+                        module = directive.split()[1]
+                        modules[module] = file
+                    if directive == "export":
+                        names.update({f"nsl_repro.{module}.{name}": PAGES[file] for name in defined(source)})
+    return modules, names
+
+
+MODULES, NAMES = read_exports()
+
+
+def notebook_page(file: str) -> str:
+    "A notebook as the site shows it: without hidden cells and directives, with links above it and above each exported cell."
+    nb, page = copy.deepcopy(read(file)), PAGES[file]
+    module = next((m for m, f in MODULES.items() if f == file), None)
+    cells, section = [], ""
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source.replace(BADGE.format(url=colab_url(file)), "").rstrip(), file)
+            section = (re.findall(r"(?m)^#+ (.*)", cell.source) or [section])[-1]
+        elif cell.cell_type == "code":
+            directives, source = read_directives(cell.source)
+            unknown = [d for d in directives if d.split()[0].rstrip(":") not in ("default_exp", "export", "hide", "eval")]
+            if unknown:
+                raise ValueError(f"{file}: docs/assemble.py must know what to do with a directive, but does not know {unknown[0]!r}.")
+            if "hide" in directives or not source:
+                continue
+            cell.source = source
+            if "export" in directives:
+                cell.metadata.setdefault("tags", []).append("exported")
+                names = defined(source)
+                if names:
+                    links = " ".join(f'<a id="source-{n}"></a>{{py:obj}}`{n} <nsl_repro.{module}.{n}>`' for n in names)
+                    cells.append(nbformat.v4.new_markdown_cell(f":::{{container}} exports\n{links}\n:::"))
+            if section:
+                cell.metadata["mystnb"] = {"image": {"alt": f"Figure: {re.sub(r'[$`*]', '', section)}"}}
+        cells.append(cell)
+    links = [f"[Open in Colab]({colab_url(file)})", f"[GitHub]({GITHUB}/blob/{BRANCH}/{file})"]
+    if module:
+        links.append(f"[API of `nsl_repro.{module}`]({relative(f'api/{module}.md', page)})")
+    cells.insert(1, nbformat.v4.new_markdown_cell(":::{container} page-links\n" + " ".join(links) + "\n:::"))
+    if page == "index":
+        tree = [*SECTIONS, "api/index", "results", "README <readme>", "Data <data>", "contributing", "changelog"]
+        cells.append(nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n\n" + "\n".join(tree) + "\n```"))
+    nb.cells = cells
+    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    for number, cell in enumerate(nb.cells):
+        cell["id"] = f"cell-{number}"  # the same at every build, so that an unchanged page is not read again
+    return nbformat.writes(nb)
+
+
+def cards(entries: list[tuple[str, str, str]]) -> str:  # (title, file in the sources, line)
+    "A list of pages, each with what it is about."
+    items = "\n".join(f"- **[{title}]({file})**\n\n  {line}\n" for title, file, line in entries)
+    return f"::::{{container}} cards\n{items}::::\n"
+
+
+def section_page(page: str) -> str:
+    "What is in a section."
+    title, line, pattern = SECTIONS[page]
+    files = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern)) if path.relative_to(ROOT).as_posix() in PAGES]
+    names = {f: (f"{Path(f).stem[:2]} · " if Path(f).stem[:2].isdigit() else "") + heading(f)[0] for f in files}
+    tree = "\n".join(f"{names[f]} </{PAGES[f]}>" for f in files)
+    entries = [(names[f], relative(f"{PAGES[f]}.ipynb", page), heading(f)[1]) for f in files]
+    return f"# {title}\n\n{line}\n\n{cards(entries)}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+
+
+def constants(module: str) -> str:
+    "The constants of a module, each with the comment behind it."
+    text = (ROOT / "nsl_repro" / f"{module}.py").read_text(encoding="utf-8")
+    found = []
+    for name in (n.rpartition(".")[2] for n in NAMES if n.rpartition(".")[0] == f"nsl_repro.{module}"):
+        if match := re.search(rf"(?m)^{name}\b(?:: [^=\n]*)? = (?P<value>[^#\n]*?)(?:  # (?P<comment>.*))?$", text):
+            value = f"   :value: {match['value']}\n" if match["value"].count("(") == match["value"].count(")") and "{" not in match["value"] else ""
+            found.append(f".. py:data:: {name}\n   :module: nsl_repro.{module}\n{value}\n   {to_rst(match['comment'] or '')}\n")
+    return "\n.. rubric:: Constants\n\n" + "\n".join(found) if found else ""
+
+
+def api_page(module: str) -> str:
+    "A module: what its docstrings, type hints and comments say."
+    file = MODULES[module]
+    return (
+        f"# nsl_repro.{module}\n\n:::{{container}} page-links\n[Explained, derived and tested: {heading(file)[0]}]({relative(PAGES[file] + '.ipynb', 'api/x')})"
+        f" [GitHub]({GITHUB}/blob/{BRANCH}/nsl_repro/{module}.py)\n:::\n\n"
+        f"```{{eval-rst}}\n.. automodule:: nsl_repro.{module}\n   :members:\n   :undoc-members:\n{constants(module)}\n```\n"
+    )
+
+
+def api_index() -> str:
+    "All modules."
+    names = sorted(MODULES, key=MODULES.get)
+    entries = [(f"nsl_repro.{m}", f"{m}.md", f"{heading(MODULES[m])[1]} [Notebook]({relative(PAGES[MODULES[m]] + '.ipynb', 'api/x')})") for m in names]
+    tree = "\n".join(names)
+    return (
+        "# API\n\nEvery public name of the library: signature, shapes, units, errors and where it comes from. *source* leads to the cell of the"
+        f" notebook that defines it.\n\n{cards(entries)}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
+    )
+
+
+def findings() -> bytes:
+    "The picture of the results page."
+    import matplotlib
+
+    matplotlib.use("agg")
+    from nsl_repro.pages import plot_findings
+    from nsl_repro.results import load_ledger
+
+    picture = io.BytesIO()
+    plot_findings(load_ledger()).figure.savefig(picture, dpi=120, bbox_inches="tight", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def assemble() -> None:
+    "Write all sources, and remove those whose origin is gone."
+    from nsl_repro.pages import results_page
+
+    made: dict[str, str | bytes] = {}
+    for file, page in PAGES.items():
+        if file.endswith(".ipynb"):
+            made[f"{page}.ipynb"] = notebook_page(file)
+        else:
+            made[f"{page}.md"] = relink((ROOT / file).read_text(encoding="utf-8"), file)
+    made |= {f"{page}.md": section_page(page) for page in SECTIONS}
+    made |= {f"api/{module}.md": api_page(module) for module in MODULES}
+    made |= {"api/index.md": api_index(), "results.md": results_page(picture="findings.png"), "findings.png": findings()}
+    made |= {f"files/{name}": path.read_bytes() for name, path in FILES.items()}
+    for name, content in made.items():
+        path, content = SOURCE / name, content.encode() if isinstance(content, str) else content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+    for path in SOURCE.rglob("*.*"):
+        if path.is_file() and path.relative_to(SOURCE).as_posix() not in made:
+            path.unlink()

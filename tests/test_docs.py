@@ -1,0 +1,206 @@
+"""The site: it builds without a warning, every link in it leads somewhere, and a browser finds nothing wrong with any page.
+
+Every page is loaded once, at the width of a desktop, and then narrowed to a phone's: that is when its maths, images, console, requests and overflow
+are checked. Links are checked in the files. Colours are checked on a page of each kind, light and dark. Pictures are left in `_docs/screenshots`.
+"""
+import functools
+import html.parser
+import http.server
+import re
+import subprocess
+import sys
+import threading
+import urllib.parse
+
+import pytest
+from browser import chromium, listen
+from conftest import ROOT
+from fastcore.docments import docments
+
+from nsl_repro.dynamic import dynamic_conv2d
+
+HTML = ROOT / "_docs" / "html"
+SCREENSHOTS = ROOT / "_docs" / "screenshots"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+KINDS = ["index", "02_dynamic", "experiments/nsl_cifar", "api/dynamic", "results", "reading"]  # a page of each kind
+
+# What is wrong with the page that is shown, as sentences.
+LOOK = """async () => {
+    if (window.MathJax) await MathJax.startup.promise;
+    const wrong = [];
+    for (const e of document.querySelectorAll('mjx-merror, [data-mjx-error]')) wrong.push(`formula: ${e.textContent}`);
+    for (const e of document.querySelectorAll('.math')) if (!e.querySelector('mjx-container')) wrong.push(`not rendered: ${e.textContent}`);
+    for (const e of document.images) { e.loading = 'eager'; await e.decode().catch(() => wrong.push(`image: ${e.src}`)); }
+    return wrong;
+}"""
+OVERFLOW = """() => {
+    const frames = [document.documentElement, document.body, ...document.querySelectorAll('.bd-main, .bd-article-container, .bd-article')];
+    if (frames.every(e => e.scrollWidth <= e.clientWidth + 1)) return [];
+    const scrolls = e => e && !frames.includes(e) && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth && !scrolls(e.parentElement) && !frames.includes(e));
+    return [`wider than the window: ${wide.slice(0, 3).map(e => e.outerHTML.slice(0, 160)).join(' | ')}`];
+}"""
+FAINT = """() => {
+    const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    const over = (a, b) => { const t = a.length > 3 ? a[3] : 1; return [0, 1, 2].map(i => t * a[i] + (1 - t) * b[i]); };
+    const back = e => { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] == 1) return c;
+                        return over(c, e.parentElement ? back(e.parentElement) : [255, 255, 255]); };
+    const light = c => [0, 1, 2].map(i => c[i] / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+    const contrast = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
+    const wrong = [];
+    for (const e of document.querySelectorAll('main *')) {
+        if (![...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+        const behind = back(e), c = contrast(over(parse(getComputedStyle(e).color), behind), behind);
+        if (c < 3) wrong.push(`contrast ${c.toFixed(1)}: ${e.outerHTML.slice(0, 100)}`);
+    }
+    for (const e of document.querySelectorAll('.cell_output img')) if (light(back(e)) < .7) wrong.push(`a figure on a dark ground: ${e.src}`);
+    return {wrong: wrong.slice(0, 5), ground: light(back(document.body))};
+}"""
+
+
+class Page(html.parser.HTMLParser):
+    "The links of a page, the places in it that links may lead to, and what it loads."
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.loads = set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids |= {found.get("id"), found.get("name")} - {None}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        elif tag == "link" and found.get("rel") in ("stylesheet", "preload", "icon", "modulepreload", "preconnect", "dns-prefetch", "search", "next", "prev"):
+            self.loads.append(found["href"])
+        self.loads += [found[key] for key in ("src", "poster", "data") if found.get(key) and tag not in ("a", "link")]
+
+    handle_startendtag = handle_starttag
+
+
+@pytest.fixture(scope="session")
+def pages():
+    "Build the site, or bring it up to date: name -> page."
+    pytest.importorskip("sphinx", reason="Sphinx is not here: the site is built by Python 3.11 or newer")
+    done = subprocess.run([sys.executable, "docs"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"the site does not build without warnings\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return {path.relative_to(HTML).with_suffix("").as_posix(): Page(path) for path in sorted(HTML.rglob("*.html")) if "_static" not in path.parts}
+
+
+@pytest.fixture(scope="session")
+def address(pages):
+    "The site, served from this machine."
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(address):
+    with chromium() as found:
+        yield found
+
+
+def test_every_notebook_and_module_has_a_page(pages):
+    for path in (ROOT / "nbs").rglob("[!_.]*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts:
+            assert path.relative_to(ROOT / "nbs").with_suffix("").as_posix() in pages
+    for path in (ROOT / "nsl_repro").glob("[!_]*.py"):
+        assert f"api/{path.stem}" in pages
+    assert {"index", "results", "readme", "changelog", "data", "search"} <= set(pages)
+
+
+def test_directives_and_hidden_cells_are_not_shown(pages):
+    for name in pages:
+        text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+        assert not re.search(r">#\|\s*(<[^>]*>)*\s*(export|hide|default_exp|eval)", text), name
+        assert "NSL_PROGRESS" not in text or name != "index"
+
+
+def test_every_link_leads_somewhere(pages):
+    wrong = []
+    for name, page in pages.items():
+        for link in [*page.links, *page.loads]:
+            parts = urllib.parse.urlsplit(link)
+            if parts.scheme or link.startswith("//"):
+                continue
+            target = (HTML / name).parent / urllib.parse.unquote(parts.path) if parts.path else HTML / f"{name}.html"
+            target = target.resolve()
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file():
+                wrong.append(f"{name}: {link} is no file")
+            elif parts.fragment and target.suffix == ".html":
+                there = pages[target.relative_to(HTML).with_suffix("").as_posix()]
+                if urllib.parse.unquote(parts.fragment) not in there.ids:
+                    wrong.append(f"{name}: {link} is no place on that page")
+    assert not wrong, "\n".join(wrong[:30])
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    for name, page in pages.items():
+        assert not [load for load in page.loads if re.match(r"(https?:)?//", load)], name
+    for path in HTML.rglob("*.css"):
+        assert not re.search(r"""url\(\s*["']?(https?:)?//""", path.read_text(encoding="utf-8")), path
+
+
+def test_a_name_leads_to_its_cell_and_the_cell_to_its_name(pages):
+    assert "../02_dynamic.html#source-dynamic_conv2d" in pages["api/dynamic"].links
+    assert "api/dynamic.html#nsl_repro.dynamic.dynamic_conv2d" in pages["02_dynamic"].links
+    text = re.sub(r"<[^>]+>", "", (HTML / "api" / "dynamic.html").read_text(encoding="utf-8"))
+    said = [what["docment"] for what in docments(dynamic_conv2d, full=True).values() if what["docment"]]
+    assert len(said) > 3 and all(one.split("`")[0].strip() in text for one in said)
+
+
+def test_no_page_has_anything_wrong(pages, address, browser):
+    wrong = []
+    page = browser.new_page(viewport=DESKTOP)
+    heard = listen(page)
+    for name in pages:
+        page.set_viewport_size(DESKTOP)
+        page.goto(f"{address}/{name}.html")
+        wrong += [f"{name}: {what}" for what in page.evaluate(LOOK)]
+        page.set_viewport_size(PHONE)
+        wrong += [f"{name}: {what}" for what in page.evaluate(OVERFLOW)]
+        wrong += [f"{name}: {what}" for what in heard]
+        heard.clear()
+    page.close()
+    assert not wrong, "\n".join(wrong[:40])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_and_screenshots(address, browser, scheme):
+    "Text stands out from its ground and figures are on a light one; what people see is kept."
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport=DESKTOP, color_scheme=scheme)
+    for name in KINDS:
+        page.goto(f"{address}/{name}.html")
+        page.evaluate(LOOK)
+        found = page.evaluate(FAINT)
+        assert not found["wrong"], f"{name}, {scheme}: {found['wrong']}"
+        assert found["ground"] > 0.8 if scheme == "light" else found["ground"] < 0.05
+        for width, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
+            page.set_viewport_size(viewport)
+            page.screenshot(path=SCREENSHOTS / f"{name.replace('/', '-')}-{width}-{scheme}.png")
+        page.set_viewport_size(DESKTOP)
+    page.close()
+
+
+def test_search_finds_a_word_and_a_name(address, browser):
+    page = browser.new_page(viewport=DESKTOP)
+    heard = listen(page)
+    for words, expected in (("similarity", "00_similarity.html"), ("dynamic_conv2d", "api/dynamic.html")):
+        page.goto(f"{address}/index.html")
+        page.keyboard.press("Control+k")
+        page.keyboard.type(words)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"#search-results a[href*='{expected}']")
+    page.screenshot(path=SCREENSHOTS / "search-desktop-light.png")
+    page.close()
+    assert not heard
