@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .downloads import SOURCES, DataNotFound, check_files, data_root, fetch_data, project_root
+from .downloads import SOURCES, DataNotFound, check_files, data_root, fetch_data, project_root  # noqa: F401
 
 _all_ = ["DataNotFound", "data_root", "project_root"]  # found here, too
 

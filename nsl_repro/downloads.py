@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -103,7 +103,7 @@ def _notes(path: Path) -> dict:  # what was noted about a begun file; empty if n
     return notes if isinstance(notes, dict) else {}
 
 
-def _ask(url: str, start: int, validator: str, timeout: float):  # the server's answer
+def _ask(url: str, start: int, validator: str, timeout: float) -> http.client.HTTPResponse:  # the server's answer
     headers = {"User-Agent": "nsl_repro", **({"Range": f"bytes={start}-"} if start else {}), **({"If-Range": validator} if start and validator else {})}
     try:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
@@ -216,7 +216,7 @@ class _Member(NamedTuple):
     extract: Callable[[Path], object]  # into a folder
 
 
-def _tar_members(file, archive: Path) -> Iterator[_Member]:
+def _tar_members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
     if not hasattr(tarfile, "data_filter"):
         raise BadArchive(f"{archive} cannot be unpacked safely by Python {sys.version.split()[0]}: Python 3.10.12, 3.11.4 or newer is needed.")
     kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.CHRTYPE: "device", tarfile.BLKTYPE: "device", tarfile.FIFOTYPE: "pipe"}
@@ -226,7 +226,7 @@ def _tar_members(file, archive: Path) -> Iterator[_Member]:
             yield _Member(m.name, kind, m.size, partial(tar.extract, m, filter="data"))
 
 
-def _zip_members(file, archive: Path) -> Iterator[_Member]:
+def _zip_members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as zip:
         for m in zip.infolist():
             mode = m.external_attr >> 16

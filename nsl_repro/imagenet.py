@@ -565,7 +565,7 @@ def sweep(
             model = build_network(network, method, classes, plan.width, splits.size)
             result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers,
                                    checkpoint=folder and folder / 'checkpoint.pt', description=f'{dataset} {network} {method} seed {seed}')
-            if accelerator.is_main_process:
+            if folder is not None:  # the first process
                 probe = _some(ready().test, 100)
                 x = to_input(torch.stack([Pictures(probe, splits.size)[i][0] for i in range(len(probe))]), 'standardised', splits.mean, splits.std).to(accelerator.device)
                 result.metrics.update(parameters=count_parameters(model), macs=count_macs(model, (3, splits.size, splits.size)))

@@ -596,9 +596,10 @@ def _telling_apart(entries: list[Entry]) -> str:  # '' if nothing needs to be to
 
 
 def _divided(group: Group) -> list[Group]:  # by the settings that tell runs of one method and seed apart
-    name, parts = _telling_apart(group), {}
+    name = _telling_apart(group)
     if not name:
         return [group]
+    parts: dict[str, list[Entry]] = {}
     for e in group:
         parts.setdefault(_setting(name, e.parameters.get(name)), []).append(e)
     return [g for said, part in parts.items() for g in _divided(Group(part, (*group.key[:3], f"{group.key[3]} {said}".strip())))]
@@ -614,7 +615,8 @@ def split_ledger(
     for e in entries:
         variant = str(e.parameters.get(_comparison(e.experiment).variant, ""))
         if e.preset == "custom":  # what was changed, and in which preset
-            variant = " ".join([variant, *(_setting(k, v) for k, v in e.parameters.get("changed", {}).items())]).strip()
+            changed: Any = e.parameters.get("changed", {})
+            variant = " ".join([variant, *(_setting(k, v) for k, v in changed.items())]).strip()
         if e.experiment.endswith("_lr"):  # trials of learning rates: each rate is a comparison of its own
             variant = f"{variant} lr={e.parameters['lr']:g}".strip()
         groups.setdefault((e.experiment, e.dataset, e.preset, variant), []).append(e)
@@ -899,9 +901,9 @@ def compare_entries(
     "Two runs side by side: metrics with their difference (B minus A), and the parameters, versions, device and commit that are not the same."
     rows = []
     for metric in [*a.metrics, *(m for m in b.metrics if m not in a.metrics)]:
-        both = [e.metrics.get(metric) for e in (a, b)]
-        change = "" if None in both else f"{both[1] - both[0]:+,.4g}"
-        rows.append([metric, *("" if v is None else _number(v) for v in both), change])
+        before, after = a.metrics.get(metric), b.metrics.get(metric)
+        change = "" if before is None or after is None else f"{after - before:+,.4g}"
+        rows.append([metric, *("" if v is None else _number(v) for v in (before, after)), change])
     rows.append(["wall_time_s", _number(a.wall_time_s), _number(b.wall_time_s), f"{b.wall_time_s - a.wall_time_s:+,.4g}"])
     plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty")
     sides = [

@@ -860,7 +860,7 @@ def export_command(
     folder: Annotated[str, typer.Argument(help="Folder to make. Default: exports/ in the results folder, under the run's name.")] = "",
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, too, and run it with onnxruntime: the outputs must be equal.")] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="Where the results are. Default: the project's data folder.")] = "",
-):
+) -> None:
     """Put the network of a finished run into a folder: weights, description, model card. `nsl_repro.load(folder)` gives it back.
 
     \b

@@ -62,7 +62,7 @@ def _embedder(in_dim: int, dim: int, backbone: str | None = None, pddm: bool = F
     return Embedder(EmbeddingNet(in_dim, dim, load_backbone(backbone, weights=None) if backbone else None), PDDM(dim) if pddm else None)
 
 
-def _classifier(backbone: str, classes: int, adapt: str = 'static_dns', **options) -> nn.Module:
+def _classifier(backbone: str, classes: int, adapt: str = 'static_dns', **options: Any) -> nn.Module:
     from nsl_repro.adaptation import Classifier
     from nsl_repro.features import load_backbone
 
@@ -107,7 +107,7 @@ class Preprocessing(BaseModel):
     backbone: Literal['', 'efficientnet_lite0', 'googlenet'] = ''  # a frozen network whose features are the input
     digest: str = ''  # of its weights
 
-    def model_post_init(self, _):
+    def model_post_init(self, _: Any) -> None:
         if any(len(v) != (self.size[0] if self.input == 'standardised' else 0) for v in (self.mean, self.std)): raise ValueError('mean and std must have one number a channel for standardised images, and none for others')
 
     @classmethod
@@ -115,7 +115,7 @@ class Preprocessing(BaseModel):
         cls,
         images: Tensor,  # (N, C, H, W) uint8: the training images
         input: Literal['raw', 'standardised', 'centred'],  # as in `to_input`
-        **options,  # flatten
+        **options: Any,  # flatten
     ) -> Preprocessing:
         "The preprocessing of a network that was trained on these images."
         mean, std = (v.tolist() for v in channel_statistics(images)) if input == 'standardised' else ([], [])
@@ -213,7 +213,7 @@ def read_config(
 
 def load(
     path: str | os.PathLike,  # a folder from `nsl-repro export`, or a finished run's
-) -> nn.Module:  # in evaluation mode; `preprocess(images)` and `config` are attached
+) -> Any:  # a `nn.Module` in evaluation mode, with `preprocess(images)` and `config`
     """A network of this library with its trained weights: `model(model.preprocess(images))` for uint8 images.
 
     Raises `FileNotFoundError` or `ValueError`, one sentence, for a folder that holds none, or one that is damaged, of another schema or not what its description says."""
@@ -228,7 +228,7 @@ def load(
     if wrong := _difference(model.state_dict(), tensors): raise ValueError(f'{file} is not a {config.builder} of these arguments: {wrong}.')
     model.load_state_dict(tensors)
     vars(model).update(preprocess=config.preprocessing, config=config)
-    return model.to(memory_format=torch.channels_last).eval()
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 # %% ../nbs/25_weights.ipynb #6071891c
 TOLERANCE = 1e-5  # between PyTorch and onnxruntime, as a share of the largest output (of 1, where all are smaller)

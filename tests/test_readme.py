@@ -25,15 +25,20 @@ def test_there_are_no_other_blocks():
     assert {language for language, _ in BLOCKS} == {"sh", "python"}
 
 
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=["layer", "model", "metric"])
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=["layer", "model", "metric", "load"])
 def test_examples_run(code, tmp_path, monkeypatch):
     import torch
     from PIL import Image
 
-    for c in range(8):  # the folder of photographs that the last example speaks of
+    from nsl_repro.models import cnn9
+    from nsl_repro.weights import Preprocessing, keep_model
+
+    for c in range(8):  # the folder of photographs that one of them speaks of
         (tmp_path / "photos" / f"class {c}").mkdir(parents=True)
         for i in range(5):
             Image.new("RGB", (90, 80), (30 * c, 50 * i, 100)).save(tmp_path / "photos" / f"class {c}" / f"{i}.jpg")
+    net = cnn9("static_uns", num_classes=10, width=0.125, in_channels=1, image_size=16)  # the run that the last one loads
+    keep_model(tmp_path / "my_model", net, "cnn9", dict(method="static_uns", num_classes=10, width=0.125, in_channels=1, image_size=16), Preprocessing(input="raw", size=[1, 16, 16]))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(code.replace("length_before_new_iter=320", "length_before_new_iter=64"), "README.md", "exec"), {})
@@ -51,6 +56,8 @@ def test_commands_exist(line, nsl_repro):
             checked(run[1:])
     elif words[0] == "nsl-repro" and words[1] == "run":
         checked(words[1:])
+    elif words[:3] in (["nsl-repro", "data", "get"], ["nsl-repro", "data", "check"]) or words[1] in ("export", "--install-completion"):
+        assert nsl_repro(*words[1 : 3 if words[1] == "data" else 2 if words[1] == "export" else 1], "--help").returncode == 0  # done for real in test_command.py, test_weights.py
     elif words[0] == "nsl-repro":
         done = nsl_repro(*words[1:])
         assert done.returncode == 0, done.stderr
