@@ -220,7 +220,7 @@ def save_learned(
         return False
     figure = plot_learned(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Source": digest})
+    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Source": digest})
     plt.close(figure)
     return True
 
