@@ -40,7 +40,7 @@ from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, dat
 from .models import collect_similarities, count_macs, count_parameters
 from .photos import PhotoSet, _only, load_photos, photos_from_folder, what_is_used
 from .results import Entry, comparison_table, finite_curves, new_entry, recorded_run, run_folder
-from .training import Recipe, TrainResult, classification_loss, learning_rate, load_checkpoint, make_accelerator, make_optimizer, progress_bar, regulariser, save_checkpoint, tracked
+from .training import Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
 
 # %% ../nbs/22_imagenet.ipynb #87131842
 DATASETS = ('digits', 'mini_imagenet', 'imagenet')
@@ -389,9 +389,9 @@ def train_network(
     accelerator.free_memory()  # forgets earlier networks, and micro-batches that an interrupted step has counted
     accelerator.gradient_accumulation_steps = share_of_step(recipe, accelerator.num_processes)
     identity = dict(steps=steps, seed=seed, segments=segments, recipe=recipe.parameters(), images=len(splits.train), size=splits.size)
-    state, = broadcast_object_list([load_checkpoint(checkpoint) if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).exists() else None])
-    if state and state['identity'] != identity:
-        raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
+    state, = broadcast_object_list([newest_checkpoint(checkpoint) if accelerator.is_main_process else None])
+    if state and state.get('identity') != identity:
+        raise ValueError(f"{checkpoint} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output")
     done, timings, waited_s, wall_s, diverged = 0, [], 0., 0., None
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], processes=[], val_step=[], val_accuracy=[], val_top5=[], val_loss=[])
     if state: done, timings, waited_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'waited_s', 'wall_s', 'diverged', 'curves'))
