@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .data import generator_for
 from .pddm import PDDM, DoubleHeaderHingeLoss, Quadruplets, hard_quadruplets, negative_distance
 from .photos import PhotoSet
-from .training import TrainResult, load_checkpoint, make_accelerator, newest_checkpoint, progress_bar, save_checkpoint, tracked
+from .training import TrainResult, make_accelerator, newest_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% ../nbs/20_embedding.ipynb #807dca29
 def class_batches(
