@@ -243,7 +243,8 @@ def repeatable() -> Iterator[set[str]]:  # the names of operators used so far th
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants before its first call, to add in the same order
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill, found = torch.utils.deterministic.fill_uninitialized_memory, set[str]()
+    memory: Any = torch.utils.deterministic
+    fill, found = memory.fill_uninitialized_memory, set[str]()
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -256,12 +257,12 @@ def repeatable() -> Iterator[set[str]]:  # the names of operators used so far th
         warnings.filterwarnings("always", message=".*(deterministic implementation|Deterministic behavior)")
         warnings.showwarning = note
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time, and we read nothing before we write it
+        memory.fill_uninitialized_memory = False  # it costs time, and we read nothing before we write it
         try:
             yield found
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            memory.fill_uninitialized_memory = fill
 
 # %% ../nbs/15_results.ipynb #acfda395
 def run_folder(
@@ -288,7 +289,7 @@ def recorded_run(
             forget_run(folder)
         finished = folder / "entry.json"
         if not finished.is_file():
-            with repeatable() if deterministic else nullcontext([]) as exceptions:
+            with repeatable() if deterministic else nullcontext(set[str]()) as exceptions:
                 metrics, curves, seconds = work(folder)
             entry = new_entry(**identity, metrics=metrics, curves=curves, wall_time_s=seconds, nondeterministic=sorted(exceptions))
             write_whole(finished, _as_text(entry))
