@@ -112,7 +112,7 @@ def _validated(model: type[BaseModel], fields: dict, what: str) -> Any:  # pydan
 
 
 def _short(text: str) -> str:  # of a file's content, which may be anything: one line, printable, not too long
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 # %% ../nbs/15_results.ipynb #05eb8e6d
