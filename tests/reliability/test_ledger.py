@@ -2,9 +2,10 @@
 import json
 import random
 import time
+from copy import deepcopy
 
 import pytest
-from victim import HERE, SOAK, _context
+from victim import HERE, SOAK, start
 
 from nsl_repro import results
 from nsl_repro.results import load_ledger, new_entry, paper_results, read_entry, recorded_run, write_entry
@@ -22,12 +23,12 @@ def write_many(root, writer, entries):
 
 
 def test_eight_processes_of_two_hundred_entries(tmp_path):
+    start(write_many, tmp_path / "errors", tmp_path, 0, 0).join()  # whoever comes first waits for the imports
     began = time.perf_counter()
-    writers = [_context().Process(target=write_many, args=(tmp_path, writer, 200)) for writer in range(8)]
-    for writer in writers:
-        writer.start()
+    writers = [start(write_many, tmp_path / "errors", tmp_path, writer, 200) for writer in range(8)]
     while any(writer.is_alive() for writer in writers):  # a reader meets whole entries only
         load_ledger(tmp_path)
+        time.sleep(0.2)
     assert [writer.exitcode for writer in writers] == [0] * 8
     seconds = time.perf_counter() - began
     found = load_ledger(tmp_path)
@@ -49,8 +50,6 @@ def one_run(root, name, seconds):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_processes_asked_for_one_run_do_it_once(tmp_path, capfd, killed):
-    from victim import start
-
     first = start(one_run, tmp_path / "first", tmp_path, "first", 60 if killed else 1.5)
     while not (tmp_path / "log").exists():
         assert first.exitcode in (None, 0), (tmp_path / "first" / "errors").read_text()
@@ -96,9 +95,9 @@ def damaged(draw, text, cases):
                     break
                 place = place[key]
             if place:
-                place[key] = draw.choice(WRONG)
+                place[key] = deepcopy(draw.choice(WRONG))
             elif isinstance(place, dict):
-                place[draw.choice(["", "new", "é" * 1000, "\n"])] = draw.choice(WRONG)
+                place[draw.choice(["", "new", "é" * 1000, "\n"])] = deepcopy(draw.choice(WRONG))
         yield json.dumps(fields, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
     for deep in (300, 900, 5000, 100_000):
         for value in (nested(deep), nested(deep, '{"a":', "}").replace("{}", "{}"), nested(deep)[:deep]):
