@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .data import generator_for
 from .pddm import PDDM, DoubleHeaderHingeLoss, Quadruplets, hard_quadruplets, negative_distance
 from .photos import PhotoSet
-from .training import TrainResult, load_checkpoint, make_accelerator, progress_bar, save_checkpoint, tracked
+from .training import TrainResult, make_accelerator, newest_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% ../nbs/20_embedding.ipynb #807dca29
 def class_batches(
@@ -335,10 +335,7 @@ def train_embedding(
     done, timings, wall_s, diverged = 0, [], 0., None
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], measured_step=[])
 
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = load_checkpoint(checkpoint)
-        if state['identity'] != identity:
-            raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
+    if state := newest_checkpoint(checkpoint, identity):
         net.load_state_dict(state['net']); objective.load_state_dict(state['objective']); optimizer.load_state_dict(state['optimizer'])
         done, timings, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'wall_s', 'diverged', 'curves'))
 

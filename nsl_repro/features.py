@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data import DataNotFound, data_root, to_device
+from .files import write_whole
 from .photos import DamagedData, PhotoSet
 from .training import progress_bar
 
@@ -237,9 +238,7 @@ class _Cache:
     def save(self, file: BinaryIO) -> None:  # first the rows, then the word for them
         file.flush()
         os.fsync(file.fileno())
-        part = self.state.with_name(self.state.name + ".part")
-        part.write_text(json.dumps({"done": self.done, "dim": self.dim, "damaged": self.damaged, "crc": self.crc}))
-        os.replace(part, self.state)
+        write_whole(self.state, json.dumps({"done": self.done, "dim": self.dim, "damaged": self.damaged, "crc": self.crc}))
 
 
 def frozen_features(

@@ -24,7 +24,7 @@ from .convert import KINDS, to_nsl
 from .data import ImageSet, generator_for
 from .photos import PhotoSet
 from .results import Interval, mean_interval
-from .training import TrainResult, load_checkpoint, progress_bar, save_checkpoint, tracked
+from .training import TrainResult, newest_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% auto #0
 __all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',
@@ -300,9 +300,7 @@ def train_episodes(
     done, wall_s, best, diverged = 0, 0., None, None
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_accuracy=[])
     copy = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = load_checkpoint(checkpoint)
-        if state['identity'] != identity: raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
+    if state := newest_checkpoint(checkpoint, identity):
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, wall_s, best, diverged, curves = (state[k] for k in ('done', 'wall_s', 'best', 'diverged', 'curves'))
     with tracked(accelerator, checkpoint) as log, progress_bar(iterations, description, initial=done) as bar:

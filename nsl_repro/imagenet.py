@@ -11,13 +11,13 @@ __all__ = ['DATASETS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'NETWORKS', 'METHODS', '
 # %% ../nbs/22_imagenet.ipynb #7ace07a2
 import math
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,10 +37,11 @@ from tqdm import tqdm
 
 from .convert import KINDS, to_nsl
 from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
+from .files import locked
 from .models import collect_similarities, count_macs, count_parameters
 from .photos import PhotoSet, _only, load_photos, photos_from_folder, what_is_used
-from .results import Entry, comparison_table, finite_curves, new_entry, recorded_run, run_folder
-from .training import Recipe, TrainResult, classification_loss, learning_rate, load_checkpoint, make_accelerator, make_optimizer, progress_bar, regulariser, save_checkpoint, tracked
+from .results import Entry, comparison_table, finite_curves, forget_run, new_entry, recorded_run, repeatable, run_folder
+from .training import Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
 
 # %% ../nbs/22_imagenet.ipynb #87131842
 DATASETS = ('digits', 'mini_imagenet', 'imagenet')
@@ -389,9 +390,9 @@ def train_network(
     accelerator.free_memory()  # forgets earlier networks, and micro-batches that an interrupted step has counted
     accelerator.gradient_accumulation_steps = share_of_step(recipe, accelerator.num_processes)
     identity = dict(steps=steps, seed=seed, segments=segments, recipe=recipe.parameters(), images=len(splits.train), size=splits.size)
-    state, = broadcast_object_list([load_checkpoint(checkpoint) if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).exists() else None])
-    if state and state['identity'] != identity:
-        raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
+    state, = broadcast_object_list([newest_checkpoint(checkpoint) if accelerator.is_main_process else None])
+    if state and state.get('identity') != identity:
+        raise ValueError(f"{checkpoint} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output")
     done, timings, waited_s, wall_s, diverged = 0, [], 0., 0., None
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], processes=[], val_step=[], val_accuracy=[], val_top5=[], val_loss=[])
     if state: done, timings, waited_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'waited_s', 'wall_s', 'diverged', 'curves'))
@@ -510,12 +511,13 @@ def similarity_summary(
 
 def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity: dict, output: str | os.PathLike | None, resume: bool, accelerator: Accelerator) -> Entry | None:
     "`recorded_run` in the first process; the others do the same work, and only if there is any."
-    if accelerator.is_main_process:
-        folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.), output)
-        if not resume: shutil.rmtree(folder, ignore_errors=True)
-    finished, = broadcast_object_list([accelerator.is_main_process and (folder / 'entry.json').is_file()])
-    if accelerator.is_main_process: return recorded_run(work, output, True, **identity)
-    if not finished: work(None)
+    folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.), output)
+    with locked(folder) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process and not resume: forget_run(folder)
+        finished, = broadcast_object_list([accelerator.is_main_process and (folder / 'entry.json').is_file()])
+        if accelerator.is_main_process: return recorded_run(work, output, True, **identity)
+    if not finished:
+        with repeatable(): work(None)
     return None
 
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Tag', 'METHODS', 'WITHOUT_ATTENTION', 'MATCHED', 'SAME_TRAINING', 'RECALLS', 'TRANSFERS',
            'COMPARISONS', 'GroupKey', 'finite_curves', 'Entry', 'new_entry', 'entry_name', 'write_entry', 'read_entry',
-           'load_ledger', 'run_folder', 'recorded_run', 'PaperResult', 'Claim', 'PaperResults', 'paper_results',
-           'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict', 'Table', 'Comparison',
-           'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command', 'comparison_table',
-           'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names', 'find_entry',
-           'compare_entries']
+           'load_ledger', 'repeatable', 'run_folder', 'recorded_run', 'forget_run', 'PaperResult', 'Claim',
+           'PaperResults', 'paper_results', 'Interval', 'mean_interval', 'difference_interval', 'direction', 'verdict',
+           'Table', 'Comparison', 'method_style', 'Group', 'split_ledger', 'split_variant', 'rerun_command',
+           'comparison_table', 'metrics_table', 'claims_table', 'plot_curves', 'plot_accuracy', 'entry_names',
+           'find_entry', 'compare_entries']
 
 # %% ../nbs/15_results.ipynb #bbbf9d16
 import difflib
@@ -23,8 +23,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from itertools import combinations
@@ -32,10 +34,11 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_serializer
 
 import nsl_repro
 from .downloads import project_root
+from .files import locked, make_folder, write_whole
 
 # %% ../nbs/15_results.ipynb #49fc6757
 def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not results
@@ -90,14 +93,27 @@ class Entry(BaseModel):
     versions: dict[str, str]
     commit: Annotated[str, Field(pattern=r"^([0-9a-f]{7,64})?$")]  # of the code; '' where there is no git
     dirty: bool  # whether tracked files outside data/ had changes that were not committed
+    nondeterministic: list[str] = []  # operators the run used that can give other bits the next time; not written when there is none
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: Any) -> dict[str, Any]:
+        return {k: v for k, v in serialize(self).items() if v or k != "nondeterministic"}
 
 
 def _validated(model: type[BaseModel], fields: dict, what: str) -> Any:  # pydantic's findings as one sentence
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{what} is not valid: {found}.") from None
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        more = f"; and {len(found) - 5:,} more" if len(found) > 5 else ""
+        raise ValueError(f"{what} is not valid: {'; '.join(map(_short, found[:5]))}{more}.") from None
+    except RecursionError:
+        raise ValueError(f"{what} is not valid: it is nested too deeply.") from None
+
+
+def _short(text: str) -> str:  # of a file's content, which may be anything: one line, printable, not too long
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= 300 else f"{line[:300]}..."
 
 # %% ../nbs/15_results.ipynb #05eb8e6d
 def _git(*command: str) -> str | None:  # git's answer in the project's root; None where there is no git
@@ -147,31 +163,31 @@ def write_entry(
     entry: Entry,
     root: str | os.PathLike | None = None,  # the ledger is the folder `results` in it; default: the project's data/
 ) -> Path:  # the file written
-    "Write one entry atomically, one key a line."
-    folder = (Path(root) if root else project_root() / "data") / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{entry_name(entry)}.json"
-    lines = [f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in entry.model_dump(by_alias=True).items()]
-    part = folder / f".{path.name}.{os.getpid()}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write("{\n" + ",\n".join(lines) + "\n}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    "Write one entry, [whole or not at all](27_files.ipynb), one key a line. Raises `CannotWrite`, one sentence."
+    folder = make_folder((Path(root) if root else project_root() / "data") / "results")
+    return write_whole(folder / f"{entry_name(entry)}.json", _as_text(entry))
+
+
+def _as_text(entry: Entry) -> str:
+    fields = entry.model_dump(by_alias=True, exclude=set() if entry.nondeterministic else {"nondeterministic"})
+    return "{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()) + "\n}\n"
+
+
+_LARGEST = 32 * 2**20  # bytes of a file we read; the largest entry has 40 kB
 
 
 def _read_json(path: Any) -> Any:  # a Path, or a file inside the installed package
     def refuse(constant):
         raise ValueError(f"{constant} is not a number")
 
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not valid JSON: it is not a file.")
+    if isinstance(path, Path) and path.is_file() and path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path} is not valid: it has {path.stat().st_size / 1e6:,.0f} MB, and at most {_LARGEST / 1e6:,.0f} MB are read.")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+        raise ValueError(f"{path} is not valid JSON: {_short(str(error))}.") from None
 
 
 def read_entry(
@@ -219,6 +235,35 @@ def load_ledger(
             raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
     return entries
 
+# %% ../nbs/15_results.ipynb #292eaac8
+@contextmanager
+def repeatable() -> Iterator[set[str]]:  # the names of operators used so far that have no deterministic form on their device
+    "While it lasts, PyTorch chooses deterministic operators wherever there are any, and the others are noted. The settings are as before when it ends."
+    import torch  # here: whoever reads tables only is in a hurry
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants before its first call, to add in the same order
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill, found = memory.fill_uninitialized_memory, set[str]()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Any, *where: Any, **more: Any) -> None:
+            if operator := re.match(r"(.+?) does not have a deterministic implementation|.*(CuBLAS)", str(message)):
+                found.add(operator[1] or operator[2])
+            else:
+                show(message, *where, **more)
+
+        warnings.filterwarnings("always", message=".*(deterministic implementation|Deterministic behavior)")
+        warnings.showwarning = note
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # it costs time, and we read nothing before we write it
+        try:
+            yield found
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            memory.fill_uninitialized_memory = fill
+
 # %% ../nbs/15_results.ipynb #acfda395
 def run_folder(
     entry: Entry,
@@ -232,26 +277,36 @@ def recorded_run(
     work: Callable[[Path], tuple[dict, dict, float]],  # (its folder) -> (metrics, curves, seconds); continues from whatever it left there
     root: str | os.PathLike | None = None,  # as in `write_entry`
     resume: bool = True,  # keep a finished run and continue an interrupted one; False: forget both
+    deterministic: bool = True,  # do it under `repeatable`; False for measurements of speed, which must not choose other operators
     **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device: see `Entry`
 ) -> Entry:  # what stands in the ledger now
-    "Do a run unless it was finished here before, and write its entry to the ledger. Raises `ValueError` before any work if the identity is not valid."
-    provisional = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
-    folder = run_folder(provisional, root)
-    finished = folder / "entry.json"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    if finished.is_file():
+    """Do a run unless it was finished here before, and write its entry to the ledger; one process at a time, others wait for it.
+
+    Raises `ValueError` before any work if the identity is not valid, `CannotWrite` if something cannot be written."""
+    folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0), root)
+    with locked(folder):  # whoever else was asked for this run waits here, and finds it finished
+        if not resume:
+            forget_run(folder)
+        finished = folder / "entry.json"
+        if not finished.is_file():
+            with repeatable() if deterministic else nullcontext(set[str]()) as exceptions:
+                metrics, curves, seconds = work(folder)
+            entry = new_entry(**identity, metrics=metrics, curves=curves, wall_time_s=seconds, nondeterministic=sorted(exceptions))
+            write_whole(finished, _as_text(entry))
         entry = read_entry(finished)
         write_entry(entry, root)
-        return entry
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics, curves, seconds = work(folder)
-    entry = new_entry(**identity, metrics=metrics, curves=curves, wall_time_s=seconds)
-    path = write_entry(entry, root)
-    part = finished.with_suffix(".part")
-    shutil.copyfile(path, part)
-    os.replace(part, finished)
     return entry
+
+
+def forget_run(
+    folder: Path,  # of the run, `locked`
+) -> None:
+    "Remove all that a run left in its folder, but for the lock."
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        elif item.name != ".lock":
+            item.unlink()
 
 # %% ../nbs/15_results.ipynb #b640f5e9
 Tag = Literal["paper", "summary", "code", "review", "table", "leaderboard"]
@@ -905,7 +960,7 @@ def compare_entries(
         change = "" if before is None or after is None else f"{after - before:+,.4g}"
         rows.append([metric, *("" if v is None else _number(v) for v in (before, after)), change])
     rows.append(["wall_time_s", _number(a.wall_time_s), _number(b.wall_time_s), f"{b.wall_time_s - a.wall_time_s:+,.4g}"])
-    plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty")
+    plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty", "nondeterministic")
     sides = [
         {
             **{key: getattr(e, key) for key in plain[:5]}, **{f"parameter {k}": v for k, v in e.parameters.items()},

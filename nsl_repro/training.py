@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'learning_rate', 'classification_loss', 'parameter_groups', 'regulariser', 'make_optimizer',
-           'make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'evaluate', 'TrainResult', 'train']
+           'make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'newest_checkpoint', 'evaluate',
+           'TrainResult', 'train']
 
 # %% ../nbs/12_training.ipynb #ecea5b87
+import hashlib
+import io
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,29 +158,54 @@ def tracked(
 
 # %% ../nbs/12_training.ipynb #21d40523
 from .downloads import progress_bar
+from .files import make_folder, write_whole
 
 # %% ../nbs/12_training.ipynb #7f9d4ac7
+_CHECKPOINT = b'nsl_repro checkpoint '
+_SCHEMA = 1  # the version of the checkpoints this code writes and reads
+
+
 def save_checkpoint(
     state: dict,  # tensors, numbers, strings and containers of them
-    path: str | Path,
+    path: str | Path,  # in a folder that exists
 ) -> Path:
-    "Write `state` to `path` so that at every moment `path` is absent, the old file or the whole new file."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    with open(part, 'wb') as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-    return path
+    "Keep what is at `path` as `NAME.previous`, and write `state`: at every moment one of the two is whole. Raises `CannotWrite`, one sentence."
+    path, data = Path(path), io.BytesIO()
+    torch.save(state, data)
+    if path.exists(): os.replace(path, f'{path}.previous')
+    return write_whole(path, b'%s%d %s\n' % (_CHECKPOINT, _SCHEMA, hashlib.sha256(data.getbuffer()).hexdigest().encode()) + data.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    "What `save_checkpoint` wrote, on the CPU; nothing but data is unpickled. Raises `ValueError` for a file that is not a whole checkpoint."
-    try: return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f'{path} is not a whole checkpoint of this library ({type(e).__name__}); delete it to start the run over') from e
+    "What `save_checkpoint` wrote, on the CPU; nothing but data is unpickled. Raises `ValueError`, one sentence, for a file that is not a whole checkpoint of this version."
+    data = Path(path).read_bytes()
+    if data.startswith(_CHECKPOINT):
+        head, _, data = data.partition(b'\n')
+        schema, _, digest = head.removeprefix(_CHECKPOINT).decode('ascii', 'replace').partition(' ')
+        if schema != str(_SCHEMA): raise ValueError(f'{path} must be a checkpoint of version {_SCHEMA}, but is of version {schema[:20]}')
+        if hashlib.sha256(data).hexdigest() != digest: raise ValueError(f'{path} is not a whole checkpoint: its sha256 is not the one in its first line')
+    try: return dict(torch.load(io.BytesIO(data), map_location='cpu', weights_only=True))
+    except Exception as e: raise ValueError(f'{path} is not a whole checkpoint of this library ({type(e).__name__})') from e
+
+
+def newest_checkpoint(
+    path: str | Path | None,  # as for `save_checkpoint`; its folder is made, so that a run that cannot save does not begin
+    identity: dict | None = None,  # what the checkpoint's must be; None: anything
+) -> dict | None:  # None: there is none, begin at the beginning
+    "The newest whole checkpoint of a run; others are put aside with a sentence. Raises `ValueError` for one of another run, `CannotWrite`."
+    if path is None: return None
+    make_folder(Path(path).parent)
+    for file in (Path(path), Path(f'{path}.previous')):
+        try: state = load_checkpoint(file)
+        except FileNotFoundError: continue
+        except ValueError as e:
+            os.replace(file, f'{path}.refused')
+            print(f'{e}; it is now {Path(path).name}.refused, and the run goes on from the checkpoint before it, if there is one', file=sys.stderr, flush=True)
+            continue
+        if identity is not None and state.get('identity') != identity:
+            raise ValueError(f"{file} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output")
+        return state
+    return None
 
 # %% ../nbs/12_training.ipynb #45332323
 @torch.no_grad()
@@ -243,10 +272,7 @@ def train(
     done, timings, loader_s, wall_s, diverged = 0, [], 0., 0., None
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[])
 
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = load_checkpoint(checkpoint)
-        if state['identity'] != identity:
-            raise ValueError(f"{checkpoint} belongs to another run ({state['identity']}, not {identity}); delete it or choose another output")
+    if state := newest_checkpoint(checkpoint, identity):
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, timings, loader_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'loader_s', 'wall_s', 'diverged', 'curves'))
         if 'random' in state: torch.set_rng_state(state['random'])

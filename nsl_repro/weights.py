@@ -26,6 +26,7 @@ import nsl_repro
 from .data import channel_statistics, project_root, to_input
 from .dynamic import DynamicNSLConv2d
 from .embedding import EmbeddingNet
+from .files import make_folder, write_whole
 from .pddm import PDDM
 from .results import Entry, _read_json, _validated, entry_name, find_entry, read_entry, run_folder
 from .static import KernelShape, fold
@@ -167,16 +168,6 @@ def _difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:  # 
     return f"{len(wrong)} of {len(a)} tensors do not fit, the first is {wrong[0]}: {b.get(wrong[0], 'missing')} instead of {a.get(wrong[0], 'none')}" if wrong else ''
 
 
-def _write(path: Path, data: bytes) -> None:
-    "`path` is absent, the old file or the whole new one at every moment."
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    with open(part, 'wb') as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-
-
 def keep_model(
     folder: str | Path,  # of the run
     model: nn.Module,  # trained
@@ -196,9 +187,9 @@ def keep_model(
                                           weights=hashlib.sha256(data).hexdigest()), 'the description of the model')
     with torch.device('meta'): blank = _build(config, 'arguments')
     if wrong := _difference(state, blank.state_dict()): raise ValueError(f'builder and arguments must describe the model, but of what they make {wrong}.')
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / 'model.safetensors', data)
-    _write(folder / 'config.json', (config.model_dump_json(by_alias=True, indent=1) + '\n').encode())
+    make_folder(folder)
+    write_whole(folder / 'model.safetensors', data)
+    write_whole(folder / 'config.json', config.model_dump_json(by_alias=True, indent=1) + '\n')
     return folder
 
 # %% ../nbs/25_weights.ipynb #d4beae67
