@@ -353,7 +353,8 @@ def execute(
         raise ValueError(f"running an experiment needs {e.name}: pip install 'nsl_repro[run]'") from None
     from nsl_repro.downloads import DataNotFound
 
-    logging.getLogger("papermill").addHandler(logging.NullHandler())  # we say ourselves what happened
+    if not (log := logging.getLogger("papermill")).handlers:
+        log.addHandler(logging.NullHandler())  # we say ourselves what happened
     path = _run_path(run.root, run.name, run.settings)
     try:
         papermill.execute_notebook(

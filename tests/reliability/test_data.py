@@ -84,7 +84,7 @@ def empty(path):
 # The functions through which an experiment comes by the pixels of photographs, each before its first step of training
 READERS = {
     "pddm_retrieval, pddm_transfer": lambda photos, tmp: frozen_features(photos, "pixels", 8, cache=tmp / "cache"),
-    "pddm_retrieval, nsl_adapt": lambda photos, tmp: photo_tensor(photos, 8),
+    "pddm_retrieval end to end, nsl_adapt": lambda photos, tmp: photo_tensor(photos, 8),
     "nsl_fewshot": lambda photos, tmp: image_set(photos, 8),
     "nsl_imagenet, quick and small": lambda photos, tmp: decoded(photos),
     "whoever asks": lambda photos, tmp: check_photos(photos),
@@ -117,7 +117,7 @@ def test_images_that_are_read_while_training(root, tmp_path):
 
 def test_an_experiment_stops_before_training(root, tmp_path, nsl_repro):
     cut(victim(root))
-    done = nsl_repro("run", "pddm_retrieval", "-p", "dataset=cub", "-p", "preset=smoke", "-p", f"data_root={root}", "-o", tmp_path / "out", OMP_NUM_THREADS="1")
+    done = nsl_repro("run", "nsl_adapt", "-p", "dataset=cub", "-p", "preset=smoke", "-p", f"data_root={root}", "-o", tmp_path / "out", OMP_NUM_THREADS="1")
     assert done.returncode == 1 and "DamagedData: " in done.stderr and f"{victim(root)} cannot be decoded" in done.stderr, done.stderr
     assert [p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()] == [".ipynb"]  # no entry, no checkpoint
 

@@ -1,4 +1,4 @@
-"""It runs for as long as one likes: memory stays flat within 2 %, and open files, threads and temporary files do not grow, in one process and through papermill.
+"""It runs for as long as one likes: memory stays flat within 2 %, and Python's objects, open files, threads and temporary files do not grow at all, in one process and through papermill.
 
 The process that is measured is one of its own, which repeats a turn of work and prints what it holds after each. `NSL_SOAK=1` repeats it for `NSL_SOAK_HOURS` hours (2 unless told otherwise),
 one half of them in one process and one half through papermill, and writes every reading to `NSL_SOAK_LOG`, if that names a file."""
@@ -22,8 +22,7 @@ HOURS = float(os.environ.get("NSL_SOAK_HOURS", "2"))
 
 def held() -> dict[str, int]:
     "What this process holds once everything that can be given back has been: bytes of memory, Python objects, open files, threads, files in the temporary folder."
-    for _ in range(3):
-        gc.collect()
+    gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -120,10 +119,11 @@ def soak(kind: str, turns: int, folder: Path, hours: float = 0.0) -> list[dict[s
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory and open files are read from /proc, which is Linux's")
-@pytest.mark.parametrize(("kind", "warm", "turns"), [("one_process", 6, 18), ("through_papermill", 1, 3)])
+@pytest.mark.parametrize(("kind", "warm", "turns"), [("one_process", 4, 12), ("through_papermill", 2, 3)])
 def test_nothing_grows(kind, warm, turns, tmp_path):
     readings = soak(kind, warm + turns, tmp_path, HOURS / 2 if LONG else 0.0)[warm:]
-    found = {what: grows([r[what] for r in readings], 0.02 if what == "memory" else 0.0) for what in readings[0]}
+    share = 0.02 if LONG else 0.005  # of memory: a few turns must not come near what hours may
+    found = {what: grows([r[what] for r in readings], share if what == "memory" else 0.0) for what in readings[0]}
     assert not any(found.values()), f"{kind}, after {len(readings)} turns: " + "; ".join(f"{what}: {said}" for what, said in found.items() if said)
 
 
