@@ -117,7 +117,7 @@ def test_images_that_are_read_while_training(root, tmp_path):
 
 def test_an_experiment_stops_before_training(root, tmp_path, nsl_repro):
     cut(victim(root))
-    done = nsl_repro("run", "nsl_adapt", "-p", "dataset=cub", "-p", "preset=smoke", "-p", f"data_root={root}", "-o", tmp_path / "out", OMP_NUM_THREADS="1")
+    done = nsl_repro("run", "pddm_retrieval", "-p", "dataset=cub", "-p", "preset=smoke", "-p", f"data_root={root}", "-o", tmp_path / "out", OMP_NUM_THREADS="1")
     assert done.returncode == 1 and "DamagedData: " in done.stderr and f"{victim(root)} cannot be decoded" in done.stderr, done.stderr
     assert [p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()] == [".ipynb"]  # no entry, no checkpoint
 
@@ -209,8 +209,8 @@ CACHES = {
     "rows cut": lambda rows, state, old: rows.write_bytes(rows.read_bytes()[:-1]),
     "rows of others": lambda rows, state, old: rows.write_bytes(os.urandom(rows.stat().st_size)),
     "state cut": lambda rows, state, old: state.write_text(state.read_text()[:-3]),
-    "state of others": lambda rows, state, old: (rows.write_bytes(bytes(40)), state.write_text(json.dumps(dict(done=10, dim=1, damaged=[], crc=zlib.crc32(bytes(40)))))),
-    "too many": lambda rows, state, old: (rows.write_bytes(bytes(4000)), state.write_text(json.dumps(old | dict(done=1000, dim=1, crc=zlib.crc32(bytes(4000)))))),
+    "of another network": lambda rows, state, old: (rows.write_bytes(bytes(40)), state.write_text(json.dumps(dict(done=10, dim=1, damaged=[], crc=zlib.crc32(bytes(40)))))),
+    "too many": lambda rows, state, old: (rows.write_bytes(bytes(12_000)), state.write_text(json.dumps(old | dict(done=1000, crc=zlib.crc32(bytes(12_000)))))),
     "negative": lambda rows, state, old: state.write_text(json.dumps(old | dict(done=-1))),
     "damaged ones that are not there": lambda rows, state, old: state.write_text(json.dumps(old | dict(damaged=[10**9]))),
     "text for numbers": lambda rows, state, old: state.write_text(json.dumps(old | dict(done="96", damaged="x"))),
