@@ -198,7 +198,7 @@ def api_page(module: str) -> str:
     "A module: what its docstrings, type hints and comments say."
     file = MODULES[module]
     return (
-        f"# nsl_repro.{module}\n\n:::{{container}} page-links\n[Explained, derived and tested: {heading(file)[0]}]({relative(PAGES[file] + '.ipynb', 'api/x')})"
+        f"# nsl_repro.{module}\n\n:::{{container}} page-links\n[Explained, derived and tested: {heading(file)[0]}]({relative(PAGES[file] + '.ipynb', 'api/index')})"
         f" [GitHub]({GITHUB}/blob/{BRANCH}/nsl_repro/{module}.py)\n:::\n\n"
         f"```{{eval-rst}}\n.. automodule:: nsl_repro.{module}\n   :members:\n   :undoc-members:\n{constants(module)}\n```\n"
     )
@@ -207,7 +207,7 @@ def api_page(module: str) -> str:
 def api_index() -> str:
     "All modules."
     names = sorted(MODULES, key=MODULES.get)
-    entries = [(f"nsl_repro.{m}", f"{m}.md", f"{heading(MODULES[m])[1]} [Notebook]({relative(PAGES[MODULES[m]] + '.ipynb', 'api/x')})") for m in names]
+    entries = [(f"nsl_repro.{m}", f"{m}.md", f"{heading(MODULES[m])[1]} [Notebook]({relative(PAGES[MODULES[m]] + '.ipynb', 'api/index')})") for m in names]
     tree = "\n".join(names)
     return (
         "# API\n\nEvery public name of the library: signature, shapes, units, errors and where it comes from. *source* leads to the cell of the"

@@ -61,6 +61,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_use_index = html_domain_indices = False  # the API's pages and the search are the index
 html_baseurl = SETTINGS["DEFAULT"]["doc_host"] + SETTINGS["DEFAULT"]["doc_baseurl"] + "/"
 html_favicon = "static/logo.svg"
 html_context = {"default_mode": "auto"}

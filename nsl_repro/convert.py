@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 import copy
 import inspect
 
@@ -30,6 +30,10 @@ class Conversion(NamedTuple):
     model: nn.Module
     converted: list[str]  # names of the layers that have a similarity now
     skipped: dict[str, str]  # name -> why it was left alone
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        "Not a network: says so."
+        raise TypeError('to_nsl returns (model, converted, skipped): unpack it, or call its .model')
 
 
 def _why_left_alone(conv: nn.Module, kind: str) -> str:

@@ -45,7 +45,8 @@ DATASETS: dict[str, DatasetInfo] = {
 # %% ../nbs/10_data.ipynb #5296191a
 def _info(name: str) -> DatasetInfo:
     if name not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {name!r}.")
+        hint = ", which nsl_repro.photos.load_photos reads" if name in SOURCES else ""
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {name!r}{hint}.")
     return DATASETS[name]
 
 

@@ -105,11 +105,11 @@ def headline_table(
         where = f"{h.experiment} on {h.dataset}"
         link = f"[{h.experiment}]({notebooks}/{h.experiment}.ipynb) on {h.dataset}" if notebooks else where
         rows.append([
-            "" if where == before else link, f"{name} against {rival}", f"{h.metric.replace('_', ' ')}: {_plus_minus(f.ours)}",
-            f"{_plus_minus(f.difference, '+.1f')}, {direction(f.difference)}", f"{f.preset}, {' and '.join(map(str, sorted(set(f.entries))))} seeds", f.verdict or "no claim known",
+            "" if where == before else link, f"{name} against {rival}", f"{_plus_minus(f.difference, '+.1f')}, {direction(f.difference)}",
+            f"{h.metric.replace('_', ' ')}: {_plus_minus(f.ours)}", f"{f.preset}, {' and '.join(map(str, sorted(set(f.entries))))} seeds", f.verdict or "no claim known",
         ])
         before = where
-    return Table(["experiment", "what is compared", "ours, percent", "difference, points", "scale", "the paper's claim"], rows)
+    return Table(["experiment", "what is compared", "difference, points", "ours, percent", "scale", "the paper's claim"], rows)
 
 # %% ../nbs/26_pages.ipynb #c20b6617
 def plot_findings(
@@ -220,7 +220,7 @@ def save_learned(
         return False
     figure = plot_learned(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Source": digest})
+    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Source": digest})
     plt.close(figure)
     return True
 
@@ -253,6 +253,7 @@ def readme_parts(
     entries: list[Entry],  # such as `load_ledger()`
 ) -> dict[str, str]:  # for `fill`
     "What stands in the gaps of the README."
+    entries = [e for e in entries if e.preset != "smoke"]
     at_scale = sum(e.preset == "paper" for e in entries)
     gpu = sum(e.device.lower().startswith(("nvidia", "cuda")) for e in entries)
     scale = f"Of the {len(entries):,} runs in the ledger, {at_scale or 'none'} {'was' if at_scale == 1 else 'were'} made at the papers' scale and {gpu or 'none'} on a GPU."
@@ -277,7 +278,7 @@ def results_page(
     picture: str = "",  # path of a file with `plot_findings`, as seen from the page; '': none
 ) -> str:  # Markdown
     "All tables of the ledger under one heading an experiment, after the headlines."
-    entries = load_ledger() if entries is None else entries
+    entries = [e for e in (load_ledger() if entries is None else entries) if e.preset != "smoke"]  # which is no evidence
     lines = ["# Results", "", f"Drawn from the {len(entries):,} runs in the ledger. Every line gives a mean with its 95 % interval over seeds; a difference whose interval holds zero is *inconclusive*.", ""]
     lines += [f"![Every headline's difference with its interval]({picture})", ""] if picture else []
     lines += ["## In short", "", headline_table(entries, notebooks).to_markdown(), "", "## What it costs", "", speed_table(entries).to_markdown(), "", step_table(entries).to_markdown(), ""]
@@ -288,7 +289,8 @@ def results_page(
             before = _base(experiment)
             lines += [f"## {before}", "", f"The notebook: [{before}]({notebooks}/{before}.ipynb).", ""]
         role = experiment.removeprefix(before).strip("_").replace("lr", "learning rates")
-        lines += [f"### {dataset}, {preset}" + (f", {variant}" if variant else "") + (f": {role}" if role else ""), ""]
+        setting = f", {COMPARISONS[experiment].variant} {variant}" if variant and experiment in COMPARISONS else f", {variant}" if variant else ""
+        lines += [f"### {dataset}, {preset}{setting}" + (f": {role}" if role else ""), ""]
         for table in (comparison_table(group), metrics_table(group), claims_table(group)):
             if table.rows and len(table.columns) > 3:
                 lines += [table.to_markdown(), ""]

@@ -777,14 +777,14 @@ def data_describe(name: _DATASET, root: _ROOT = "") -> None:
 
     source, folder = data_source(name), _folder(root)
     try:
-        where = f"yes, at {find_data(name, folder)}" if source.folders else "yes, it is embedded"
+        here = f"at {find_data(name, folder)}; `nsl-repro data` says whether it is whole" if source.folders else "embedded"
     except DataNotFound:
-        where = "no"
+        here = ""
     archive = f"{source.archive}, {source.size / 1e6:,.0f} MB, md5 {source.md5}" if source.url else ""
     lines = {
         "what": source.description, "classes": f"{source.classes:,}", "images": f"{source.images:,}, {source.pixels}", "by": source.licence,
-        "published at": source.page, "archive": archive, "here": where,
-        "looked for at": ", ".join(str(data_root(folder) / f) for f in source.folders), "get it": source.remedy(folder),
+        "published at": source.page, "archive": archive, "here": here or "no",
+        "looked for at": ", ".join(str(data_root(folder) / f) for f in source.folders), "get it": "" if here else source.remedy(folder),
         "taken by": ", ".join(_users(name)),
     }  # fmt: skip
     for key, value in lines.items():
