@@ -213,6 +213,7 @@ CACHES = {
     "too many": lambda rows, state, old: (rows.write_bytes(bytes(12_000)), state.write_text(json.dumps(old | dict(done=1000, crc=zlib.crc32(bytes(12_000)))))),
     "negative": lambda rows, state, old: state.write_text(json.dumps(old | dict(done=-1))),
     "damaged ones that are not there": lambda rows, state, old: state.write_text(json.dumps(old | dict(damaged=[10**9]))),
+    "counted from the end": lambda rows, state, old: (rows.write_bytes(rows.read_bytes()[:-12]), state.write_text(json.dumps(old | dict(damaged=[-1], crc=zlib.crc32(rows.read_bytes()))))),
     "text for numbers": lambda rows, state, old: state.write_text(json.dumps(old | dict(done="96", damaged="x"))),
     "deep": lambda rows, state, old: state.write_text("[" * 100_000),
     "a pickle": lambda rows, state, old: state.write_bytes(b"\x80\x04cos\nsystem\n"),
