@@ -8,17 +8,21 @@ METHODS ?=
 DATA ?=
 OUTPUT ?=
 ARGS ?=
+UV ?= uv
 
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test lint docs check-docs notebooks readme package lab clean
+.PHONY: help reproduce bench test soak lint audit lock docs check-docs notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make test       check everything that is claimed"
+	@echo "make soak       what must keep working, for hours and with more cases (NSL_SOAK_HOURS=2)"
 	@echo "make lint       check notebooks and tests with ruff, and the library's types with mypy"
+	@echo "make audit      ask PyPI for known vulnerabilities of everything that is installed"
+	@echo "make lock       pin versions and hashes again (needs uv; ARGS='--upgrade-package NAME' moves one)"
 	@echo "make docs       build the site in _docs/html"
 	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
@@ -43,6 +47,9 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
 	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
+soak: $(READY)
+	NSL_SOAK=1 $(BIN)/python -m pytest tests/reliability $(ARGS)
+
 docs: $(READY)
 	$(BIN)/python docs
 
@@ -52,6 +59,16 @@ check-docs: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+audit: $(READY)
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock $(ARGS) || { echo "make audit: failed, for the reason above: a known vulnerability, or PyPI's database cannot be asked from here, and then nothing is known"; exit 1; }
+
+# Both files from one resolution, so that they cannot disagree
+lock:
+	$(UV) pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --extra dev --generate-hashes $(ARGS) setup.py -o requirements.lock
+	{ echo "# What make installs: the versions in constraints.txt, and the sha256 of every file that may be installed. Made by make lock."; cat requirements.lock; } > requirements.new
+	{ echo "# Exact versions of everything, for Python 3.10 to 3.13; requirements.lock holds their hashes. Made by make lock."; grep -v -e '^ ' -e '^#' requirements.new | sed 's/ *\\$$//'; } > constraints.txt
+	mv requirements.new requirements.lock
 
 notebooks: $(READY)
 	$(BIN)/nbdev_clean
@@ -72,12 +89,12 @@ lab: $(READY)
 clean:
 	rm -rf .venv _docs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-# pip's build of the project uses the pinned setuptools that has just been installed, so that constraints.txt decides everything
-$(READY): constraints.txt settings.ini setup.py pyproject.toml
+# Every file must have a hash of requirements.lock and be a wheel (no package's code runs while it is installed); then the project is built by the setuptools that is there now
+$(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@command -v "$(PYTHON)" > /dev/null || { echo "$(PYTHON) is not there: install Python 3.10 or newer (on Debian: apt install python3 python3-venv), or name one with PYTHON="; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.10 or newer is needed: name one with PYTHON="; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt install python3-venv"; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $(READY)

@@ -183,6 +183,9 @@ def download(
     with FileLock(path.with_name(f".{path.name}.lock")):  # another process may be fetching it: wait for that one's
         if path.is_file() and checksum(path, algorithm) == wanted:
             return path
+        for begun in (part, part.with_name(part.name + ".json")):
+            if begun.is_symlink():  # not ours: to write through it would be to write elsewhere
+                begun.unlink()
         while True:
             before = part.stat().st_size if part.is_file() else 0
             try:

@@ -139,7 +139,7 @@ def load_backbone(
             published = GoogLeNet_Weights.IMAGENET1K_V1
             source = published.url.rsplit("/", 1)[-1]
             try:
-                state = published.get_state_dict(progress=False, check_hash=True)
+                state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
             except Exception as error:
                 raise DataNotFound(
                     f"the weights of googlenet could not be downloaded from {published.url} ({type(error).__name__}): put that file in"
@@ -201,16 +201,20 @@ _SAVE_EVERY = 1024  # images
 class _Cache:
     "A file of float32 rows that grows, and beside it a small one that says how far it is whole."
 
-    def __init__(self, stem: Path):
+    def __init__(self, stem: Path, images: int, dim: int | None):  # of the photo set; of the network, None: not known
         self.rows, self.state = stem.with_name(stem.name + ".f32"), stem.with_name(stem.name + ".json")
         self.done, self.dim, self.damaged, self.crc = 0, 0, [], 0
         try:
             state = json.loads(self.state.read_text())
             self.done, self.dim, self.damaged, crc = (state[k] for k in ("done", "dim", "damaged", "crc"))
+            if not all(type(n) is int and n >= 0 for n in (self.done, self.dim, *self.damaged)):
+                raise ValueError("not what is written here")
+            if self.done > images or self.damaged != sorted(i for i in {*self.damaged} if i < self.done) or (len(self) and self.dim != (dim or max(1, self.dim))):
+                raise ValueError("of other images, or of another network")
             for block in self._blocks():
                 self.crc = zlib.crc32(block, self.crc)
             whole = self.crc == crc
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:  # nothing yet, or what is there is not what was written
             self.done, self.dim, self.damaged, self.crc = 0, 0, [], 0
@@ -270,7 +274,7 @@ def frozen_features(
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{photos.name}-{network.name}-{size}{'-crop' * crop}{'-flip' * flip}-{_key(photos, network, size, crop, flip)}"
     with FileLock(f"{stem}.lock"):
-        store = _Cache(stem)
+        store = _Cache(stem, len(photos), network.dim)
         if store.done < len(photos):
             with torch.autocast(device.type, enabled=False):  # the cache promises float32
                 _extend(store, photos, network, size, crop, flip, batch_size, device, on_error)

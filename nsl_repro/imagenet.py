@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -39,7 +39,7 @@ from .convert import KINDS, to_nsl
 from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
 from .files import locked
 from .models import collect_similarities, count_macs, count_parameters
-from .photos import PhotoSet, _only, load_photos, photos_from_folder, what_is_used
+from .photos import DamagedData, PhotoSet, _damages, _only, load_photos, photos_from_folder, what_is_used
 from .results import Entry, comparison_table, finite_curves, forget_run, new_entry, recorded_run, repeatable, run_folder
 from .training import Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
 
@@ -509,6 +509,13 @@ def similarity_summary(
     return finite_curves(out)
 
 
+def _all_whole(photos: PhotoSet, accelerator: Accelerator) -> None:
+    "Decode every photograph once, each process its share: a damaged one is found now, and not after hours. Raises `DamagedData` in every process."
+    mine = photos.subset(torch.arange(accelerator.process_index, len(photos), accelerator.num_processes))
+    damages = gather_object([damage for damage in _damages(mine, False, bar=accelerator.is_main_process) if damage])
+    if damages: raise DamagedData(f'{len(damages):,} of {len(photos):,} images of {photos.name} are damaged: {min(damages)}')
+
+
 def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity: dict, output: str | os.PathLike | None, resume: bool, accelerator: Accelerator) -> Entry | None:
     "`recorded_run` in the first process; the others do the same work, and only if there is any."
     folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.), output)
@@ -557,9 +564,10 @@ def sweep(
 
     @lru_cache
     def ready() -> Splits:
-        if not plan.cache or dataset == 'digits': return splits
-        parts: dict[str, Any] = {part: decoded(getattr(splits, part)) for part in ('train', 'validation', 'test')}
-        return replace(splits, **parts)
+        photos = {part: images for part in ('train', 'validation', 'test') if isinstance(images := getattr(splits, part), PhotoSet)}
+        if plan.cache: return replace(splits, **{part: decoded(images) for part, images in photos.items()})  # type: ignore[arg-type]
+        for images in photos.values(): _all_whole(images, accelerator)  # what decoding costs in one of the many epochs
+        return splits
 
     def run(method: str, seed: int) -> Entry | None:
         def work(folder: Path | None) -> tuple[dict, dict, float]:

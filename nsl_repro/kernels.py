@@ -6,6 +6,7 @@
 __all__ = ['why_not', 'choose_backend', 'fast_dynamic_conv2d']
 
 # %% ../nbs/06_kernels.ipynb #a61f1809
+import atexit
 import ctypes
 import hashlib
 import os
@@ -391,13 +392,17 @@ _FLAGS = ('-O3', '-march=native', '-std=gnu11', '-shared', '-fPIC')
 
 
 def _cache_folder() -> Path:
-    "Where compiled kernels are kept; a folder of this process alone if the user's cache cannot be written."
+    "Where compiled kernels are kept; a folder of this process alone, removed with it, if the user's cache cannot be written, or if others can write there: what is found in it is executed."
     folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'nsl_repro'
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK): return folder
+        found = folder.stat()
+        ours = os.name != 'posix' or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+        if ours and os.access(folder, os.W_OK): return folder
     except OSError: pass
-    return Path(tempfile.mkdtemp(prefix='nsl_repro-'))
+    folder = Path(tempfile.mkdtemp(prefix='nsl_repro-'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache

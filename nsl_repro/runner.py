@@ -370,7 +370,8 @@ def execute(
     from nsl_repro.downloads import DataNotFound
     from nsl_repro.files import CannotWrite
 
-    logging.getLogger("papermill").addHandler(logging.NullHandler())  # we say ourselves what happened
+    if not (log := logging.getLogger("papermill")).handlers:
+        log.addHandler(logging.NullHandler())  # we say ourselves what happened
     path = _run_path(run.root, run.name, run.settings)
     if not isinstance(papermill_io.get_handler(str(path)), _WholeNotebooks):
         papermill_io.register(str(path.parent), _WholeNotebooks())

@@ -215,8 +215,9 @@ def load(
     if hashlib.sha256(data).hexdigest() != config.weights: raise ValueError(f'{file} is damaged or belongs to another model: its sha256 is not the one in config.json; export or copy it again.')
     try: tensors = read_tensors(data)
     except SafetensorError as e: raise ValueError(f'{file} is not a safetensors file: {e}.') from e
+    with torch.device('meta'): blank = _build(config, str(folder / 'config.json'))  # takes no memory, whatever is described
+    if wrong := _difference(blank.state_dict(), tensors): raise ValueError(f'{file} is not a {config.builder} of these arguments: {wrong}.')
     model = _build(config, str(folder / 'config.json'))
-    if wrong := _difference(model.state_dict(), tensors): raise ValueError(f'{file} is not a {config.builder} of these arguments: {wrong}.')
     model.load_state_dict(tensors)
     vars(model).update(preprocess=config.preprocessing, config=config)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -94,7 +94,7 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["static_uns", "dynamic_dns_norm"])
 def test_two_processes_do_what_one_does(two, method):
-    weights, metrics, curves = torch.load(two[0] / f"{method}.pt")
+    weights, metrics, curves = torch.load(two[0] / f"{method}.pt", weights_only=True)
     model, alone = one()(method, make_engine("cpu"))
     same(model.state_dict(), weights)
     same_numbers(alone.metrics, metrics)
@@ -107,7 +107,7 @@ def test_killed_and_continued_by_another_number_of_processes(two):
     folder, _ = two
     run, engine = one(), make_engine("cpu")
     whole, expected = run("static_uns", engine)
-    weights, metrics, curves = torch.load(folder / "continued.pt")  # begun by one, finished by two
+    weights, metrics, curves = torch.load(folder / "continued.pt", weights_only=True)  # begun by one, finished by two
     same(whole.state_dict(), weights)
     same_numbers(expected.metrics, metrics)
     assert curves["processes"] == [1, 2, 2]
