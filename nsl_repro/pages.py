@@ -121,7 +121,7 @@ def plot_findings(
 
     found = findings(entries)
     if ax is None:
-        ax = plt.subplots(figsize=(8.5, 0.9 + 0.3 * len(found)), facecolor="white")[1]
+        ax = plt.subplots(figsize=(8.5, 0.9 + 0.3 * len(found)), dpi=72, facecolor="white")[1]
     colours = {"better": "#0072B2", "worse": "#D55E00", "inconclusive": "#999999"}
     labels = []
     for row, f in enumerate(found):
