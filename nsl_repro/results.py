@@ -164,8 +164,13 @@ def write_entry(
     root: str | os.PathLike | None = None,  # the ledger is the folder `results` in it; default: the project's data/
 ) -> Path:  # the file written
     "Write one entry, [whole or not at all](27_files.ipynb), one key a line. Raises `CannotWrite`, one sentence."
-    folder = make_folder((Path(root) if root else project_root() / "data") / "results")
-    return write_whole(folder / f"{entry_name(entry)}.json", _as_text(entry))
+    path = _ledger_path(entry, root)
+    make_folder(path.parent)
+    return write_whole(path, _as_text(entry))
+
+
+def _ledger_path(entry: Entry, root: str | os.PathLike | None) -> Path:
+    return (Path(root) if root else project_root() / "data") / "results" / f"{entry_name(entry)}.json"
 
 
 def _as_text(entry: Entry) -> str:
@@ -294,8 +299,26 @@ def recorded_run(
             entry = new_entry(**identity, metrics=metrics, curves=curves, wall_time_s=seconds, nondeterministic=sorted(exceptions))
             write_whole(finished, _as_text(entry))
         entry = read_entry(finished)
+        path = _ledger_path(entry, root)
+        recorded = read_entry(path) if path.is_file() else None
+        if recorded is not None and recorded != entry:  # by somebody else: the file that is published
+            said, keep = _against(recorded, entry)
+            print(f"{entry_name(entry)}: {said}")
+            if keep and resume:
+                return recorded
         write_entry(entry, root)
     return entry
+
+
+_CLOCKED = re.compile(r"_ms$|^(loader_share|mining_share|mining_exponent|all_pairs_exponent|images_per_s)$")  # differ from run to run
+
+
+def _against(recorded: Entry, entry: Entry) -> tuple[str, bool]:  # a sentence, and whether both found the same
+    old, new = ({k: v for k, v in e.metrics.items() if not _CLOCKED.search(k)} for e in (recorded, entry))
+    if old == new and new:
+        return "reproduced, every metric that is not a time is that of the recorded run, which stays in the ledger", True
+    name = next((k for k in (*new, *old) if old.get(k) != new.get(k)), "")
+    return f"not as recorded: {name} is {new.get(name)}, was {old.get(name)}; the new run takes its place in the ledger", False
 
 
 def forget_run(
