@@ -83,6 +83,7 @@ def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int
     for name, pair in (('stride', _pair(stride)), ('dilation', _pair(dilation))):
         if min(pair) < 1: raise ValueError(f"{name} must be at least 1, not {pair}")
     left, right, top, bottom = _padding(padding, (kh, kw), dilation)
+    if min(left, right, top, bottom) < 0: raise ValueError(f"padding must not be negative, not {padding}")
     (sh, sw), (dh, dw) = _pair(stride), _pair(dilation)
     H = (x.shape[2] + top + bottom - dh * (kh - 1) - 1) // sh + 1
     W = (x.shape[3] + left + right - dw * (kw - 1) - 1) // sw + 1
@@ -111,7 +112,7 @@ def dynamic_conv2d(
     _check_dynamic(x, weight, M, stride, padding, dilation, bias, groups)
     from nsl_repro import kernels  # imports this notebook's reference form
     args = x, weight, M, _pair(stride), _padding(padding, weight.shape[2:], dilation), _pair(dilation), groups
-    if backend == 'auto': backend = kernels.choose_backend(x, groups)
+    if backend == 'auto': backend = kernels.choose_backend(x, groups) if weight.shape[2:].numel() <= kernels._MOST_TAPS else 'reference'
     y = _reference(*args) if backend == 'reference' else kernels.fast_dynamic_conv2d(*args, backend)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 

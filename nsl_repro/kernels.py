@@ -470,9 +470,17 @@ def _call(function: str, dtype: torch.dtype, shape: list[int], *tensors: Tensor)
     if failed: raise MemoryError('the C kernels could not allocate their buffers')
 
 
+_MOST_TAPS = 4096  # the kernels keep a few pointers a tap on the stack
+
+
 def _shape(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:  # x, M channels last; the C code's struct Shape
     (B, H, W, C), (n_filters, _, kh, kw) = x.shape, weight.shape
-    left, _, top, _ = padding
+    left, right, top, bottom = padding
+    (sh, sw), (dh, dw), K = stride, dilation, kh * kw
+    if weight.shape[1] != C or min(kh, kw, sh, sw, dh, dw) < 1 or min(left, right, top, bottom) < 0 or K > _MOST_TAPS:  # else the kernels would leave their memory
+        raise ValueError(f'x must be (B, C, H, W) and weight (C_out, C, kh, kw) with 1 to {_MOST_TAPS} taps, stride and dilation positive and padding not negative, not {(B, C, H, W)}, {tuple(weight.shape)}, {stride}, {dilation} and {padding}')
+    place = (B, (H + top + bottom - dh * (kh - 1) - 1) // sh + 1, (W + left + right - dw * (kw - 1) - 1) // sw + 1)
+    if min(place[1:]) < 1 or M.shape not in ((*place, K), (*place, K, K)): raise ValueError(f'M must have one similarity for each of the {place} places, (K,) or (K, K) with K = {K}, not {tuple(M.shape)}')
     return [B, H, W, C, *M.shape[1:3], n_filters, kh, kw, *stride, top, left, *dilation, int(M.ndim == 5)]
 
 
@@ -487,6 +495,7 @@ def _c_forward(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding:
 def _c_backward(grad: Tensor, x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype, M.dtype) else torch.float32
     g, X, w, m = _channels_last(grad.to(dtype)), _channels_last(x.to(dtype)), weight.to(dtype).contiguous(), _channels_last(M.to(dtype))
+    if g.shape != (*m.shape[:3], len(w)): raise ValueError(f'grad must be {(len(X), len(w), *m.shape[1:3])}, not {tuple(grad.shape)}')
     gx, gw, gM = torch.empty_like(X), torch.empty_like(w), torch.empty_like(m)
     _call('backward', dtype, _shape(X, w, m, stride, padding, dilation), X, w, m, g, gx, gw, gM)
     return _channels_first(gx.to(x.dtype)), gw.to(weight.dtype), _channels_first(gM.to(M.dtype))
