@@ -5,6 +5,7 @@
 # %% ../nbs/07_plugins.ipynb #fa6ec82d
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -98,7 +99,9 @@ class PDDMLoss(BaseMetricLossFunction):
         if indices_tuple is None: indices_tuple = self.miner(embeddings, labels, None if ref_emb is embeddings else ref_emb, ref_labels)
         a, p, n = loss_and_miner_utils.convert_to_triplets(indices_tuple, labels, ref_labels)
         self.metric = self.embedding = embeddings.new_zeros(())
-        if len(a) == 0: return self.zero_losses()
+        if len(a) == 0:
+            warnings.warn("no class of this batch has two images, or there is no other class: nothing to learn from (pytorch_metric_learning.samplers.MPerClassSampler makes batches that have both)", stacklevel=2)
+            return self.zero_losses()
         x, y = self.distance.maybe_normalize(embeddings)[a], self.distance.maybe_normalize(ref_emb)
         S_ap, S_an = [self.distance.pairwise_distance(x, y[t]) for t in (p, n)]
         D_ap, D_an = [(x - y[t]).square().sum(1) if self.squared else torch.linalg.vector_norm(x - y[t], dim=1) for t in (p, n)]

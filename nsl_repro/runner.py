@@ -642,12 +642,18 @@ def summary(
     return ""
 
 
+def _where(output: str) -> str:
+    from nsl_repro.downloads import project_root
+
+    return "" if output else f" (looked in {project_root() / 'data' / 'results'}: stand in the project, or name another folder by -o)"
+
+
 def _list_results(name: str, verbose: bool, output: str) -> None:
     from nsl_repro.results import entry_names, find_entry
 
     found = [entry for entry in entry_names(output or None) if entry.startswith(name)]
     if not found:
-        raise ValueError(f"the ledger has no result{f' whose name begins with {name!r}' if name else ''}; nsl-repro run makes some")
+        raise ValueError(f"the ledger has no result{f' whose name begins with {name!r}' if name else ''}; nsl-repro run makes some{_where(output)}")
     for entry in found:
         typer.echo(entry)
         for metric, value in find_entry(entry, output or None).metrics.items() if verbose else []:
@@ -707,7 +713,7 @@ def table_command(
     groups = split_ledger(load_ledger(output or None, **asked))
     if not groups:
         which = " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
-        raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some")
+        raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some{_where(output)}")
     for key in sorted(groups):
         for table in (comparison_table(groups[key]), metrics_table(groups[key]), claims_table(groups[key])):
             if table.rows and len(table.columns) > 3:  # a single metric stands in the comparison already
