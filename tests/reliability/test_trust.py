@@ -208,6 +208,8 @@ REVIEWED = {  # (file, call): why
     ("tests/reliability/test_trust.py", "pickle.load"): "the canary sings",
     ("tests/reliability/test_trust.py", "torch.load"): "the canary sings",
     ("tests/reliability/test_trust.py", "weights_only="): "the canary sings",
+    ("nbs/27_files.ipynb", "os.system"): "a fixed line, to kill a process of the cell's own a moment later",
+    ("nbs/27_files.ipynb", ".system"): "the same",
     ("nbs/01_static.ipynb", "pickle.loads"): "layers that the cell itself has pickled: that they can be is what is shown",
     ("nbs/25_weights.ipynb", "pickle.loads"): "shows with a pickle made in the same cell why weights are no pickles",
 }
