@@ -142,7 +142,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, populate_by_name=True)
 
     schema_: Literal[1] = Field(1, alias='schema')  # version of this format
-    library: str  # version of nsl_repro that wrote it
+    version: str  # of nsl_repro, which wrote it
     builder: Literal['cnn9', 'spherenet9', 'imagenet', 'conv4', 'classifier', 'embedding']  # of `BUILDERS`
     arguments: dict[str, JsonValue]  # of the builder
     preprocessing: Preprocessing
@@ -183,7 +183,7 @@ def keep_model(
     except (TypeError, ValueError) as e: raise ValueError(f'arguments must be JSON: {e}') from e
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = tensor_bytes(state)
-    config = _validated(ModelConfig, dict(library=nsl_repro.__version__, builder=builder, arguments=arguments, preprocessing=preprocessing, classes=list(classes), note=note,
+    config = _validated(ModelConfig, dict(version=nsl_repro.__version__, builder=builder, arguments=arguments, preprocessing=preprocessing, classes=list(classes), note=note,
                                           weights=hashlib.sha256(data).hexdigest()), 'the description of the model')
     with torch.device('meta'): blank = _build(config, 'arguments')
     if wrong := _difference(state, blank.state_dict()): raise ValueError(f'builder and arguments must describe the model, but of what they make {wrong}.')
@@ -313,7 +313,7 @@ def model_card(
                                                   'score.onnx': "its inputs are two batches of embeddings, its output PDDM's similarity row by row."}[file] for file in files if file.endswith('.onnx')]
     return '\n'.join(['---', *(f'{key}: {json.dumps(value)}' for key, value in front.items()), '---', '', f'# {name}', '',
         f'A network of nsl_repro (its builder `{config.builder}`), as one recorded run left it.', *(['', config.note] if config.note else []), '',
-        '## How to use it', '', f'With nsl_repro {config.library} or later. Images are uint8, {p.size[0]} x {p.size[1]} x {p.size[2]} (channels, height, width); the normalisation is in `config.json`.', '',
+        '## How to use it', '', f'With nsl_repro {config.version} or later. Images are uint8, {p.size[0]} x {p.size[1]} x {p.size[2]} (channels, height, width); the normalisation is in `config.json`.', '',
         '```python', *use, '```', '', *onnx, *([''] if onnx else []),
         '## How good it is', '', 'Accuracies and recalls in percent, one seed.', '', table('metric', {k: number(v) for k, v in entry.metrics.items()}), '',
         '## What it is not', '', _LIMITS[entry.preset], '',

@@ -80,7 +80,8 @@ def test_exported_and_loaded_elsewhere(method, runs, test_set, nsl_repro, tmp_pa
         torch.testing.assert_close(found, logits[:n], rtol=0, atol=TOLERANCE * max(1, logits.abs().max().item()))
 
     card = ModelCard.load(folder / "README.md")
-    assert (card.data.license, card.data.library_name, card.data.datasets, card.data.metrics) == ("mit", "nsl_repro", ["digits"], ["accuracy"])
+    front = card.data.to_dict()
+    assert [front[key] for key in ("license", "library_name", "datasets", "metrics")] == ["mit", "nsl_repro", ["digits"], ["accuracy"]]
     assert f"| `test_accuracy` | {entry.metrics['test_accuracy']:.4g} |" in card.text and "CC BY 4.0" in card.text and "next to nothing" in card.text
     if entry.commit:
         assert entry.commit[:12] in card.text
