@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import replace
 from functools import lru_cache
@@ -178,11 +179,16 @@ def _child(work, errors, *args, **kwargs):
             os._exit(5 if isinstance(e, files.CannotWrite) else 1)
 
 
+_starting = threading.Lock()
+
+
 def start(work, root, *args, **kwargs):
     "Begin `work(root, ...)`, a function of an importable module, in a process of its own; its error stream goes to `root/errors`."
     Path(root).mkdir(parents=True, exist_ok=True)
     process = _context().Process(target=_child, args=(work, Path(root) / "errors", *args), kwargs=kwargs)
-    process.start()
+    with _starting:  # `start` polls all known children: in another thread it would take the status that `join` waits for here, which then is 255
+        process.start()
+        multiprocessing.process._children.discard(process)
     return process
 
 
