@@ -1,0 +1,349 @@
+"""Whatever a public function is given: the right result, or a `ValueError` or `TypeError` that names the argument. Never a wrong answer, a crash or a hang.
+
+Each function has one good call below. Hypothesis picks a function, one or two of its arguments and a way to spoil them. NSL_SOAK=1: all single spoils, and many more pairs."""
+import importlib
+import inspect
+import math
+import os
+import pkgutil
+import re
+import resource
+import signal
+import typing
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import nsl_repro
+from nsl_repro import adaptation, attention, convert, data, dynamic, embedding, fewshot, imagenet, kernels, models, pddm, plugins, retrieval, similarity, sphere, static, theory, training
+
+SOAK = bool(os.environ.get("NSL_SOAK"))
+CASES = 100_000 if SOAK else 10_500
+
+draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+pair, K = dict(kernel_size=(3, 3)), 9
+x, y, z = draw(2, 4, 6, 5), torch.tensor([0, 0, 1, 1, 2, 2]), F.normalize(draw(6, 8), dim=1)
+small = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)).eval()
+unit = lru_cache(lambda: pddm.PDDM(8))
+bytes_ = (draw(6, 1, 16, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
+image_set = lambda: data.ImageSet(bytes_, y, ("a", "b", "c"))
+sampler = lru_cache(lambda: fewshot.EpisodeSampler(z, y, way=2, shot=1, query=1))
+classifier = lru_cache(lambda: nn.Linear(8, 2))
+quadruplets = pddm.Quadruplets(*(torch.tensor([n]) for n in (0, 1, 2, 3)))
+recipe = training.RECIPES["clean"]
+dimensions = dict(in_channels=4, out_channels=6, kernel_size=3, stride=1, padding=1, dilation=1, groups=1)
+
+# name -> (what is called, its arguments); a name is `module.function` or `module.Class.method`
+GOOD = {
+    "similarity.bilinear_similarity": (similarity.bilinear_similarity, dict(W=draw(3, 4), X=draw(3, 4), M=draw(4, 4))),
+    "similarity.block_diagonal": (similarity.block_diagonal, dict(M_s=draw(4, 4), channels=3)),
+    "similarity.neural_similarity": (similarity.neural_similarity, dict(W=draw(3, 2, 4), X=draw(3, 2, 4), M_s=draw(4), kind="diagonal")),
+    "static.NeuralSimilarity": (static.NeuralSimilarity, dict(**pair, kind="diagonal", init="ones", shape=3)),
+    "static.NeuralSimilarity.forward": (static.NeuralSimilarity(3, "unconstrained"), dict(W=draw(2, 4, 3, 3))),
+    "static.StaticNSLConv2d": (static.StaticNSLConv2d, dict(dimensions, bias=True, kind="unconstrained", init="identity", shape=4)),
+    "static.StaticNSLConv2d.forward": (static.StaticNSLConv2d(4, 6, 3), dict(x=x)),
+    "static.KernelShape": (static.KernelShape, dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0)),
+    "static.fold": (static.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
+    "static.similarity_decay": (static.similarity_decay, dict(module=static.StaticNSLConv2d(4, 6, 3), target="zero")),
+    "static.shape_penalty": (static.shape_penalty, dict(module=static.StaticNSLConv2d(4, 6, 3))),
+    "static.kernel_shapes": (static.kernel_shapes, dict(module=static.StaticNSLConv2d(4, 6, 3, shape=3))),
+    "static.shrink": (static.shrink, dict(module=nn.Conv2d(4, 6, 3))),
+    **{f"dynamic.dynamic_conv2d.{backend}.{kind}": (dynamic.dynamic_conv2d, dict(x=x, weight=draw(6, 4, 3, 3), M=draw(2, *k, 6, 5), stride=1, padding=1, dilation=1, bias=draw(6), groups=1, backend=backend))
+       for backend in ("c", "reference") for kind, k in (("dns", (K,)), ("uns", (K, K)))},
+    "dynamic.SimilarityPredictor": (dynamic.SimilarityPredictor, dict(in_channels=4, kernel_size=3, kind="diagonal", hidden=5, sphere="input", batchnorm=True, init_scales=(0.1, 0.01), residual=True, stride=1, padding=1, dilation=1, bn_eps=1e-3, bn_momentum=0.1)),
+    "dynamic.SimilarityPredictor.forward": (dynamic.SimilarityPredictor(4, 3, padding=1).eval(), dict(x=x)),
+    "dynamic.DynamicNSLConv2d": (dynamic.DynamicNSLConv2d, dict(dimensions, bias=True, kind="unconstrained", backend="auto", shape=4, hidden=5)),
+    "dynamic.DynamicNSLConv2d.forward": (dynamic.DynamicNSLConv2d(4, 6, 3, hidden=5).eval(), dict(x=x)),
+    "dynamic.SharedPredictor": (dynamic.SharedPredictor, dict(width=8, kernel_size=3, kind="diagonal", adapt="1x1", head="layer", hidden=5)),
+    "dynamic.SharedPredictor.for_layer": (dynamic.SharedPredictor(8).for_layer, dict(in_channels=4, kernel_size=3, stride=1, padding=1, dilation=1)),
+    "sphere.patch_norm": (sphere.patch_norm, dict(x=x, kernel_size=3, stride=1, padding=1, dilation=1, groups=2, eps=1e-4)),
+    "sphere.filter_norm": (sphere.filter_norm, dict(weight=draw(6, 4, 3, 3), eps=1e-4)),
+    "sphere.angle_response": (sphere.angle_response, dict(cos=draw(3, 4).tanh(), operator="sigmoid", k=0.3)),
+    "sphere.SphereConv2d": (sphere.SphereConv2d, dict(dimensions, bias=True, operator="linear", normalise="full", eps=1e-4)),
+    "sphere.SphereConv2d.forward": (sphere.SphereConv2d(4, 6, 3, operator="sigmoid"), dict(x=x)),
+    "attention.global_similarity": (attention.global_similarity, dict(x1=draw(2, 3, 4, 5), x2=draw(2, 3, 4, 5), x3=draw(2, 4, 4, 5))),
+    "attention.GlobalNeuralSimilarity": (attention.GlobalNeuralSimilarity, dict(channels=8, operator="cosine", reduction=4)),
+    "attention.GlobalNeuralSimilarity.forward": (attention.GlobalNeuralSimilarity(4, reduction=2), dict(x=x)),
+    "attention.GlobalNeuralSimilarity.attention_map": (attention.GlobalNeuralSimilarity(4, reduction=2).attention_map, dict(x=x, locations=[(0, 0), (5, 4)])),
+    "attention.orthogonality_penalty": (attention.orthogonality_penalty, dict(module=sphere.SphereConv2d(4, 6, 3), weight=2e-4)),
+    "pddm.PDDM": (pddm.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True)),
+    "pddm.PDDM.forward": (unit(), dict(a=z, b=z.flip(0))),
+    "pddm.PDDM.matrix": (unit().matrix, dict(a=z, b=z[:4], chunk=7)),
+    "pddm.negative_distance": (pddm.negative_distance, dict(a=z, b=z.flip(0))),
+    "pddm.hard_quadruplets": (pddm.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
+    "pddm.DoubleHeaderHingeLoss": (pddm.DoubleHeaderHingeLoss, dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both")),
+    "pddm.DoubleHeaderHingeLoss.forward": (pddm.DoubleHeaderHingeLoss(), dict(score=unit(), embeddings=z, quadruplets=quadruplets)),
+    "kernels.why_not": (kernels.why_not, dict(backend="c")),
+    "kernels.choose_backend": (kernels.choose_backend, dict(x=x, groups=1)),
+    **{f"kernels.fast_dynamic_conv2d.{kind}": (kernels.fast_dynamic_conv2d, dict(x=x, weight=draw(6, 4, 3, 3), M=draw(2, *k, 6, 5), stride=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1), groups=1, backend="c")) for kind, k in (("dns", (K,)), ("uns", (K, K)))},
+    "plugins.PDDMDistance": (plugins.PDDMDistance, dict(pddm=unit())),
+    "plugins.QuadrupletMiner": (plugins.QuadrupletMiner, dict(n=2, distance=plugins.PDDMDistance(unit()))),
+    "plugins.QuadrupletMiner.forward": (plugins.QuadrupletMiner(2), dict(embeddings=z, labels=y)),
+    "plugins.PDDMLoss": (plugins.PDDMLoss, dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1)),
+    "plugins.PDDMLoss.forward": (plugins.PDDMLoss(unit()), dict(embeddings=z, labels=y)),
+    "theory.tap_matrix": (theory.tap_matrix, dict(layer=static.StaticNSLConv2d(4, 6, 3))),
+    "theory.tap_factors": (theory.tap_factors, dict(layer=static.StaticNSLConv2d(4, 6, 3))),
+    "theory.product_velocity": (theory.product_velocity, dict(W=draw(4, 5), M=draw(4, 4), G=draw(4, 5), kind="unconstrained")),
+    "theory.conserved_quantity": (theory.conserved_quantity, dict(W=draw(4, 5), M=draw(4), kind="diagonal")),
+    "theory.balanced_velocity": (theory.balanced_velocity, dict(P=draw(4, 5), G=draw(4, 5), alpha=0.5, kind="unconstrained")),
+    "theory.singular_value_path": (theory.singular_value_path, dict(times=torch.linspace(0, 3, 4), start=0.1, goal=1.0, alpha=0.1)),
+    "theory.effective_rank": (theory.effective_rank, dict(P=draw(4, 5))),
+    "data.check_available": (data.check_available, dict(name="digits", root=None, download=False)),
+    "data.ImageSet": (data.ImageSet, dict(images=bytes_, labels=y, classes=("a", "b", "c"))),
+    "data.ImageSet.subset": (image_set().subset, dict(indices=torch.tensor([0, 3]))),
+    "data.generator_for": (data.generator_for, dict(seed=1, stream="order", step=2)),
+    "data.stratified_indices": (data.stratified_indices, dict(labels=y, n=3, seed=0)),
+    "data.hold_out": (data.hold_out, dict(dataset=image_set(), n=2, seed=0)),
+    "data.limit": (data.limit, dict(dataset=image_set(), n=2, seed=0)),
+    "data.load_dataset": (data.load_dataset, dict(name="digits", root=None, download=False)),
+    "data.batch_indices": (data.batch_indices, dict(n=100, batch_size=10, seed=0, step=12)),
+    "data.crop_and_flip": (data.crop_and_flip, dict(images=bytes_, top=torch.zeros(6).long(), left=torch.full((6,), 4), flip=torch.ones(6).bool(), pad=2)),
+    "data.to_device": (data.to_device, dict(tensor=x, device="cpu")),
+    "data.augment": (data.augment, dict(images=bytes_, seed=0, step=3, pad=2, flip=True)),
+    "data.channel_statistics": (data.channel_statistics, dict(images=bytes_)),
+    "data.to_input": (data.to_input, dict(images=bytes_, mode="standardised", mean=torch.ones(1), std=torch.ones(1))),
+    "models.cnn9": (models.cnn9, dict(method="static_dns", num_classes=3, width=0.05, in_channels=1, image_size=16, static_init="ones", bn_momentum=0.1, shape=3)),
+    "models.spherenet9": (models.spherenet9, dict(operator="cosine", attention=True, num_classes=3, width=0.07, in_channels=1, image_size=8, fc_norm=False, bn_momentum=0.1)),
+    "models.count_parameters": (models.count_parameters, dict(model=small())),
+    "models.count_macs": (models.count_macs, dict(model=nn.Conv2d(3, 4, 3), input_size=(3, 8, 8))),
+    "models.collect_similarities": (models.collect_similarities, dict(model=dynamic.DynamicNSLConv2d(4, 6, 3, hidden=5), x=x)),
+    "models.collect_attention": (models.collect_attention, dict(model=attention.GlobalNeuralSimilarity(4, reduction=2), x=x, points=[(0.5, 0.5)])),
+    "training.learning_rate": (training.learning_rate, dict(step=3, steps=10, recipe=recipe)),
+    "training.classification_loss": (training.classification_loss, dict(logits=draw(6, 3), labels=y, recipe=recipe)),
+    "training.parameter_groups": (training.parameter_groups, dict(model=small(), recipe=recipe)),
+    "training.regulariser": (training.regulariser, dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe)),
+    "training.make_optimizer": (training.make_optimizer, dict(model=nn.Linear(2, 2), recipe=recipe)),
+    "training.make_accelerator": (training.make_accelerator, dict(device="cpu", precision="float32", tracker="none")),
+    "retrieval.nearest": (retrieval.nearest, dict(queries=z, gallery=z.flip(0), k=3, score="cosine", rerank=None, chunk=4)),
+    "retrieval.nearest.learned": (retrieval.nearest, dict(queries=z, gallery=z.flip(0), k=3, score=unit(), rerank=4, chunk=4)),
+    "retrieval.recall_at_k": (retrieval.recall_at_k, dict(indices=torch.tensor([[1], [0], [3], [2], [5], [0]]), labels=y, gallery_labels=y, ks=(1,), alone="exclude")),
+    "retrieval.map_at_r": (retrieval.map_at_r, dict(indices=torch.tensor([[1, 2]] * 6), labels=y, gallery_labels=y, alone="miss")),
+    "retrieval.nmi": (retrieval.nmi, dict(embeddings=z, labels=y, seed=0)),
+    "retrieval.evaluate_retrieval": (retrieval.evaluate_retrieval, dict(embeddings=z, labels=y, ks=(1, 2), score="euclidean", rerank=None, nmi=False, prefix="", chunk=3, alone="exclude")),
+    "retrieval.score_pairs": (retrieval.score_pairs, dict(embeddings=z, labels=y, score="cosine", n=10, seed=0)),
+    "retrieval.overlap": (retrieval.overlap, dict(positive=draw(5), negative=draw(6))),
+    "retrieval.auroc": (retrieval.auroc, dict(positive=draw(5), negative=draw(6))),
+    "fewshot.EpisodeSampler": (fewshot.EpisodeSampler, dict(images=z, labels=y, way=2, shot=1, query=1, seed=0)),
+    "fewshot.EpisodeSampler.places": (sampler().places, dict(i=3)),
+    "fewshot.EpisodeSampler.batch": (sampler().batch, dict(numbers=[1, 2])),
+    "fewshot.BatchStatistics": (fewshot.BatchStatistics, dict(num_features=4)),
+    "fewshot.BatchStatistics.forward": (fewshot.BatchStatistics(4), dict(x=x)),
+    "fewshot.Conv4": (fewshot.Conv4, dict(num_classes=3, kind="static_dns", width=4, in_channels=1, image_size=16, norm="batch", bn_momentum=0.1)),
+    "fewshot.Conv4.forward": (fewshot.Conv4(3, width=4, in_channels=1, image_size=16).eval(), dict(x=draw(2, 1, 16, 16))),
+    "fewshot.prototypes": (fewshot.prototypes, dict(features=z, labels=y, way=3)),
+    "fewshot.prototypical_logits": (fewshot.prototypical_logits, dict(query=z, c=z[:3], similarity="cosine", scale=2.0)),
+    "fewshot.CosineHead": (fewshot.CosineHead, dict(weight=z[:3], scale=10.0)),
+    "fewshot.CosineHead.forward": (fewshot.CosineHead(z[:3]), dict(x=z)),
+    "fewshot.fit_head": (fewshot.fit_head, dict(features=z, labels=y, C=1.0)),
+    "fewshot.adapted_names": (fewshot.adapted_names, dict(model=classifier(), which=["weight"])),
+    "embedding.class_batches": (embedding.class_batches, dict(labels=y, batch_size=4, per_class=2, seed=0, step=1)),
+    "embedding.batch_shape": (embedding.batch_shape, dict(labels=y, batch_size=4, per_class=2, at_most=8)),
+    "embedding.EmbeddingNet": (embedding.EmbeddingNet, dict(in_dim=8, dim=4)),
+    "embedding.EmbeddingNet.forward": (embedding.EmbeddingNet(8, 4), dict(x=z)),
+    "embedding.centre_crops": (embedding.centre_crops, dict(images=bytes_, size=8)),
+    "embedding.random_crops": (embedding.random_crops, dict(images=bytes_, size=8, seed=0, step=1)),
+    "embedding.QuadrupletObjective": (embedding.QuadrupletObjective, dict(dim=8, mine_by="pddm", heads="both", triplets=False, n=1, alpha=0.5, beta=1.0, lam=0.5, squared=True)),
+    "embedding.QuadrupletObjective.forward": (embedding.QuadrupletObjective(8), dict(embeddings=z, labels=y)),
+    "embedding.LibraryObjective": (embedding.LibraryObjective, dict(loss=nn.Identity(), scale=2.0)),
+    "embedding.LibraryObjective.forward": (embedding.make_objective("triplet", 8), dict(embeddings=z, labels=y)),
+    "embedding.LiftedStructure": (embedding.LiftedStructure, dict(margin=1.0)),
+    "embedding.LiftedStructure.forward": (embedding.LiftedStructure(), dict(embeddings=z, labels=y)),
+    "embedding.trials": (embedding.trials, dict(method="triplet", n=2, seed=0)),
+    "embedding.make_objective": (embedding.make_objective, dict(method="triplet", dim=8, margin=0.2)),
+    "convert.to_nsl": (convert.to_nsl, dict(model=nn.Conv2d(4, 6, 3), kind="static_uns", where=None, inplace=False)),
+    "convert.similarity_parameters": (convert.similarity_parameters, dict(model=static.StaticNSLConv2d(4, 6, 3), freeze=False)),
+    "adaptation.Classifier": (adaptation.Classifier, dict(backbone=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), in_dim=16, classes=3, adapt="static_dns")),
+    "adaptation.Classifier.forward": (adaptation.Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4, 3), dict(images=draw(2, 3, 5, 5))),
+    "adaptation.fit_probe": (adaptation.fit_probe, dict(features=z, labels=y, classes=3, C=0.01)),
+    "imagenet.cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32)),
+    "imagenet.build_network": (imagenet.build_network, dict(network="cnn10", method="static_dns", num_classes=3, width=0.05, image_size=32)),
+    "imagenet.MicroBatches": (imagenet.MicroBatches, dict(n=100, batch_size=10, micro_batch=5, seed=0, steps=3, start=1)),
+    "imagenet.share_of_step": (imagenet.share_of_step, dict(recipe=imagenet.ImageNetRecipe(), processes=2)),
+    "imagenet.similarity_summary": (imagenet.similarity_summary, dict(model=static.StaticNSLConv2d(4, 6, 3), x=x)),
+    "imagenet.StepStatistics": (imagenet.StepStatistics, dict(model=small())),
+}
+CONTAINER = "a container of what others made: no arguments to check"
+FILES = "reads or writes files: test_ledger, test_disk, test_data and tests/test_downloads spoil those"
+COMMAND = "a command of the terminal: tests/test_command and tests/test_runner type nonsense at it"
+PICTURE = "draws a picture: its notebook looks at it"
+CALLS = "calls functions of its user, whose errors are left as they are; the types of its arguments are checked, and its notebook shows the refusals"
+TEXT = "not checked yet: text and numbers for tables, handed over by the library itself; the check would import PyTorch into a command that is in a hurry"
+LONG = "a training or an evaluation: takes seconds a call; its notebook shows the refusals"
+NOT_HERE = {
+    "similarity.Playground": "takes no arguments", "pddm.Quadruplets": CONTAINER, "pddm.DoubleHeader": CONTAINER, "convert.Conversion": CONTAINER, "fewshot.Episode": CONTAINER, "fewshot.EpisodeScores": CONTAINER,
+    "results.Interval": CONTAINER, "results.Table": CONTAINER, "results.Comparison": CONTAINER, "results.Group": CONTAINER, "data.DatasetInfo": CONTAINER, "training.TrainResult": CONTAINER, "features.Features": CONTAINER,
+    "imagenet.Splits": CONTAINER, "imagenet.Preset": CONTAINER, "embedding.Method": CONTAINER, "downloads.DataState": CONTAINER, "downloads.DataSource": CONTAINER, "pages.Headline": CONTAINER, "pages.Finding": CONTAINER,
+    "runner.Parameter": CONTAINER, "runner.Run": CONTAINER, "photos.PhotoSet": CONTAINER + "; its own checks are in 18_photos", "training.Recipe": CONTAINER, "imagenet.ImageNetRecipe": CONTAINER + "; its own checks are in 22_imagenet",
+    **{f"results.{n}": "pydantic checks its fields: test_ledger" for n in ("Entry", "Claim", "PaperResult", "PaperResults")}, **{f"weights.{n}": "pydantic checks its fields: tests/test_weights" for n in ("Preprocessing", "ModelConfig")},
+    **{n: CALLS for n in ("fewshot.adaptation", "fewshot.adapt", "fewshot.evaluate_episodes", "fewshot.episode_loss", "embedding.embed", "theory.gradient_flow", "theory.minimum_norm_solution")},
+    **{f"results.{n}": TEXT for n in ("entry_name", "finite_curves", "mean_interval", "difference_interval", "direction", "method_style", "split_variant", "split_ledger", "rerun_command")}, "results.new_entry": "pydantic checks its fields: test_ledger",
+    **{n: TEXT for n in ("runner.parse_assignments", "runner.collapse_updates", "runner.find_notebook", "pages.fill")},
+    "models.CNN9": "built by cnn9", "models.SphereNet9": "built by spherenet9", "weights.Embedder": "built by load", "features.Backbone": "built by load_backbone",
+    **{f"training.{n}": LONG for n in ("train", "evaluate", "tracked")}, **{f"fewshot.{n}": LONG for n in ("train_episodes",)}, "embedding.train_embedding": LONG, **{f"imagenet.{n}": LONG for n in ("train_network", "evaluate_images", "sweep", "make_engine", "check_launch")},
+    **{f"{m}.{n}": FILES for m, ns in dict(
+        training=("save_checkpoint", "load_checkpoint"), downloads=("project_root", "data_root", "progress_bar", "checksum", "download", "unpack", "data_source", "find_data", "check_files", "fetch_data", "data_state"),
+        photos=("read_image", "photos_from_folder", "split_classes", "hold_out_classes", "load_photos", "what_is_used", "check_photos", "photo_faults"), fewshot=("image_set",), embedding=("photo_tensor",),
+        imagenet=("load_splits", "Pictures", "decoded"), features=("load_backbone", "frozen_features", "class_name_vectors", "wordnet_names"),
+        results=("write_entry", "read_entry", "load_ledger", "run_folder", "recorded_run", "paper_results", "entry_names", "find_entry", "compare_entries", "verdict", "comparison_table", "metrics_table", "claims_table"),
+        runner=("experiments_dir", "experiments", "read_parameters", "parse_value", "resolve", "prepare", "execute", "run_experiment", "publish", "summary"),
+        weights=("keep_model", "read_config", "load", "to_onnx", "model_card", "export"),
+        pages=("findings", "headline_table", "speed_table", "step_table", "learned_digest", "save_learned", "drawn_from", "readme_parts", "update_readme", "results_page")).items() for n in ns},
+    **{f"{m}.{n}": PICTURE for m, ns in dict(retrieval=("plot_neighbours",), results=("plot_curves", "plot_accuracy"), pages=("plot_findings", "plot_learned")).items() for n in ns},
+    **{f"runner.{n}": COMMAND for n in ("complete_experiment", "complete_parameter", "complete_dataset", "complete_entry", "run_command", "list_command", "table_command", "compare_command", "data_list", "data_describe", "data_get", "data_check", "main", "export_command")},
+    "imagenet.command": COMMAND, "imagenet.launch": COMMAND, "checks.checked": "its notebook and every other case here",
+    "triton_kernels.triton_forward": "called by the operator alone, which checks", "triton_kernels.triton_backward": "called by the operator alone, which checks", "triton_kernels.why_not_here": "takes no arguments",
+}
+
+
+def public():
+    "`module.name` of everything callable that the library exports."
+    for info in pkgutil.iter_modules(nsl_repro.__path__):
+        if info.name.startswith("_"):
+            continue
+        source = importlib.util.find_spec(f"nsl_repro.{info.name}").origin
+        names = re.search(r"^__all__ = (\[.*?\])", Path(source).read_text(), re.S | re.M)
+        if not names:
+            continue
+        module = None if info.name == "triton_kernels" else importlib.import_module(f"nsl_repro.{info.name}")
+        for name in eval(names[1]):
+            thing = getattr(module, name, None)
+            own = thing is None or getattr(thing, "__module__", "") == f"nsl_repro.{info.name}"
+            if own and (thing is None or callable(thing)) and typing.get_origin(thing) is None and not (inspect.isclass(thing) and issubclass(thing, BaseException)):
+                yield f"{info.name}.{name}"
+
+
+def test_nothing_public_is_forgotten():
+    there = set(public())
+    tried = {".".join(name.split(".")[:2]) for name in GOOD}
+    assert there == (tried | NOT_HERE.keys()) & there, f"neither tried nor listed: {sorted(there - tried - NOT_HERE.keys())}"
+    assert not tried & NOT_HERE.keys() and not (tried | NOT_HERE.keys()) - there - {n for n in NOT_HERE if n.startswith("triton")}, sorted((tried | NOT_HERE.keys()) - there)
+
+
+# ways to spoil a value: name -> function of the value
+ODD = dict(none=None, text="text", empty_text="", number=-1, zero=0, fraction=2.5, nan=math.nan, infinity=math.inf, huge=10**30, large=2**40, complex=3 + 4j, yes=True, no=False, list=[1, 2], empty=[], dict={"a": 1}, thing=object(),
+           type=int, bytes=b"text", function=len, array=np.ones(3), tensor=torch.ones(2, 3), scalar=torch.tensor(1.5), strings=["a", "b"], pair=(0, -1), nested=[[1], [2]])
+TENSORS = {
+    "int64": lambda t: t.long(), "uint8": lambda t: t.to(torch.uint8), "complex": lambda t: t.to(torch.complex64), "bool": lambda t: t.bool(), "float64": lambda t: t.double(), "float16": lambda t: t.half(), "bfloat16": lambda t: t.bfloat16(),
+    "more_dims": lambda t: t[None], "fewer_dims": lambda t: t[0], "no_dims": lambda t: t.new_zeros(()), "no_rows": lambda t: t[:0], "no_columns": lambda t: t[..., :0], "twice": lambda t: torch.cat([t, t]),
+    "twice_columns": lambda t: torch.cat([t, t], -1), "longer": lambda t: torch.cat([t, t[:1]]), "one_row": lambda t: t[:1], "one_column": lambda t: t[..., :1], "turned": lambda t: t.transpose(0, -1), "meta": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(), "numpy": lambda t: t.numpy(), "as_list": lambda t: t.tolist(), "nan": lambda t: t * math.nan if t.is_floating_point() else t, "infinite": lambda t: t + math.inf if t.is_floating_point() else t,
+    "zeros": lambda t: torch.zeros_like(t), "negative": lambda t: t - 10 if t.dtype == torch.int64 else ~t if t.dtype == torch.bool else -t, "out_of_range": lambda t: t + 2**62 if t.dtype == torch.int64 else t, "largest": lambda t: torch.full_like(t, torch.finfo(t.dtype).max) if t.is_floating_point() else t,
+    "huge": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(*t.shape[:-1], 2**50), "huge_rows": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(2**50, *t.shape[1:]), "huge_middle": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(*t.shape[:1], 2**50, *t.shape[2:]) if t.dim() > 2 else t,
+}
+SAME = {  # the same numbers: the same result
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0], "requires_grad": lambda t: t.clone().requires_grad_() if t.is_floating_point() else t.clone(), "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+    "conjugate_view": lambda t: t.flip(0).flip(0), "inference": lambda t: _inference(t),
+}
+
+
+def _inference(t):
+    with torch.inference_mode():
+        return t.clone()
+
+
+def spoils(value):
+    return [*(f"odd {n}" for n in ODD), *([*(f"tensor {n}" for n in TENSORS), *(f"same {n}" for n in SAME)] if isinstance(value, Tensor) and value.dim() else [])]
+
+
+def spoiled(value, how):
+    kind, name = how.split(" ")
+    return ODD[name] if kind == "odd" else TENSORS[name](value) if kind == "tensor" else SAME[name](value)
+
+
+SINGLE = [(name, argument, how) for name, (_, arguments) in GOOD.items() for argument, value in arguments.items() for how in spoils(value)]
+DOCUMENTED = (ImportError, FileNotFoundError, MemoryError)  # DataNotFound is a FileNotFoundError
+FULL = re.compile("allocate|overflow|out of memory|too large|maximum (array|supported)|exceed|meta", re.I)  # torch's words for what is too large for any machine, and for a tensor that has no numbers
+
+
+@lru_cache(None)
+def good_result(name):
+    function, arguments = GOOD[name]
+    torch.manual_seed(0)
+    return function(**arguments)
+
+
+def _says(text, names):
+    return any(re.search(r'\ba (and|must|=)' if n == 'a' else rf'(?<![A-Za-z_]){re.escape(n)}(?![A-Za-z_])', text) for n in names)
+
+
+def numbers(result):
+    return [t.detach() for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor) and not t.is_meta]
+
+
+def try_one(name, changes):
+    "Call with some arguments spoiled. A sentence about what is wrong, or nothing."
+    function, arguments = GOOD[name]
+    given_ = {**arguments, **{a: spoiled(arguments[a], how) for a, how in changes}}
+    torch.manual_seed(0)
+    try:
+        result = function(**given_)
+    except (ValueError, TypeError) as error:
+        if not _says(str(error), {*inspect.signature(function).parameters, *arguments}):
+            return f"{type(error).__name__} names no argument: {error}"
+    except DOCUMENTED as error:
+        if not str(error) and not isinstance(error, MemoryError):
+            return "an error without a word"
+    except (RuntimeError, NotImplementedError) as error:
+        if not FULL.search(str(error)):
+            return f"RuntimeError: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    else:
+        if all(how.startswith("same") for _, how in changes):
+            for a, b in zip(numbers(good_result(name)), numbers(result)):
+                if a.shape != b.shape or not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
+                    return "the same numbers give another result"
+    return None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_room():
+    "Three gigabytes more than there are now: who asks for more is refused at once, and the machine goes on."
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class Hang(BaseException):
+    pass
+
+
+def _hang(*_):
+    raise Hang("more than 20 seconds")
+
+
+def checked_one(name, changes):
+    signal.signal(signal.SIGALRM, _hang)
+    signal.alarm(20)
+    try:
+        problem = try_one(name, changes)
+    finally:
+        signal.alarm(0)
+    assert not problem, f"{name}({', '.join(f'{a}: {how}' for a, how in changes)}): {problem}"
+
+
+def test_good_calls_are_good():
+    for name in GOOD:
+        good_result(name)
+
+
+@given(st.lists(st.sampled_from(SINGLE), min_size=1, max_size=2))
+@settings(max_examples=CASES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+def test_bad_input_is_refused(chosen):
+    name = chosen[0][0]
+    checked_one(name, list({a: (a, how) for n, a, how in chosen if n == name}.values()))
+
+
+@pytest.mark.skipif(not SOAK, reason="the same, one by one and all of them: with NSL_SOAK=1")
+def test_every_spoiled_argument():
+    for name, argument, how in SINGLE:
+        checked_one(name, [(argument, how)])
