@@ -86,7 +86,6 @@ def to_nsl(
     if options and kind.startswith('static'): raise ValueError(f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}")
     known = [n for n in inspect.signature(SimilarityPredictor).parameters if n not in ('in_channels', 'kernel_size', 'kind', 'stride', 'padding', 'dilation')]  # those are the layer's
     if unknown := [o for o in options if o not in known]: raise ValueError(f"to_nsl has no option {unknown[0]!r}; those of a predictor are {', '.join(known)}")
-    if options.get('hidden') is not None and options['hidden'] < 1: raise ValueError(f"hidden must be at least 1, not {options['hidden']}")
     predictors = {inner for m in model.modules() if isinstance(m, (SimilarityPredictor, SharedPredictor)) for inner in m.modules()}  # a predictor's own convolutions stay
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors]
     if not convolutions: raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")

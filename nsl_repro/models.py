@@ -21,7 +21,7 @@ from .attention import GlobalNeuralSimilarity
 from .checks import checked
 from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
 from .sphere import SphereConv2d
-from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
+from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d, _check_counts
 
 # %% ../nbs/11_models.ipynb #00c0620f
 METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', 'static_dns', 'static_uns', 'dynamic_dns', 'dynamic_uns', 'dynamic_dns_sphere',
@@ -52,8 +52,8 @@ def _predictor_options(method: str) -> set[str]:
 # %% ../nbs/11_models.ipynb #8f4a85e4
 def _check_sizes(num_classes: int, width: float, in_channels: int, image_size: int, bn_momentum: float) -> None:
     "One sentence for a size that neither network can have."
-    if image_size < 8 or image_size % 8: raise ValueError(f"image_size must be a multiple of 8 (three poolings), not {image_size}")
-    if num_classes < 1 or in_channels < 1: raise ValueError(f"num_classes and in_channels must be at least 1, not {num_classes} and {in_channels}")
+    _check_counts(num_classes=num_classes, in_channels=in_channels)
+    if not 8 <= image_size <= 8192 or image_size % 8: raise ValueError(f"image_size must be a multiple of 8 (three poolings) up to 8192, not {image_size}")
     if not 0 < width < math.inf: raise ValueError(f"width must be positive, not {width}")
     if not 0 <= bn_momentum <= 1: raise ValueError(f"bn_momentum must be from 0 to 1, not {bn_momentum}")
 
@@ -159,7 +159,7 @@ def count_macs(
     input_size: Sequence[int],  # (C, H, W) of one image
 ) -> int:
     "Multiply-accumulates of one image through every convolution, similarity, attention, patch norm and linear layer. A static similarity counts as folded. Raises `ValueError` for sizes that are not positive."
-    if not input_size or min(input_size) < 1: raise ValueError(f"input_size must be positive sizes, (C, H, W) of one image, not {input_size}")
+    if len(input_size) != 3 or min(input_size) < 1: raise ValueError(f"input_size must be three positive sizes, (C, H, W) of one image, not {input_size!r}")
     total = 0
     def hook(m, args, out):
         nonlocal total

@@ -26,15 +26,19 @@ __all__ = ['NeuralSimilarity', 'StaticNSLConv2d', 'fold', 'similarity_decay', 'K
 # %% ../nbs/01_static.ipynb #27be32c9
 _MOST_TAPS = 2**20    # of a kernel: the similarity is a matrix of that size
 
+def _check_counts(**counts: int) -> None:
+    "One sentence for a number of channels, filters, ... that is not positive."
+    for name, count in counts.items():
+        if count < 1 or isinstance(count, bool): raise ValueError(f"{name} must be a positive integer, got {count!r}.")
+
 def _check_geometry(kernel_size: int | tuple[int, int], stride: int | tuple[int, int] = 1, padding: int | str | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, **counts: int) -> None:
     "One sentence for a number in the shape of a convolution that is out of range."
+    _check_counts(**counts)
     for name, pair in dict(kernel_size=kernel_size, stride=stride, dilation=dilation).items():
         if not 1 <= min(_pair(pair)) <= max(_pair(pair)) < 2**31: raise ValueError(f"{name} must be a positive integer (below 2**31) or a pair of them, got {pair!r}.")
     if math.prod(_pair(kernel_size)) > _MOST_TAPS: raise ValueError(f"kernel_size must have at most {_MOST_TAPS} taps, got {kernel_size!r}.")
     if padding not in ('same', 'valid') and (isinstance(padding, str) or not 0 <= min(_pair(padding)) <= max(_pair(padding)) < 2**31):
         raise ValueError(f"padding must be an integer that is not negative (below 2**31), a pair of them, 'same' or 'valid', got {padding!r}.")
-    for name, count in counts.items():
-        if count < 1 or isinstance(count, bool): raise ValueError(f"{name} must be a positive integer, got {count!r}.")
 
 def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, int], padding: int | str | tuple[int, int], dilation: int | tuple[int, int], padding_mode: str = 'zeros') -> None:
     "One sentence for an image (B, C, H, W) or (C, H, W) that a convolution cannot take."

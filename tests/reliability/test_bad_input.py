@@ -157,7 +157,7 @@ GOOD = {
     "embedding.LiftedStructure.forward": (embedding.LiftedStructure(), dict(embeddings=z, labels=y)),
     "embedding.trials": (embedding.trials, dict(method="triplet", n=2, seed=0)),
     "embedding.make_objective": (embedding.make_objective, dict(method="triplet", dim=8, margin=0.2)),
-    "convert.to_nsl": (convert.to_nsl, dict(model=nn.Conv2d(4, 6, 3), kind="static_uns", where=None, inplace=False)),
+    "convert.to_nsl": (convert.to_nsl, dict(model=nn.Conv2d(4, 6, 3), kind="static_uns", inplace=False)),  # where may be a function of its user: its notebook shows the refusals
     "convert.similarity_parameters": (convert.similarity_parameters, dict(model=static.StaticNSLConv2d(4, 6, 3), freeze=False)),
     "adaptation.Classifier": (adaptation.Classifier, dict(backbone=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), in_dim=16, classes=3, adapt="static_dns")),
     "adaptation.Classifier.forward": (adaptation.Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4, 3), dict(images=draw(2, 3, 5, 5))),
