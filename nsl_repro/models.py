@@ -76,7 +76,7 @@ class CNN9(nn.Module):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.weight[0].numel()))
             return conv
         block = lambda conv: nn.Sequential(he(conv), nn.BatchNorm2d(conv.out_channels, **bn), nn.ReLU(inplace=True))
-        self.widths, self.image_size = widths, image_size
+        self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
         self.root = block(nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False))
         stages = [nn.Sequential(block(middle(before, width)), block(middle(width, width)), block(middle(width, width)), nn.MaxPool2d(2))
                   for before, width in zip((widths[0], *widths), widths)]
@@ -85,7 +85,7 @@ class CNN9(nn.Module):
         self.score = he(nn.Conv2d(widths[-1], num_classes, image_size // 8, bias=False))
 
     def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
-        _check_images(x, self.root[0].in_channels, self.image_size)
+        _check_images(x, self.in_channels, self.image_size)
         return self.score(self.stages(self.root(x))).flatten(1)
 
 # %% ../nbs/11_models.ipynb #43fcb0c1

@@ -40,7 +40,7 @@ def _check_geometry(kernel_size: int | tuple[int, int], stride: int | tuple[int,
     if padding not in ('same', 'valid') and (isinstance(padding, str) or not 0 <= min(_pair(padding)) <= max(_pair(padding)) < 2**31):
         raise ValueError(f"padding must be an integer that is not negative (below 2**31), a pair of them, 'same' or 'valid', got {padding!r}.")
 
-def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, int], padding: int | str | tuple[int, int], dilation: int | tuple[int, int], padding_mode: str = 'zeros') -> None:
+def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, ...], padding: int | str | tuple[int, ...], dilation: int | tuple[int, ...], padding_mode: str = 'zeros') -> None:
     "One sentence for an image (B, C, H, W) or (C, H, W) that a convolution cannot take."
     if x.shape[-3] != channels: raise ValueError(f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}.")
     if torch.jit.is_tracing(): return
