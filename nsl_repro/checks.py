@@ -37,8 +37,8 @@ def described(value: Any) -> str:
     return text if len(text) <= 100 else f'{text[:60]}… (a {type(value).__name__} of {len(str(value) if isinstance(value, int) else value)})'
 
 # %% ../nbs/28_checks.ipynb #b04164b9
-_INTEGER = Annotated[Union[int, np.integer], Is[lambda v: -2**63 <= v < 2**63]]
-_NUMBER = Annotated[Union[float, int, np.floating, np.integer], Is[lambda v: v == v]]
+_INTEGER = Annotated[int | np.integer, Is[lambda v: -2**63 <= v < 2**63]]
+_NUMBER = Annotated[float | int | np.floating | np.integer, Is[lambda v: v == v]]
 _CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides({int: _INTEGER, float: _NUMBER}))
 _KINDS = {'Float': 'a floating-point tensor', 'Integer': 'an integer tensor', 'Bool': 'a Boolean tensor', 'UInt8': 'a tensor of uint8'}
 
