@@ -131,7 +131,7 @@ def cnn9(
     if static_init not in ('ones', 'eye3'): raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
     if unknown := set(predictor or {}) - _predictor_options(method): raise ValueError(f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}")
     if shape is not None and method.startswith('cnn'): raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
-    if isinstance(shape, int):
+    if shape is not None and not isinstance(shape, dict):
         if not 1 <= shape <= 9: raise ValueError(f"shape must be from 1 to 9, the taps of a 3x3 kernel, or options of KernelShape, not {shape}")
         shape = dict(budget=shape)
     if unknown := set(shape or {}) - set(signature(KernelShape).parameters) | {'kernel_size'} & set(shape or {}): raise ValueError(f"shape must hold options of KernelShape, not {', '.join(sorted(unknown))}")
