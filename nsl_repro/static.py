@@ -24,7 +24,7 @@ __all__ = ['NeuralSimilarity', 'StaticNSLConv2d', 'fold', 'similarity_decay', 'K
            'shrink']
 
 # %% ../nbs/01_static.ipynb #27be32c9
-_MOST_TAPS = 2**20    # of a kernel: the similarity is a matrix of that size
+_MOST_TAPS = 2**20    # of a kernel: a similarity has a row and a column for each
 
 def _check_counts(**counts: int) -> None:
     "One sentence for a number of channels, filters, ... that is not positive."
@@ -42,11 +42,11 @@ def _check_geometry(kernel_size: int | tuple[int, int], stride: int | tuple[int,
 
 def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, ...], padding: int | str | tuple[int, ...], dilation: int | tuple[int, ...], padding_mode: str = 'zeros') -> None:
     "One sentence for an image (B, C, H, W) or (C, H, W) that a convolution cannot take."
+    if torch.jit.is_tracing(): return    # sizes are no numbers then
     if x.shape[-3] != channels: raise ValueError(f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}.")
-    if torch.jit.is_tracing(): return
     reach = [d * (k - 1) for k, d in zip(_pair(kernel_size), _pair(dilation))]
     pads = [(r + 1) // 2 for r in reach] if padding == 'same' else (0, 0) if padding == 'valid' else _pair(padding)
-    beyond = {'reflect': 1, 'circular': 0}.get(padding_mode, -2**31)    # as much of the image is needed to make the padding of
+    beyond = {'reflect': 1, 'circular': 0}.get(padding_mode, -2**31)    # a padding that copies the image takes this much more of it than is padded
     least = [max(1, r + 1 - 2 * p, p + beyond) for r, p in zip(reach, pads)]
     if x.shape[-2] < least[0] or x.shape[-1] < least[1]:
         raise ValueError(f"x must be at least {least[0]} x {least[1]} for this kernel ({reach[0] + 1} x {reach[1] + 1} with its dilation) and padding, got a tensor of shape {tuple(x.shape)}.")
