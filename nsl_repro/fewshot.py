@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from .checks import checked
 from .convert import KINDS, to_nsl
 from .data import ImageSet, generator_for
 from .photos import PhotoSet
 from .results import Interval, mean_interval
-from .training import TrainResult, newest_checkpoint, progress_bar, save_checkpoint, tracked
+from .training import FiniteSteps, TrainResult, newest_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% auto #0
 __all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',
@@ -273,6 +274,7 @@ def episode_loss(
     return losses.mean(), logits
 
 # %% ../nbs/14_fewshot.ipynb #26eacdcc
+@checked
 def train_episodes(
     model: nn.Module,              # in training mode or not, as the caller wants it
     sampler: EpisodeSampler,
@@ -289,8 +291,9 @@ def train_episodes(
     accelerator: Accelerator | None = None,  # only its tracker is used
     identity: Mapping[str, object] | None = None,  # what else makes this run what it is, the inner rate for instance: a checkpoint with another one is refused
     description: str = '',         # of the progress bar
-) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged; curves step, train_loss, train_accuracy, val_accuracy
-    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run.
+    on_nonfinite: str = 'raise',   # or 'record' or 'skip': see `FiniteSteps`
+) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged, skipped_steps with on_nonfinite='skip'; curves step, train_loss, train_accuracy, val_accuracy
+    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run, `NonFinite` for a step that is not finite (before `clip`).
 
     Whether it does is told by all the numbers here, by those of the sampler, and by `identity`: what `loss` does with an episode cannot be seen from here."""
     if min(iterations, tasks, segments) < 1: raise ValueError(f"iterations, tasks and segments must be at least 1, not {iterations}, {tasks} and {segments}")
@@ -303,22 +306,27 @@ def train_episodes(
     if state := newest_checkpoint(checkpoint, identity):
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, wall_s, best, diverged, curves = (state[k] for k in ('done', 'wall_s', 'best', 'diverged', 'curves'))
+    guard = FiniteSteps(model, on_nonfinite, unit='episodes')
+    guard.skipped = state.get('skipped', 0) if state else 0
     with tracked(accelerator, checkpoint) as log, progress_bar(iterations, description, initial=done) as bar:
         for end in sorted({math.ceil(iterations * (i + 1) / segments) for i in range(segments)}):
             if end <= done or diverged is not None: continue
-            began, started, sums = time.perf_counter(), done, torch.zeros(2, device=sampler.images.device)
+            began, started, kept, sums = time.perf_counter(), done, 0, torch.zeros(2, device=sampler.images.device)
             for n in range(started, end):
-                episodes = sampler.batch(range(n * tasks, (n + 1) * tasks))
+                numbers = range(n * tasks, (n + 1) * tasks)
+                episodes = sampler.batch(numbers)
                 for group in optimizer.param_groups: group['lr'] = lr * .5 ** (n // halve_every if halve_every else 0)
                 value, logits = loss(episodes)
                 optimizer.zero_grad(); value.backward()
-                if clip: nn.utils.clip_grad_value_(model.parameters(), clip)
-                optimizer.step()
-                sums += torch.stack([value.detach(), (logits.argmax(-1) == episodes.query_labels).float().mean()])
+                if guard.allow(value, n, numbers, lambda: loss(episodes)):
+                    if clip: nn.utils.clip_grad_value_(model.parameters(), clip)
+                    optimizer.step()
+                    kept += 1; sums += torch.stack([value.detach(), (logits.argmax(-1) == episodes.query_labels).float().mean()])
                 done = n + 1; bar.update()
-            mean_loss, right = (sums / (done - started)).tolist()
-            if not math.isfinite(mean_loss): diverged = done
-            else:
+                if guard.diverged is not None: break
+            diverged = guard.diverged
+            if diverged is None and kept:
+                mean_loss, right = (sums / kept).tolist()
                 curves['step'].append(done); curves['train_loss'].append(mean_loss); curves['train_accuracy'].append(100 * right)
                 if validate:
                     curves['val_accuracy'].append(validate())
@@ -326,12 +334,13 @@ def train_episodes(
                 log(done, **{name: curve[-1] for name, curve in curves.items() if curve and name != 'step'})
             wall_s += time.perf_counter() - began
             if checkpoint is not None:
-                save_checkpoint(dict(identity=identity, model=copy(), optimizer=optimizer.state_dict(), done=done, wall_s=wall_s, best=best, diverged=diverged, curves=curves), checkpoint)
+                save_checkpoint(dict(identity=identity, model=copy(), optimizer=optimizer.state_dict(), done=done, wall_s=wall_s, best=best, diverged=diverged, curves=curves, skipped=guard.skipped), checkpoint)
     if best: model.load_state_dict(best[1])
     metrics = dict(step_ms=1000 * wall_s / done)
     if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
     if best: metrics['val_accuracy'] = best[0]
     if diverged is not None: metrics['diverged_step'] = diverged
+    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
     return TrainResult(metrics, curves, wall_s)
 
 # %% ../nbs/14_fewshot.ipynb #9fb4454f

@@ -35,13 +35,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+from .checks import checked
 from .convert import KINDS, to_nsl
 from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
 from .files import locked
 from .models import collect_similarities, count_macs, count_parameters
 from .photos import DamagedData, PhotoSet, _damages, _only, load_photos, photos_from_folder, what_is_used
 from .results import Entry, comparison_table, finite_curves, forget_run, new_entry, recorded_run, repeatable, run_folder
-from .training import Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
+from .training import FiniteSteps, Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
 
 # %% ../nbs/22_imagenet.ipynb #87131842
 DATASETS = ('digits', 'mini_imagenet', 'imagenet')
@@ -365,6 +366,7 @@ def evaluate_images(
     return dict(accuracy=100 * first / counted, top5=100 * five / counted, loss=loss / counted)
 
 # %% ../nbs/22_imagenet.ipynb #30739043
+@checked
 def train_network(
     model: nn.Module,
     splits: Splits,
@@ -378,12 +380,13 @@ def train_network(
     workers: int = 0,  # processes that read images, for each process
     description: str = '',  # of the progress bar
     on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
+    on_nonfinite: str = 'raise',  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:  # the same in every process
     """Train `model` in place, in as many processes as there are, and measure it on the test images once, at the end.
 
-    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (waiting for training images, as a share of the whole time, 0 to 1: validation counts as time, not as waiting), `diverged_step` if it diverged.
+    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (waiting for training images, as a share of the whole time, 0 to 1: validation counts as time, not as waiting), `diverged_step` if it diverged (or if the validation loss is not finite), `skipped_steps` with `on_nonfinite='skip'`.
     Curves: `step, train_loss, train_accuracy, processes, val_step, val_accuracy, val_top5, val_loss`. Weights do not depend on the number of processes but for rounding. Raises `ValueError` when the processes cannot share
-    a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run.
+    a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run, `NonFinite` for a step that is not finite.
     """
     if steps < 1 or segments < 1: raise ValueError(f'steps and segments must be at least 1, not {steps} and {segments}')
     accelerator = accelerator or make_engine()
@@ -403,6 +406,8 @@ def train_network(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if state: model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
+    guard = FiniteSteps(model, on_nonfinite, accelerator)
+    guard.skipped = state.get('skipped', 0) if state else 0
     dtype = next(model.parameters()).dtype
     prepare = lambda images: to_input(images, 'standardised', splits.mean, splits.std, dtype).contiguous(memory_format=torch.channels_last)
     measure = lambda pictures: evaluate_images(model, pictures, prepare, accelerator, workers=workers)
@@ -411,8 +416,8 @@ def train_network(
     statistics, sums = StepStatistics(model), torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     net.train()
     with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
-        started, began = done, time.perf_counter()
-        ended = began  # of the last micro-batch
+        started, kept, began = done, 0, time.perf_counter()
+        ended, before, seen = began, sums.clone(), []  # of the last micro-batch; the sums before the step; its micro-batches
         for images, labels in loader if diverged is None else ():
             waited_s += time.perf_counter() - ended
             with accelerator.accumulate(net):
@@ -421,34 +426,40 @@ def train_network(
                 loss = classification_loss(logits, labels, recipe)
                 accelerator.backward(loss + regulariser(model, recipe))
                 statistics.collect()
-                optimizer.step()
+                seen.append(images)
+                sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()]) / accelerator.gradient_accumulation_steps
+                allowed = not accelerator.sync_gradients or guard.allow(sums[0], done, batch_indices(len(train_set), recipe.batch_size, seed, done), lambda: [model(prepare(images)) for images in seen])
+                if allowed: optimizer.step()
                 optimizer.zero_grad()
-            sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()]) / accelerator.gradient_accumulation_steps
             ended = time.perf_counter()
             if not accelerator.sync_gradients: continue
-            statistics.share(accelerator)
+            if allowed: statistics.share(accelerator); guard.remember(); kept += 1
+            else: statistics.parts.clear(); sums.copy_(before)
+            before.copy_(sums); seen.clear()
             done += 1
             if done % max(1, steps // 200) == 0 and not bar.disable:
-                loss_now, right = (sums / (done - started)).tolist()
+                loss_now, right = (sums / max(1, kept)).tolist()
                 bar.set_postfix_str(f'loss {loss_now:.3f} accuracy {100 * right:.1f} %', refresh=False)
             bar.update()
             if on_step: on_step(done)
-            if done not in boundaries: continue
+            if done not in boundaries and guard.diverged is None: continue
 
-            mean_loss, right = (accelerator.reduce(sums, 'mean') / (done - started)).tolist()
+            mean_loss, right = (accelerator.reduce(sums, 'mean') / max(1, kept)).tolist()
             timings.append(1000 * (time.perf_counter() - began) / (done - started))
-            found = measure(validation_set) if math.isfinite(mean_loss) else dict(loss=mean_loss)
-            if not math.isfinite(found['loss']): diverged = done
-            else:
+            diverged, found = guard.diverged, {}
+            if diverged is None and kept:
+                found = measure(validation_set)
+                if not math.isfinite(found['loss']): diverged = done
+            if diverged is None and kept:
                 for name, value in dict(step=done, train_loss=mean_loss, train_accuracy=100 * right, processes=accelerator.num_processes, val_step=done, **{f'val_{k}': v for k, v in found.items()}).items():
                     curves[name].append(value)
                 log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith(('step', 'processes'))})
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     waited_s=waited_s, wall_s=wall_s, diverged=diverged, curves=curves), checkpoint)
+                                     waited_s=waited_s, wall_s=wall_s, diverged=diverged, curves=curves, skipped=guard.skipped), checkpoint)
             if diverged is not None: break
-            sums.zero_(); started, began = done, time.perf_counter(); ended = began
+            sums.zero_(); before.zero_(); started, kept, began = done, 0, time.perf_counter(); ended = began
 
     began = time.perf_counter()
     middle = sorted(timings)[len(timings) // 2]
@@ -456,6 +467,7 @@ def train_network(
     metrics |= dict(step_ms=middle, images_per_s=1000 * recipe.batch_size / middle, loader_share=waited_s / wall_s)
     metrics |= {name: curve[-1] for name, curve in curves.items() if curve and name.startswith(('val_', 'train_loss')) and name != 'val_step'}
     if diverged is not None: metrics['diverged_step'] = diverged
+    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
     return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)
 
 # %% ../nbs/22_imagenet.ipynb #53c5c6ab
@@ -573,7 +585,7 @@ def sweep(
         def work(folder: Path | None) -> tuple[dict, dict, float]:
             torch.manual_seed(seed)
             model = build_network(network, method, classes, plan.width, splits.size)
-            result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers,
+            result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers, on_nonfinite='record',
                                    checkpoint=folder and folder / 'checkpoint.pt', description=f'{dataset} {network} {method} seed {seed}')
             if folder is not None:  # the first process
                 probe = _some(ready().test, 100)
