@@ -398,7 +398,7 @@ def train_embedding(
                 mean_loss = total.item() / kept
                 if isinstance(net, EmbeddingNet) and not collapse and (spread := embedding_spread(embeddings)) < COLLAPSED:
                     collapse = dict(collapsed_step=done, embedding_spread=spread)
-                    warnings.warn(f'the embeddings have collapsed: after step {done} the spread of a batch is {spread:.2g}, less than {COLLAPSED}, where 0 is a point and 1 is random; lower the learning rate, or choose another margin or objective', stacklevel=2)
+                    warnings.warn(f'the embeddings have collapsed: after step {done} the spread of a batch is {spread:.2g}, less than {COLLAPSED}, where 0 is a point and 1 is random; lower the learning rate, or choose another margin or objective', stacklevel=3)
                 curves['step'].append(done); curves['train_loss'].append(mean_loss)
                 log(done, train_loss=mean_loss)
                 point()

@@ -326,7 +326,7 @@ class FiniteSteps:
         found = NonFinite(step + 1, where or 'the loss', [int(i) for i in rows], self.unit)
         if self.on_nonfinite == 'raise': raise found
         self.diverged = step + 1
-        if not together or together.is_main_process: warnings.warn(str(found), stacklevel=2)
+        if not together or together.is_main_process: warnings.warn(str(found), stacklevel=5)  # of the call of the training
         return False
 
 # %% ../nbs/12_training.ipynb #d31c0ec9
