@@ -91,7 +91,7 @@ def _check(function: Callable[..., Any], names: list[str], hints: dict[str, Any]
             for other, (t, _) in tensors.items():
                 if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
             if arrays := [h for h in _parts(hint) if _is_array(h)]: tensors[name] = value, _shape(arrays[0])
-    if not (tensors and args and isinstance(args[0], nn.Module)): return
+    if not (tensors and args and isinstance(args[0], nn.Module) and '_parameters' in vars(args[0])): return  # a constructor has none yet
     for first in islice((p for p in args[0].parameters() if p.is_floating_point()), 1):
         for name, (t, _) in tensors.items():
             if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
