@@ -23,18 +23,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from accelerate import Accelerator
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 
-from .checks import checked
+from .checks import checked, described
 from .data import generator_for
 from .pddm import PDDM, DoubleHeaderHingeLoss, Quadruplets, hard_quadruplets, negative_distance
 from .photos import PhotoSet
 from .training import FiniteSteps, TrainResult, make_accelerator, newest_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% ../nbs/20_embedding.ipynb #807dca29
+@checked
 def class_batches(
-    labels: Tensor,  # (N,) int64
+    labels: Integer[Tensor, ' N'],
     batch_size: int,
     per_class: int,  # K images of each of batch_size / K classes
     seed: int,
@@ -42,12 +43,14 @@ def class_batches(
 ) -> Tensor:  # (batch_size,) int64, class by class, on the CPU
     "Which images make up the batch of this step. A class with fewer than K images repeats some. Raises `ValueError` if there are not enough classes."
     labels = labels.cpu()
+    if len(labels) and labels.min() < 0: raise ValueError(f'labels must be at least 0, but one is {labels.min()}')
+    if batch_size < 1: raise ValueError(f'batch_size must be at least 1, but was {batch_size}')
     if per_class < 1 or batch_size % per_class: raise ValueError(f'per_class must divide batch_size, but they were {per_class} and {batch_size}')
     order = labels.argsort(stable=True)
     counts = labels.bincount()
     present = counts.nonzero().flatten()
     P = batch_size // per_class
-    if P > len(present): raise ValueError(f'a batch of {batch_size} with {per_class} images a class needs {P} classes, but there are {len(present)}')
+    if P > len(present): raise ValueError(f'labels must have more classes, or batch_size be smaller: a batch of {batch_size} with {per_class} images a class needs {P} classes, but there are {len(present)}')
     g = generator_for(seed, 'classes', step)
     chosen = present[torch.randperm(len(present), generator=g)[:P]]
     starts = counts.cumsum(0) - counts
@@ -59,18 +62,21 @@ def class_batches(
     return torch.cat(rows)
 
 # %% ../nbs/20_embedding.ipynb #8a8005b9
+@checked
 def batch_shape(
-    labels: Tensor,  # (N,) int64
+    labels: Integer[Tensor, ' N'],
     batch_size: int,  # at most
     per_class: int = 4,  # wished for
     at_most: int = 8,  # images a class, where classes are few
 ) -> dict[str, int]:  # batch_size and per_class for `class_batches`
     "P classes with K images each that the labels can fill."
+    if min(batch_size, per_class, at_most) < 1: raise ValueError(f'batch_size, per_class and at_most must be at least 1, but were {batch_size}, {per_class} and {at_most}')
     P = max(1, min(batch_size // per_class, len(labels.unique())))
     K = max(1, min(at_most, batch_size // P))
     return dict(batch_size=P * K, per_class=K)
 
 # %% ../nbs/20_embedding.ipynb #34497cce
+@checked
 class EmbeddingNet(nn.Module):
     "A linear embedding on the unit sphere, on top of given features or of a backbone."
 
@@ -86,8 +92,10 @@ class EmbeddingNet(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, in_dim), or images when there is a backbone
+        x: Shaped[Tensor, 'B ...'],  # (B, in_dim), or what a backbone takes
     ) -> Tensor:  # (B, dim) of length 1; float32 also under autocast
+        if self.backbone is None and x.shape[1:] != (self.linear.in_features,): raise ValueError(f'x must be (B, {self.linear.in_features}), not {described(x)}')
+        if self.backbone is None and not x.is_floating_point(): raise TypeError(f'x must be a floating-point tensor, not {described(x)}')
         z = self.linear(x if self.backbone is None else self.backbone(x))
         return F.normalize(z.float() if z.dtype in (torch.bfloat16, torch.float16) else z, dim=1)
 
@@ -97,6 +105,7 @@ class EmbeddingNet(nn.Module):
         return own if self.backbone is None else own + [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], lr=lr * backbone_lr)]
 
 
+@checked
 @torch.inference_mode()
 def embed(
     net: EmbeddingNet,
@@ -113,6 +122,7 @@ def embed(
     return torch.cat(parts) if parts else torch.empty(0, net.linear.out_features, device=device)
 
 # %% ../nbs/20_embedding.ipynb #53570f3c
+@checked
 def photo_tensor(
     photos: PhotoSet,
     size: int = 256,  # images are squeezed to size x size pixels
@@ -126,8 +136,9 @@ def photo_tensor(
     return out
 
 
+@checked
 def centre_crops(
-    images: Tensor,  # (B, C, H, W)
+    images: Shaped[Tensor, 'B C H W'],
     size: int,
 ) -> Tensor:  # (B, C, size, size)
     "The middle of every image."
@@ -136,8 +147,9 @@ def centre_crops(
     return images[:, :, top:top + size, left:left + size]
 
 
+@checked
 def random_crops(
-    images: Tensor,  # (B, C, H, W), on any device
+    images: Shaped[Tensor, 'B C H W'],  # on any device
     size: int,
     seed: int,
     step: int,  # counted from 0 over the whole training
@@ -158,6 +170,7 @@ def _fits(images: Tensor, size: int) -> None:
     if not 0 < size <= min(images.shape[2:]): raise ValueError(f"size must be between 1 and the images' {min(images.shape[2:])}, but was {size}")
 
 # %% ../nbs/20_embedding.ipynb #02f28296
+@checked
 class QuadrupletObjective(nn.Module):
     "Hard quadruplets and the double-header hinge loss, with PDDM as the score of the metric head. Source: Huang et al., NIPS 2016."
 
@@ -177,22 +190,24 @@ class QuadrupletObjective(nn.Module):
         if mine_by not in ('pddm', 'distance'): raise ValueError(f"mine_by must be 'pddm' or 'distance', but was {mine_by!r}")
         self.score = None if heads == 'embedding' else PDDM(dim)
         if self.score is None and mine_by == 'pddm': raise ValueError('the embedding head alone does not train the PDDM unit: mine_by must be distance')
-        self.mine_by, self.triplets, self.n = mine_by, triplets, n
+        self.dim, self.mine_by, self.triplets, self.n = dim, mine_by, triplets, n
         self.loss = DoubleHeaderHingeLoss(alpha, beta, lam, squared, heads=heads)
 
-    def mine(self, embeddings: Tensor, labels: Tensor) -> Quadruplets:
+    def mine(self, embeddings: Float[Tensor, 'B dim'], labels: Integer[Tensor, ' B']) -> Quadruplets:
         "The hardest quadruplets (or triplets) of a batch."
+        if embeddings.shape[1] != self.dim: raise ValueError(f'embeddings must be (B, {self.dim}), not {tuple(embeddings.shape)}')
         found = hard_quadruplets(negative_distance if self.score is None or self.mine_by == 'distance' else self.score, embeddings, labels, self.n)
         return found._replace(l=None) if self.triplets else found
 
     def forward(
         self,
-        embeddings: Tensor,  # (B, dim)
-        labels: Tensor,  # (B,) int64
+        embeddings: Float[Tensor, 'B dim'],
+        labels: Integer[Tensor, ' B'],
     ) -> Tensor:  # scalar
         return self.loss(self.score or negative_distance, embeddings, self.mine(embeddings, labels)).loss
 
 
+@checked
 class LibraryObjective(nn.Module):
     "A loss of pytorch-metric-learning, with its miner if it needs one."
 
@@ -207,13 +222,15 @@ class LibraryObjective(nn.Module):
 
     def forward(
         self,
-        embeddings: Tensor,  # (B, dim)
-        labels: Tensor,  # (B,) int64
+        embeddings: Float[Tensor, 'B dim'],
+        labels: Integer[Tensor, ' B'],
     ) -> Tensor:  # scalar
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         pairs = self.miner(embeddings, labels) if self.miner else None
         return self.loss(self.scale * embeddings, labels, pairs)
 
 # %% ../nbs/20_embedding.ipynb #d732f577
+@checked
 class LiftedStructure(nn.Module):
     "Lifted structured feature embedding in its row form. Source: Song et al., CVPR 2016; the normalisation is pytorch-metric-learning's."
 
@@ -226,9 +243,10 @@ class LiftedStructure(nn.Module):
 
     def forward(
         self,
-        embeddings: Tensor,  # (B, dim)
-        labels: Tensor,  # (B,) int64
+        embeddings: Float[Tensor, 'B dim'],
+        labels: Integer[Tensor, ' B'],
     ) -> Tensor:  # scalar; a zero that can be differentiated if no positive pair has a negative
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         D = torch.cdist(embeddings, embeddings, compute_mode='donot_use_mm_for_euclid_dist')
         same = labels[:, None] == labels
         if same.all(): return 0 * embeddings.sum()
@@ -276,6 +294,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+@checked
 def trials(
     method: str,  # one of `METHODS`
     n: int,  # how many, the default included
@@ -285,7 +304,7 @@ def trials(
     if n < 1: raise ValueError(f'n must be at least 1, but was {n}')
     space = dict(lr=LEARNING_RATES, **_method(method).space)
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    if n > len(grid): raise ValueError(f'{method} has {len(grid)} settings, fewer than the {n} asked for')
+    if n > len(grid): raise ValueError(f'n must be at most {len(grid)}: {method} has {len(grid)} settings, fewer than the {n} asked for')
     return [grid[0], *(grid[1 + i] for i in torch.randperm(len(grid) - 1, generator=generator_for(seed, f'trials {method}'))[:n - 1].tolist())]
 
 
@@ -294,6 +313,7 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
+@checked
 def make_objective(
     method: str,  # one of `METHODS`
     dim: int,  # of the embeddings
@@ -302,6 +322,8 @@ def make_objective(
     "The objective of a method."
     found = _method(method)
     if unknown := set(hyper) - set(found.space): raise ValueError(f"{method} has no hyper-parameter {', '.join(sorted(unknown))}; it has {', '.join(found.space) or 'none'}")
+    for name, value in hyper.items():
+        if not isinstance(value, (int, float)): raise TypeError(f'{name} must be a number, not {described(value)}')
     return found.build and found.build(dim, **{name: values[0] for name, values in found.space.items()} | hyper)
 
 # %% ../nbs/20_embedding.ipynb #4420ec61
@@ -325,7 +347,7 @@ def train_embedding(
     net: nn.Module,  # an `EmbeddingNet`, or another network with its `groups`
     objective: nn.Module,  # from `make_objective`
     inputs: Callable[[Tensor, int | None], Tensor],  # (rows, step) -> what the network sees; step None: without augmentation
-    labels: Tensor,  # (N,) int64, of the training images
+    labels: Integer[Tensor, ' N'],  # of the training images
     *,
     steps: int,
     lr: float = 1e-3,

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -74,6 +75,7 @@ def _some(images: PhotoSet | ImageSet, n: int) -> PhotoSet | ImageSet:  # n of t
     return images.subset(stratified_indices(images.labels, n)) if 0 < n < len(images) else images
 
 
+@checked
 def load_splits(
     dataset: str,  # one of `DATASETS`
     root: str | os.PathLike | None = None,  # data root, see `nsl_repro.data.data_root`
@@ -118,6 +120,7 @@ def load_splits(
     return Splits(train.subset((~held).nonzero().flatten()), _some(validation, validation_images), _some(test, test_images), size, dataset != 'digits', mean, std, used)
 
 # %% ../nbs/22_imagenet.ipynb #a7e82e2e
+@checked
 class Pictures(Dataset):
     """Images ready for a network, as bytes. `pictures[epoch, i]` is image `i` augmented as in that epoch, `pictures[i]` is image `i` as it is evaluated: ((3, size, size) uint8, label).
 
@@ -147,6 +150,7 @@ class Pictures(Dataset):
             return self.augment(image), label
 
 
+@checked
 def decoded(
     photos: PhotoSet,  # of one size
 ) -> ImageSet:
@@ -160,12 +164,14 @@ NETWORKS = ('cnn10', 'resnet18')
 METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', *KINDS, 'dynamic_dns_norm')  # cnn: the plain network; cnn_wide_*: as many parameters as dynamic_*; norm: batch norm in the predictor
 
 
+@checked
 def cnn10(
     num_classes: int = 1000,
     width: float = 1.0,  # multiplies 64, 128, 256, 512
     image_size: int = 224,  # pixels; decides on the stem
 ) -> nn.Sequential:  # (B, 3, H, W) -> logits (B, num_classes)
     "Ten layers without shortcuts. (ours)"
+    _check_sizes(num_classes, width, image_size)
     block = lambda i, o, k=3, s=1: nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
     w = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
     net = nn.Sequential(OrderedDict(
@@ -206,12 +212,18 @@ def _matched_width(network: str, method: str, num_classes: int, width: float, im
         return min((low, high), key=lambda w: abs(count(w) - target))
 
 
+def _check_sizes(num_classes: int, width: float, image_size: int) -> None:
+    if not 0 < width < math.inf: raise ValueError(f'width must be positive and finite, but was {width}.')
+    if min(num_classes, image_size) < 1: raise ValueError(f'num_classes and image_size must be at least 1, but were {num_classes} and {image_size}.')
+
+
 def _check_names(network: str, *methods: str) -> None:
     if network not in NETWORKS: raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but was {network!r}.")
     for method in methods:
         if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {method!r}.")
 
 
+@checked
 def build_network(
     network: str = 'cnn10',  # one of `NETWORKS`
     method: str = 'cnn',  # one of `METHODS`
@@ -222,7 +234,7 @@ def build_network(
 ) -> nn.Module:  # (B, 3, image_size, image_size) -> logits (B, num_classes)
     "A plain network, or one whose 3x3 convolutions have a neural similarity that starts at the identity. One seed gives all methods but the wide ones the same weights. Raises `ValueError` for what it does not know."
     _check_names(network, method)
-    if not width > 0: raise ValueError(f"width must be positive, but was {width}.")
+    _check_sizes(num_classes, width, image_size)
     if method.startswith('cnn_wide'): width = _matched_width(network, method.replace('cnn_wide', 'dynamic'), num_classes, width, image_size)
     net = _plain(network, num_classes, width, image_size)
     if method.startswith('cnn'): return net
@@ -266,6 +278,7 @@ class ImageNetRecipe(Recipe):
         return self.lr / 2 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 # %% ../nbs/22_imagenet.ipynb #ad3a5f1d
+@checked
 class MicroBatches(Sampler):
     "The keys (epoch, index) of all micro-batches of the steps `start` to `steps`, one after the other."
     batch_size: int
@@ -279,6 +292,8 @@ class MicroBatches(Sampler):
         steps: int,  # the end of the run
         start: int = 0,  # steps done before
     ):
+        if not 0 < micro_batch <= batch_size or batch_size % micro_batch: raise ValueError(f'micro_batch must divide batch_size ({batch_size}), but was {micro_batch}')
+        if not 0 <= start <= steps: raise ValueError(f'start must be between 0 and steps ({steps}), but was {start}')
         batch_indices(n, batch_size, seed, 0)  # refuses a batch larger than the set
         self.n, self.step_size, self.batch_size, self.seed, self.steps, self.start = n, batch_size, micro_batch, seed, steps, start
 
@@ -291,6 +306,7 @@ class MicroBatches(Sampler):
             for part in batch_indices(self.n, self.step_size, self.seed, step).split(self.batch_size): yield [(epoch, i) for i in part.tolist()]
 
 # %% ../nbs/22_imagenet.ipynb #8861344f
+@checked
 class StepStatistics:
     "The running statistics of every batch norm in a model: `collect()` after each micro-batch, `share()` at the end of a step."
     def __init__(self, model: nn.Module):
@@ -326,6 +342,7 @@ def check_launch() -> int:  # the number of processes
     return int(size)
 
 
+@checked
 def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batches a process and step
     "Raises `ValueError` if the processes cannot share a step evenly."
     n = recipe.batch_size // recipe.micro_batch
@@ -334,6 +351,7 @@ def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batch
     return n // processes
 
 
+@checked
 def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str = 'none') -> Accelerator:
     "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do, and if `accelerate` sees other processes than they."
     processes = check_launch()
@@ -343,6 +361,7 @@ def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str =
     return engine
 
 # %% ../nbs/22_imagenet.ipynb #c0530f8d
+@checked
 @torch.no_grad()
 def evaluate_images(
     model: nn.Module,  # not wrapped for several processes: no gradients, nothing to synchronise
@@ -506,9 +525,10 @@ PRESETS = {
 }
 
 
+@checked
 def similarity_summary(
     model: nn.Module,
-    x: Tensor,  # (B, 3, H, W) images
+    x: Float[Tensor, 'B C H W'],  # images
 ) -> dict[str, list[float]]:  # M_layer0, ...: the similarity, its mean over images and locations where it is dynamic; M_spread0, ...: standard deviations over locations and between images
     "What the ledger keeps of the learned similarities, layer by layer from the input to the output; a layer that is not finite is left out."
     out = {}
@@ -540,6 +560,7 @@ def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity:
     return None
 
 
+@checked
 def sweep(
     dataset: str = 'digits',  # one of `DATASETS`
     network: str = 'cnn10',  # one of `NETWORKS`
@@ -646,6 +667,7 @@ def command(
         torch.distributed.destroy_process_group()
 
 # %% ../nbs/22_imagenet.ipynb #6fbd96fc
+@checked
 def launch(
     processes: int,  # on this machine
     *arguments: str,  # of the command

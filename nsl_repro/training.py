@@ -81,27 +81,35 @@ RECIPES = {r.name: r for r in (
 )}
 
 # %% ../nbs/12_training.ipynb #93e037d6
+@checked
 def learning_rate(
     step: int,  # from 0
     steps: int,  # length of the run
     recipe: Recipe,
 ) -> float:
     "The released staircase, stretched or squeezed to the length of the run."
+    if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
     return recipe.lr * 0.1 ** sum(step >= round(drop * steps) for drop in recipe.drops)
 
 # %% ../nbs/12_training.ipynb #ef32b5ae
+@checked
 def classification_loss(
-    logits: Tensor,  # (B, n)
-    labels: Tensor,  # (B,) of int64
+    logits: Float[Tensor, 'B n'],
+    labels: Integer[Tensor, ' B'],  # in 0..n-1
     recipe: Recipe,
 ) -> Tensor:  # 0-dim, float32 at least
-    "Label-smoothed cross-entropy with the released code's constant inside the logarithm; `log_eps=0` is the textbook's."
+    "Label-smoothed cross-entropy with the released code's constant inside the logarithm; `log_eps=0` is the textbook's. Raises `ValueError` for an empty batch, and on a CPU for a label that is none."
+    if not logits.numel(): raise ValueError(f'logits must have an image and a class at least, not shape {tuple(logits.shape)}')
+    if labels.device.type == 'cpu' and not (0 <= labels.min() and labels.max() < logits.shape[1]):  # a GPU's kernel looks itself
+        raise ValueError(f'labels must be in 0..{logits.shape[1] - 1}, but are between {labels.min()} and {labels.max()}')
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.long()
     if not recipe.log_eps: return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     logp = (logits.softmax(1) + recipe.log_eps).log()
     return (1 - recipe.label_smoothing) * F.nll_loss(logp, labels) - recipe.label_smoothing * logp.mean()
 
 # %% ../nbs/12_training.ipynb #da9eec73
+@checked
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     "Optimizer groups: everything under weight decay, except the static similarities, the scores of kernel shapes and, where the recipe says so, the SphereConvs outside attention."
     free = {p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape)) for p in m.parameters()}
@@ -113,6 +121,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
             *([dict(params=[p for p in model.parameters() if p in free], weight_decay=0.)] if free else [])]
 
 
+@checked
 def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
     "The pull of every unconstrained static similarity towards the recipe's target, the price of the taps of kernel shapes without a budget, and the recipe's orthogonality penalty; 0 where there is none of them."
     pull = sum(similarity_decay(m, recipe.decay_target) for m in model.modules() if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
@@ -121,12 +130,14 @@ def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
     return total + orthogonality_penalty(model, recipe.orthogonality) if recipe.orthogonality else total
 
 
+@checked
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     "The recipe's optimizer for all parameters of the model: SGD with momentum, or Adam."
     groups = parameter_groups(model, recipe)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum) if recipe.optimizer == 'sgd' else torch.optim.Adam(groups, lr=recipe.lr)
 
 # %% ../nbs/12_training.ipynb #89b2f27e
+@checked
 def make_accelerator(
     device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = 'float32',  # or 'bfloat16' (autocast)
@@ -145,6 +156,7 @@ def make_accelerator(
     return Accelerator(cpu=device == 'cpu', mixed_precision='bf16' if precision == 'bfloat16' else 'no', **options)
 
 # %% ../nbs/12_training.ipynb #e3da312d
+@checked
 @contextmanager
 def tracked(
     accelerator: Accelerator | None,  # from `make_accelerator`, with or without a tracker
@@ -169,6 +181,7 @@ _CHECKPOINT = b'nsl_repro checkpoint '
 _SCHEMA = 1  # the version of the checkpoints this code writes and reads
 
 
+@checked
 def save_checkpoint(
     state: dict,  # tensors, numbers, strings and containers of them
     path: str | Path,  # in a folder that exists
@@ -180,6 +193,7 @@ def save_checkpoint(
     return write_whole(path, b'%s%d %s\n' % (_CHECKPOINT, _SCHEMA, hashlib.sha256(data.getbuffer()).hexdigest().encode()) + data.getbuffer())
 
 
+@checked
 def load_checkpoint(path: str | Path) -> dict:
     "What `save_checkpoint` wrote, on the CPU; nothing but data is unpickled. Raises `ValueError`, one sentence, for a file that is not a whole checkpoint of this version."
     data = Path(path).read_bytes()
@@ -192,6 +206,7 @@ def load_checkpoint(path: str | Path) -> dict:
     except Exception as e: raise ValueError(f'{path} is not a whole checkpoint of this library ({type(e).__name__})') from e
 
 
+@checked
 def newest_checkpoint(
     path: str | Path | None,  # as for `save_checkpoint`; its folder is made, so that a run that cannot save does not begin
     identity: dict | None = None,  # what the checkpoint's must be; None: anything
@@ -212,11 +227,12 @@ def newest_checkpoint(
     return None
 
 # %% ../nbs/12_training.ipynb #45332323
+@checked
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: ImageSet,  # on the model's device
-    prepare: Callable[[Tensor], Tensor],  # uint8 images (B, C, H, W) -> the network's input
+    prepare: Callable[[UInt8[Tensor, 'B C H W']], Tensor],  # uint8 images (B, C, H, W) -> the network's input
     accelerator: Accelerator,
     batch_size: int = 100,  # small: activations that stay in a CPU's cache are faster than large batches
 ) -> float:  # percent
