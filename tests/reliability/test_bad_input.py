@@ -191,7 +191,7 @@ NOT_HERE = {
     "models.CNN9": "built by cnn9", "models.SphereNet9": "built by spherenet9", "weights.Embedder": "built by load", "features.Backbone": "built by load_backbone",
     **{f"training.{n}": LONG for n in ("train", "evaluate", "tracked")}, **{f"fewshot.{n}": LONG for n in ("train_episodes",)}, "embedding.train_embedding": LONG, **{f"imagenet.{n}": LONG for n in ("train_network", "evaluate_images", "sweep", "make_engine", "check_launch")},
     **{f"{m}.{n}": FILES for m, ns in dict(
-        training=("save_checkpoint", "load_checkpoint"), downloads=("project_root", "data_root", "progress_bar", "checksum", "download", "unpack", "data_source", "find_data", "check_files", "fetch_data", "data_state"),
+        training=("save_checkpoint", "load_checkpoint", "newest_checkpoint"), downloads=("project_root", "data_root", "progress_bar", "checksum", "download", "unpack", "data_source", "find_data", "check_files", "fetch_data", "data_state"),
         photos=("read_image", "photos_from_folder", "split_classes", "hold_out_classes", "load_photos", "what_is_used", "check_photos", "photo_faults"), fewshot=("image_set",), embedding=("photo_tensor",),
         imagenet=("load_splits", "Pictures", "decoded"), features=("load_backbone", "frozen_features", "class_name_vectors", "wordnet_names"),
         results=("write_entry", "read_entry", "load_ledger", "run_folder", "recorded_run", "paper_results", "entry_names", "find_entry", "compare_entries", "verdict", "comparison_table", "metrics_table", "claims_table"),
