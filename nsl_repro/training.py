@@ -299,7 +299,8 @@ class FiniteSteps:
     ):
         if on_nonfinite not in ('raise', 'record', 'skip'): raise ValueError(f"on_nonfinite must be 'raise', 'record' or 'skip', not {on_nonfinite!r}")
         self.model, self.on_nonfinite, self.accelerator, self.unit = model, on_nonfinite, accelerator, unit
-        self.skipped, self.diverged = 0, None
+        self.skipped = 0
+        self.diverged: int | None = None
         self.remember()
 
     def remember(self) -> None:
