@@ -257,7 +257,8 @@ def spoiled(value, how):
     return ODD[name] if kind == "odd" else TENSORS[name](value) if kind == "tensor" else SAME[name](value)
 
 
-SINGLE = [(name, argument, how) for name, (_, arguments) in GOOD.items() for argument, value in arguments.items() for how in spoils(value)]
+SINGLE = [(name, argument, how) for name, (_, arguments) in GOOD.items() for argument, value in arguments.items() for how in spoils(value)
+          if not (argument == "score" and how in ("odd type", "odd function"))]  # any function is a score, and what it says about two tensors is its own affair
 DOCUMENTED = (ImportError, FileNotFoundError, MemoryError)  # DataNotFound is a FileNotFoundError
 FULL = re.compile("allocate|overflow|out of memory|too large|maximum (array|supported)|exceed|meta", re.I)  # torch's words for what is too large for any machine, and for a tensor that has no numbers
 
