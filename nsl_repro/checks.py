@@ -71,7 +71,7 @@ _MOST = 2**44  # numbers in a tensor: no machine holds them
 
 def _refusal(name: str, value: Any, hint: Any, tensors: dict[str, tuple[Tensor, str]]) -> Exception:
     arrays = [h for h in _parts(hint) if _is_array(h)]
-    of_a_kind = isinstance(value, Tensor) and any(str(value.dtype).removeprefix('torch.') in h.dtypes for h in arrays)
+    of_a_kind = isinstance(value, Tensor) and any(not isinstance(h.dtypes, (list, tuple)) or str(value.dtype).removeprefix('torch.') in h.dtypes for h in arrays)  # any of them for `Shaped`
     beside = ', '.join(f'{n} {tuple(t.shape)} as ({said})' for n, (t, said) in tensors.items() if said != '...')
     return (ValueError if of_a_kind else TypeError)(f'{name} must be {_words(hint)}, not {described(value)}' + (f', beside {beside}' if of_a_kind and beside else ''))
 
