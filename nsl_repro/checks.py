@@ -10,6 +10,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -31,15 +32,16 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor): return f'a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix("torch.")} on {value.device}'
     if isinstance(value, np.ndarray): return f'a NumPy array {value.shape} of {value.dtype}'
     if isinstance(value, type): return f'the class {value.__name__}'
+    if isinstance(value, int) and value.bit_length() > 256: return f'an integer of {value.bit_length()} bits'
     if callable(value): return f'the function {value.__name__}' if hasattr(value, '__name__') else f'a {type(value).__name__}'
     text = repr(value) if isinstance(value, (str, bytes, int, float, complex, type(None), list, tuple, dict, set)) else f'a {type(value).__name__}'
     if isinstance(value, (list, tuple, dict, set)): text += f' (a {type(value).__name__})'
-    return text if len(text) <= 100 else f'{text[:60]}… (a {type(value).__name__} of {len(str(value) if isinstance(value, int) else value)})'
+    return text if len(text) <= 100 else f'{text[:60]}… (a {type(value).__name__} of {len(value)})'
 
 # %% ../nbs/28_checks.ipynb #b04164b9
-_INTEGER = Annotated[Union[int, np.integer], Is[lambda v: -2**63 <= v < 2**63]]
-_NUMBER = Annotated[Union[float, int, np.floating, np.integer], Is[lambda v: v == v]]
-_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides({int: _INTEGER, float: _NUMBER}))
+_INTEGER = Annotated[int | np.integer, Is[lambda v: -2**63 <= v < 2**63]]
+_NUMBER = Annotated[float | int | np.floating | np.integer, Is[lambda v: v == v]]
+_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides({int: _INTEGER, float: _NUMBER}))  # type: ignore[operator]
 _KINDS = {'Float': 'a floating-point tensor', 'Integer': 'an integer tensor', 'Bool': 'a Boolean tensor', 'UInt8': 'a tensor of uint8'}
 
 
@@ -90,9 +92,9 @@ def _check(function: Callable[..., Any], names: list[str], hints: dict[str, Any]
             for other, (t, _) in tensors.items():
                 if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
             tensors[name] = value, _shape(arrays[0])
-    if tensors and args and isinstance(args[0], nn.Module):
-        first = next((p for p in args[0].parameters() if p.is_floating_point()), None)
-        for name, (t, _) in tensors.items() if first is not None else ():
+    if not (tensors and args and isinstance(args[0], nn.Module)): return
+    for first in islice((p for p in args[0].parameters() if p.is_floating_point()), 1):
+        for name, (t, _) in tensors.items():
             if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
             if t.is_floating_point() and t.dtype != first.dtype and not (getattr(args[0], 'any_precision', False) or torch.is_autocast_enabled(t.device.type)):
                 raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')

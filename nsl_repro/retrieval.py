@@ -89,7 +89,7 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callab
     if rerank is not None and rerank < 1: raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
     if rerank is not None and isinstance(score, str): raise ValueError(f"rerank needs a learned score, got {score!r}.")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")
-    n = min(rerank or 0, M)
+    n = int(min(rerank or 0, M))
     rows = _row_scorer('euclidean' if n else score, gallery)
     chunk = chunk or max(1, 2**23 // max(len(gallery), 1))                                        # 8 million scores at a time
     for start in range(0, N, chunk):
@@ -221,6 +221,7 @@ def evaluate_retrieval(
     """Recall@K and MAP@R of one embedding under one score.
 
     Raises `ValueError` as `nearest` and `recall_at_k` do."""
+    _check_finite(embeddings, 'embeddings')
     _check_labels(labels, embeddings)
     labels = labels.to(embeddings.device)
     if not ks or min(ks) < 1: raise ValueError(f"ks must be positive, got {tuple(ks)}.")
@@ -254,11 +255,12 @@ def score_pairs(
     _check_finite(x, 'embeddings')
     _check_labels(labels, x)
     if n < 1: raise ValueError(f"n must be positive, got {n}.")
+    n = int(n)
     labels = labels.cpu()
     _, place, count = labels.unique(return_inverse=True, return_counts=True)
     order = place.argsort(stable=True)                                                     # class by class
     start, size = (count.cumsum(0) - count)[place[order]], count[place[order]]               # of the class, for each place in that order
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(int(seed))
     found = []
     for kind, partners in (('positive', size - 1), ('negative', len(x) - size)):
         total = partners.cumsum(0)
