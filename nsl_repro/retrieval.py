@@ -283,9 +283,9 @@ def _both(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
 
 @checked
 def overlap(
-    positive: Float[Tensor, '...'],    # scores of positive pairs, any number
-    negative: Float[Tensor, '...'],    # scores of negative pairs, any number
-) -> float:                            # percent: 0 if a threshold separates them, 100 if they are alike (or the wrong way round)
+    positive: Float[Tensor, '*P'],    # scores of positive pairs, any number
+    negative: Float[Tensor, '*N'],    # scores of negative pairs, any number
+) -> float:                           # percent: 0 if a threshold separates them, 100 if they are alike (or the wrong way round)
     "The errors of the best threshold, misses and false alarms, each as a share of its kind: the area that the two distributions share. Invariant under increasing maps."
     positive, negative = _both(positive, negative)
     t = torch.cat([positive, negative])
@@ -294,9 +294,9 @@ def overlap(
 
 @checked
 def auroc(
-    positive: Float[Tensor, '...'],    # scores of positive pairs, any number
-    negative: Float[Tensor, '...'],    # scores of negative pairs, any number
-) -> float:                            # percent: 100 if every positive scores higher than every negative, 50 by chance
+    positive: Float[Tensor, '*P'],    # scores of positive pairs, any number
+    negative: Float[Tensor, '*N'],    # scores of negative pairs, any number
+) -> float:                           # percent: 100 if every positive scores higher than every negative, 50 by chance
     "Area under the ROC curve: how often a positive pair scores higher than a negative one, a tie counting half."
     positive, negative = _both(positive, negative)
     lower, upper = (torch.searchsorted(negative, positive, right=right) for right in (False, True))
