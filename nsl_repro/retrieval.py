@@ -149,12 +149,12 @@ def _first_hit(hits: Tensor) -> Tensor:  # (N,): rank of the first neighbour of 
 
 @checked
 def recall_at_k(
-    indices: Integer[Tensor, 'N k'],                    # neighbours, nearest first, from `nearest`
-    labels: Integer[Tensor, ' N'],                      # classes of the queries
+    indices: Integer[Tensor, 'N k'],                        # neighbours, nearest first, from `nearest`
+    labels: Integer[Tensor, ' N'],                          # classes of the queries
     gallery_labels: Integer[Tensor, ' M'] | None = None,    # None: the gallery was the queries
-    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),       # at most k
-    alone: str = 'exclude',                         # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
-) -> dict[int, float]:                              # K -> percent
+    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),               # at most k
+    alone: str = 'exclude',                                 # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
+) -> dict[int, float]:                                      # K -> percent
     """Recall@K: the share of queries with at least one image of their class among the K nearest.
 
     Raises `ValueError` if the lists are shorter than a K, or no query has anything to find."""
@@ -170,11 +170,11 @@ def _average_precision(hits: Tensor, possible: Tensor) -> Tensor:  # (N,): the i
 
 @checked
 def map_at_r(
-    indices: Integer[Tensor, 'N k'],                    # from `nearest`, k at least as large as the largest R
-    labels: Integer[Tensor, ' N'],                      # classes of the queries
+    indices: Integer[Tensor, 'N k'],                        # from `nearest`, k at least as large as the largest R
+    labels: Integer[Tensor, ' N'],                          # classes of the queries
     gallery_labels: Integer[Tensor, ' M'] | None = None,    # None: the gallery was the queries
-    alone: str = 'exclude',                         # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
-) -> float:                                         # percent
+    alone: str = 'exclude',                                 # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
+) -> float:                                                 # percent
     """Mean average precision at R, the number of images of the query's class. (Musgrave et al. 2020)
 
     Raises `ValueError` if the lists are shorter than R, or no query has anything to find."""
