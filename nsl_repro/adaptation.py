@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
+from .checks import checked, described
 from .convert import KINDS, similarity_parameters, to_nsl
 from .static import fold
 
@@ -32,6 +35,7 @@ def _let_learn(backbone: nn.Module, what: str) -> None:
         for p in norms: p.requires_grad_()
 
 # %% ../nbs/23_adaptation.ipynb #ee423aa8
+@checked
 class Classifier(nn.Module):
     "A pre-trained backbone, adapted in one of the `ADAPTATIONS`, and a linear head. The backbone that is passed in is not changed."
 
@@ -41,7 +45,7 @@ class Classifier(nn.Module):
         in_dim: int,  # features of the backbone
         classes: int,
         adapt: str = 'static_dns',  # one of `ADAPTATIONS`: what the backbone learns
-        where: Any = None,  # which convolutions get a similarity: see `to_nsl`
+        where: Callable[[str, nn.Module], bool] | str | Sequence[str] | None = None,  # which convolutions get a similarity: see `to_nsl`
         **options: Any,  # of the predictors of dynamic kinds: see `to_nsl`
     ):
         super().__init__()
@@ -62,7 +66,7 @@ class Classifier(nn.Module):
 
     def forward(
         self,
-        images: Tensor,  # (B, 3, H, W), as the backbone wants them
+        images: UInt8[Tensor, 'B C H W'] | Float[Tensor, 'B C H W'],  # as the backbone wants them
     ) -> Tensor:  # (B, classes) logits
         return self.head(self.backbone(images))
 
@@ -81,9 +85,10 @@ class Classifier(nn.Module):
         return cast(Classifier, fold(self))
 
 # %% ../nbs/23_adaptation.ipynb #929a67a3
+@checked
 def fit_probe(
-    features: Tensor,  # (N, D), of the training images
-    labels: Tensor,  # (N,) int64, in 0..classes-1
+    features: Float[Tensor, 'N D'],  # of the training images
+    labels: Integer[Tensor, ' N'],  # in 0..classes-1, each of them at least once
     classes: int,
     C: float = 0.01,  # inverse strength of the regularisation
 ) -> nn.Linear:  # D -> classes
@@ -91,11 +96,15 @@ def fit_probe(
     from sklearn.linear_model import LogisticRegression
 
     if C <= 0: raise ValueError(f'C must be positive, but was {C}')
-    if features.ndim != 2 or labels.shape != features.shape[:1]: raise ValueError(f'features must be (N, D) with N labels, but were {tuple(features.shape)} with {tuple(labels.shape)}')
-    if missing := sorted(set(range(classes)) - set(labels.tolist())): raise ValueError(f'every class needs an image to learn from, but {len(missing)} of {classes} have none, the first is {missing[0]}')
+    if classes < 2: raise ValueError(f'classes must be at least 2, but was {classes}')
+    if not (features.shape[1] and features.isfinite().all()): raise ValueError(f'features must be finite numbers, at least one for each image, but were {described(features)}')
+    present = set(labels.tolist())
+    if missing := classes - sum(0 <= c < classes for c in present):
+        first = next(c for c in range(classes) if c not in present)
+        raise ValueError(f'labels must have an image of every class, but {missing} of {classes} have none, the first is {first}')
     if (low := int(labels.min())) < 0: raise ValueError(f'labels must be at least 0, but the smallest was {low}')
     if (top := int(labels.max())) >= classes: raise ValueError(f'labels must be below classes={classes}, but the largest was {top}')
-    z = features.double().cpu()
+    z = features.detach().double().cpu()
     mean, std = z.mean(0), z.std(0, correction=0)
     std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.)  # a feature that never changes says nothing
     found = LogisticRegression(C=C, max_iter=500).fit(((z - mean) / std).numpy(), labels.cpu().numpy())

@@ -88,14 +88,15 @@ def _check(function: Callable[..., Any], names: list[str], hints: dict[str, Any]
             if not isinstance(value, Tensor): continue
             if value.layout != torch.strided: raise TypeError(f'{name} must be dense, not {described(value)} with the layout {value.layout}')
             if value.numel() > _MOST: raise ValueError(f'{name} must have fewer than 2**44 numbers, not {described(value)}')
+            if not (arrays := [h for h in _parts(hint) if _is_array(h)]): continue  # a plain `Tensor` may be anywhere
             for other, (t, _) in tensors.items():
                 if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
-            if arrays := [h for h in _parts(hint) if _is_array(h)]: tensors[name] = value, _shape(arrays[0])
+            tensors[name] = value, _shape(arrays[0])
     if not (tensors and args and isinstance(args[0], nn.Module) and '_parameters' in vars(args[0])): return  # a constructor has none yet
     for first in islice((p for p in args[0].parameters() if p.is_floating_point()), 1):
         for name, (t, _) in tensors.items():
             if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
-            if t.is_floating_point() and t.dtype != first.dtype and not torch.is_autocast_enabled(t.device.type):
+            if t.is_floating_point() and t.dtype != first.dtype and not (getattr(args[0], 'any_precision', False) or torch.is_autocast_enabled(t.device.type)):
                 raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')
 
 
@@ -119,7 +120,7 @@ def checked(
     """Decorator: calls are compared with the annotations of their arguments, before anything else happens.
 
     Raises `TypeError` for a value of another type, a tensor of another dtype or one that is sparse, `ValueError` for another shape or device or more than 2**44 numbers; the sentence names the argument, what it must be and what it was.
-    Methods of a network also compare floating-point tensors with its parameters, except under autocast. Nothing is compared while `torch.compile` or a tracer reads the function."""
+    Methods of a network also compare floating-point tensors with its parameters, except under autocast or where the class says `any_precision = True`. What is annotated as a plain `Tensor` may be on any device. Nothing is compared while `torch.compile` or a tracer reads the function."""
     if not isinstance(thing, type): return _checked_function(thing)  # type: ignore[return-value]
     for name, member in list(vars(thing).items()):
         if inspect.isfunction(member) and (name == '__init__' or not name.startswith('_')): setattr(thing, name, _checked_function(member))

@@ -14,8 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Integer, Shaped, UInt8
 from torch import Tensor
 
+from .checks import checked, described
 from .downloads import SOURCES, DataNotFound, check_files, data_root, fetch_data, project_root  # noqa: F401
 
 _all_ = ["DataNotFound", "data_root", "project_root"]  # found here, too
@@ -46,10 +48,11 @@ DATASETS: dict[str, DatasetInfo] = {
 def _info(name: str) -> DatasetInfo:
     if name not in DATASETS:
         hint = ", which nsl_repro.photos.load_photos reads" if name in SOURCES else ""
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {name!r}{hint}.")
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, but was {name!r}{hint}.")
     return DATASETS[name]
 
 
+@checked
 def check_available(
     name: str,  # one of `DATASETS`
     root: str | os.PathLike | None = None,  # data root, see `nsl_repro.downloads.data_root`
@@ -61,20 +64,16 @@ def check_available(
         check_files(name, root)
 
 # %% ../nbs/10_data.ipynb #7481d8b7
+@checked
 @dataclass
 class ImageSet:
     "Images with their labels, all in memory, all on one device."
-    images: Tensor  # (N, C, H, W) uint8
-    labels: Tensor  # (N,) int64
+    images: UInt8[Tensor, "N C H W"]
+    labels: Integer[Tensor, " N"]  # kept as int64
     classes: tuple[str, ...]  # names; a label is an index into it
 
     def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 of shape (N, C, H, W), but were {self.images.dtype} of shape {tuple(self.images.shape)}.")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 of shape ({len(self.images)},), but were {self.labels.dtype} of shape {tuple(self.labels.shape)}."
-            )
+        self.labels = self.labels.long()
 
     def __len__(self) -> int:  # number of images
         return len(self.images)
@@ -85,13 +84,17 @@ class ImageSet:
 
     def subset(
         self,
-        indices: Tensor,  # (n,) int64
+        indices: Integer[Tensor, " n"],
     ) -> "ImageSet":  # n images, in the order of the indices
         "The images at these places."
-        indices = indices.to(self.images.device)
+        lowest, highest = torch.stack(indices.long().aminmax()).tolist() if len(indices) else (0, -1)
+        if lowest < 0 or highest >= len(self):
+            raise ValueError(f"indices must be between 0 and {len(self) - 1}, but were between {lowest} and {highest}.")
+        indices = indices.long().to(self.images.device)
         return ImageSet(self.images[indices], self.labels[indices], self.classes)
 
 # %% ../nbs/10_data.ipynb #f65dd8c8
+@checked
 def generator_for(
     seed: int,  # not negative
     stream: str,  # what the numbers are for, such as 'order' or 'augment'
@@ -104,13 +107,14 @@ def generator_for(
     return torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
 # %% ../nbs/10_data.ipynb #c427a5bb
+@checked
 def stratified_indices(
-    labels: Tensor,  # (N,) int64
+    labels: Integer[Tensor, " N"],
     n: int,  # how many to choose, 0 to N
     seed: int = 0,
 ) -> Tensor:  # (n,) int64, ascending, on the CPU
     "`n` places chosen at random so that every class has its share of them, to within one."
-    labels = labels.cpu()
+    labels = labels.cpu().unique(return_inverse=True)[1]  # 0 to the number of classes - 1
     if not 0 <= n <= len(labels):
         raise ValueError(f"n must be between 0 and the {len(labels)} images there are, but was {n}.")
     order = torch.randperm(len(labels), generator=generator_for(seed, "subset"))
@@ -124,6 +128,7 @@ def stratified_indices(
     return order[rank < take.repeat_interleave(counts)].sort().values
 
 
+@checked
 def hold_out(
     dataset: ImageSet,
     n: int,  # how many to hold out
@@ -136,6 +141,7 @@ def hold_out(
     return dataset.subset(kept.nonzero().flatten()), dataset.subset(held)
 
 
+@checked
 def limit(
     dataset: ImageSet,
     n: int,  # how many to keep
@@ -155,6 +161,7 @@ def _load_digits() -> tuple[ImageSet, ImageSet]:
     return hold_out(ImageSet(images.round().to(torch.uint8), labels, tuple("0123456789")), 500)
 
 
+@checked
 def load_dataset(
     name: str,  # one of `DATASETS`
     root: str | os.PathLike | None = None,  # data root, see `nsl_repro.downloads.data_root`
@@ -184,6 +191,7 @@ def _epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator_for(seed, "order", epoch))
 
 
+@checked
 def batch_indices(
     n: int,  # images in the training set
     batch_size: int,
@@ -202,58 +210,77 @@ def _mirror(i: Tensor, n: int) -> Tensor:  # s(i) for -n <= i < 2n
     return torch.where(i < n, i, 2 * n - 1 - i)
 
 
+@checked
 def crop_and_flip(
-    images: Tensor,  # (B, C, H, W), any dtype
-    top: Tensor,  # (B,) int64 in 0..2*pad: where the crop starts in the padded image
-    left: Tensor,  # (B,) int64 in 0..2*pad
-    flip: Tensor,  # (B,) bool or 0/1: mirror left and right after cropping
+    images: Shaped[Tensor, "B C H W"],
+    top: Integer[Tensor, " B"],  # in 0..2*pad: where the crop starts in the padded image
+    left: Integer[Tensor, " B"],  # in 0..2*pad
+    flip: Bool[Tensor, " B"],  # mirror left and right after cropping
     pad: int = 4,  # pixels of mirrored border, at most the image's size
 ) -> Tensor:  # (B, C, H, W), the images' dtype and device
     "Mirror pad with the border repeated, crop to the old size, flip: a single gather. Source: [code]."
-    B, C, H, W = images.shape
-    if not 0 <= pad <= min(H, W):
-        raise ValueError(f"pad must be between 0 and the image's size ({min(H, W)}), but was {pad}.")
+    _check_pad(images, pad)
+    for name, start in (("top", top), ("left", left)):
+        if ((start < 0) | (start > 2 * pad)).any():
+            raise ValueError(f"{name} must be between 0 and 2 * pad = {2 * pad}, but was between {start.min().item()} and {start.max().item()}.")
+    return _crop_and_flip(images, top.long(), left.long(), flip, pad)
+
+
+def _check_pad(images: Tensor, pad: int) -> None:
+    if not 0 <= pad <= min(images.shape[2:]):
+        raise ValueError(f"pad must be between 0 and the image's size ({min(images.shape[2:])}), but was {pad}.")
+
+
+def _crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
+    "`crop_and_flip` for numbers that are right: a look at them would have to wait for the device."
+    (B, C, H, W), pad = images.shape, int(pad)
     i = torch.arange(H, device=images.device)
     j = torch.arange(W, device=images.device)
-    j = torch.where(flip.bool()[:, None], W - 1 - j, j)  # (B, W)
+    j = torch.where(flip[:, None], W - 1 - j, j)  # (B, W)
     rows = _mirror(top[:, None] + i - pad, H)  # (B, H)
     columns = _mirror(left[:, None] + j - pad, W)  # (B, W)
     places = (rows[:, :, None] * W + columns[:, None, :]).reshape(B, 1, H * W).expand(B, C, H * W)
     return images.flatten(2).gather(2, places).view(B, C, H, W)
 
 # %% ../nbs/10_data.ipynb #303ad63b
+@checked
 def to_device(
     tensor: Tensor,  # on the CPU
     device: str | torch.device,
 ) -> Tensor:  # on `device`
     "Move a tensor without waiting for the device: through pinned memory where there is a GPU."
+    if device == "":
+        raise ValueError("device must be the name of a device, not an empty text.")
     device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
+@checked
 def augment(
-    images: Tensor,  # (B, C, H, W) uint8, on any device
+    images: UInt8[Tensor, "B C H W"],
     seed: int,
     step: int,  # counted from 0 over the whole training
     pad: int = 4,  # pixels of mirrored border
     flip: bool = True,  # flip half of the images; False for images whose mirror image means something else
 ) -> Tensor:  # (B, C, H, W) uint8, on the images' device
     "Mirror pad, random crop, random horizontal flip; the same for the same seed and step on every device. Source: [code]."
+    _check_pad(images, pad)
     g = generator_for(seed, "augment", step)
-    top, left = torch.randint(2 * max(pad, 0) + 1, (2, len(images)), generator=g)
+    top, left = torch.randint(2 * pad + 1, (2, len(images)), generator=g)
     flips = torch.randint(2, (len(images),), generator=g) * flip  # drawn in any case: `flip` does not change the crops
     top, left, flips = to_device(torch.stack([top, left, flips]), images.device)
-    return crop_and_flip(images, top, left, flips, pad)
+    return _crop_and_flip(images, top, left, flips.bool(), pad)
 
 # %% ../nbs/10_data.ipynb #6edb3cea
+@checked
 def channel_statistics(
-    images: Tensor,  # (N, C, H, W) uint8: the training images
+    images: UInt8[Tensor, "N C H W"],  # the training images
 ) -> tuple[Tensor, Tensor]:  # mean and standard deviation, (C,) float32 each, on the scale 0..255
     "Mean and standard deviation of each channel over all images and pixels."
-    if images.numel() == 0:
-        raise ValueError(f"images must not be empty, but had shape {tuple(images.shape)}.")
+    if images.numel() == 0 or images.shape[1] > 4096:
+        raise ValueError(f"images must not be empty and have at most 4096 channels, but had shape {tuple(images.shape)}.")
     value = torch.arange(256, dtype=torch.float64, device=images.device)
     count = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()  # (C, 256)
     share = count / count.sum(1, keepdim=True)
@@ -262,11 +289,12 @@ def channel_statistics(
     return mean.float(), std.float()
 
 
+@checked
 def to_input(
-    images: Tensor,  # (B, C, H, W) uint8
+    images: UInt8[Tensor, "B C H W"],
     mode: str = "raw",  # 'raw': values 0..255; 'standardised': (x - mean) / std for each channel; 'centred': (x - 127.5) / 128
-    mean: Tensor | None = None,  # (C,), from `channel_statistics`; for 'standardised'
-    std: Tensor | None = None,  # (C,)
+    mean: Tensor | None = None,  # (C,), from `channel_statistics`, on any device; for 'standardised'
+    std: Tensor | None = None,  # (C,), on any device
     dtype: torch.dtype = torch.float32,  # of the result; the arithmetic is float32 or better
 ) -> Tensor:  # (B, C, H, W) of `dtype`
     "What the network is fed. A channel that never varies (`std` 0) is only centred."
@@ -279,5 +307,8 @@ def to_input(
         return ((images.to(work) - 127.5) / 128).to(dtype)
     if mean is None or std is None:
         raise ValueError("mode 'standardised' needs mean and std, see channel_statistics, but at least one of them was None.")
+    for name, v in (("mean", mean), ("std", std)):
+        if v.shape != images.shape[1:2] or not v.is_floating_point():
+            raise ValueError(f"{name} must be {images.shape[1]} floating-point numbers, one a channel, not {described(v)}.")
     mean, std = (to_device(v, images.device).to(work)[:, None, None] for v in (mean, std))
     return ((images.to(work) - mean) / torch.where(std > 0, std, 1)).to(dtype)

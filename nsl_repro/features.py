@@ -23,9 +23,11 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from .checks import checked
 from .data import DataNotFound, data_root, to_device
 from .files import write_whole
 from .photos import DamagedData, PhotoSet
@@ -46,6 +48,7 @@ def _package(module: str, what: str) -> ModuleType:  # an optional package; one 
         raise ImportError(f"{what} needs the package {module.split('.')[0].replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'.") from error
 
 
+@checked
 class Backbone(nn.Module):
     "A feature extractor with its own normalisation: images in, one vector each out."
     mean: Tensor  # (C, 1, 1)
@@ -61,16 +64,20 @@ class Backbone(nn.Module):
         weights: str = "",  # where they came from
     ):
         super().__init__()
+        if not len(mean) == len(std) > 0 or min(std) <= 0:
+            raise ValueError(f"mean and std must have one number a channel each, and std positive ones, but were {mean} and {std}.")
+        if dim is not None and dim < 1:
+            raise ValueError(f"dim must be positive or None, but was {dim}.")
         self.net, self.name, self.dim, self.weights = net, name, dim, weights
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(
         self,
-        images: Tensor,  # (B, 3, H, W), uint8 or floating point in 0..1
+        images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"],  # floating point is in 0..1
     ) -> Tensor:  # (B, D)
-        if images.ndim != 4:
-            raise ValueError(f"images must be (B, C, H, W), but had shape {tuple(images.shape)}.")
+        if 0 in images.shape[1:] or len(self.mean) not in (1, images.shape[1]):
+            raise ValueError(f"images must have a pixel at least and as many channels as mean and std, {len(self.mean)}, but were {tuple(images.shape)}.")
         x = images if images.is_floating_point() else images.float() / 255
         return self.net(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
@@ -118,6 +125,7 @@ def _read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable file of weights ({type(error).__name__}).") from error
 
 
+@checked
 def load_backbone(
     name: str = "efficientnet_lite0",  # one of `BACKBONES`, or a model of timm
     weights: str | os.PathLike | None = "auto",  # 'auto': pre-trained on ImageNet; a file (.pth, .safetensors); None: random
@@ -245,6 +253,7 @@ class _Cache:
         write_whole(self.state, json.dumps({"done": self.done, "dim": self.dim, "damaged": self.damaged, "crc": self.crc}))
 
 
+@checked
 def frozen_features(
     photos: PhotoSet,
     backbone: str | Backbone = "efficientnet_lite0",  # a name for `load_backbone`, or a backbone
@@ -262,7 +271,8 @@ def frozen_features(
     damaged cache is computed anew. Compute them for a whole set and pick rows: a subset has a cache of its own. Raises `DamagedData` or `DataNotFound`, which name an image, and `ValueError`.
     """
     device = torch.device(device)
-    batch_size = batch_size or (8 if device.type == "cpu" else 128)
+    if batch_size is None:
+        batch_size = 8 if device.type == "cpu" else 128
     if size < 1 or batch_size < 1:
         raise ValueError(f"size and batch_size must be at least 1, but were {size} and {batch_size}.")
     if on_error not in ("raise", "skip"):
@@ -334,6 +344,7 @@ def _listed(names: Sequence[str], what: str) -> None:  # one name is also a sequ
         raise ValueError(f"{what} must be a list of names, but was {names!r}.")
 
 
+@checked
 def class_name_vectors(
     names: Sequence[str],  # C names of classes, in English
 ) -> Tensor:  # (C, 384) float32, of length 1
@@ -351,6 +362,7 @@ def class_name_vectors(
     return torch.from_numpy(np.asarray(vectors, np.float32)).reshape(len(plain), 384)
 
 
+@checked
 def wordnet_names(
     wnids: Sequence[str],  # such as 'n01930112', the names of ImageNet's folders
     detailed: bool = False,  # with WordNet's definition

@@ -10,8 +10,11 @@ from math import isqrt
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .checks import checked, described
 
 # %% auto #0
 __all__ = ['PDDM', 'Quadruplets', 'negative_distance', 'hard_quadruplets', 'DoubleHeader', 'DoubleHeaderHingeLoss']
@@ -37,6 +40,7 @@ def _score(u: Tensor, z_v: Tensor, W_u: Tensor, b_u: Tensor, W_c: Tensor, b_c: T
     with torch.autocast(c.device.type, enabled=False):
         return _linear(_full(c), _full(W_s), _full(b_s)).squeeze(-1)     # S = W_s c + b_s, never in half precision
 
+@checked
 class PDDM(nn.Module):
     """The position-dependent deep metric unit: a learned, symmetric similarity of two features, higher for more similar. [summary]
 
@@ -44,25 +48,26 @@ class PDDM(nn.Module):
     Scores are float32 even under autocast (float64 for a float64 unit). Identical or zero features have finite gradients.
 
     Raises `ValueError` for sizes that are not positive, or features of another size."""
+    any_precision = True    # of features, whatever the weights have
+
     def __init__(self,
         dim: int,                                       # d, the size of a feature
         hidden: int | tuple[int, int] | None = None,    # the width of u' and v', and of c: one for all or (both, c's); None: dim [ours]
         normalise_pair: bool = False,                   # normalise u and v before their layers, too [ours]
     ):
         super().__init__()
-        width, width_c = hidden if isinstance(hidden, tuple) else (dim if hidden is None else hidden,) * 2
+        width, width_c = map(int, hidden if isinstance(hidden, tuple) else (dim if hidden is None else hidden,) * 2)
         if min(dim, width, width_c) < 1: raise ValueError(f"dim and hidden must be positive, got dim={dim} and hidden={hidden}.")
         self.dim, self.normalise_pair = dim, normalise_pair
         self.W_u, self.W_v = nn.Linear(dim, width), nn.Linear(dim, width)
         self.W_c, self.W_s = nn.Linear(2 * width, width_c), nn.Linear(width_c, 1)
 
     def forward(self,
-        a: Tensor,    # (N, d), or any (..., d)
-        b: Tensor,    # (N, d): a row with its row in a makes a pair
-    ) -> Tensor:      # (N,): S
+        a: Float[Tensor, '*N d'],
+        b: Float[Tensor, '*N d'],    # a row with its row in a makes a pair
+    ) -> Tensor:                     # (*N): S
         "The scores of given pairs."
-        if a.shape != b.shape or a.shape[-1:] != (self.dim,):
-            raise ValueError(f"a and b must both be (N, {self.dim}), a pair a row, got {tuple(a.shape)} and {tuple(b.shape)}.")
+        if a.shape[-1] != self.dim: raise ValueError(f"a and b must be embeddings of {self.dim} features, got {a.shape[-1]}.")
         a, b = _full(a), _full(b)
         u = (a - b).abs()      # u = |f(x_i) - f(x_j)|
         v = (a + b) / 2        # v = (f(x_i) + f(x_j)) / 2
@@ -70,10 +75,10 @@ class PDDM(nn.Module):
         return _score(u, _linear(v, self.W_v.weight, self.W_v.bias), *self._weights())
 
     def matrix(self,
-        a: Tensor,                   # (N, d)
-        b: Tensor | None = None,     # (M, d); None: a with itself, at half the price
-        chunk: int | None = None,    # how many pairs are held at once; None: 1024 on the CPU, 65536 elsewhere
-    ) -> Tensor:                     # (N, M): S of every row of a with every row of b
+        a: Float[Tensor, 'N d'],
+        b: Float[Tensor, 'M d'] | None = None,    # None: a with itself, at half the price
+        chunk: int | None = None,                 # how many pairs are held at once; None: 1024 on the CPU, 65536 elsewhere
+    ) -> Tensor:                                  # (N, M): S of every row of a with every row of b
         "The scores of all pairs, in little memory with gradients too."
         return _matrix(self, a, b, chunk)
 
@@ -127,12 +132,11 @@ def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None, chunk: int | None) -> Tenso
     "`PDDM.matrix`."
     symmetric = b is None
     b = a if b is None else b
-    if not a.dim() == b.dim() == 2 or not a.shape[1] == b.shape[1] == pddm.dim:
-        raise ValueError(f"a and b must be (N, {pddm.dim}) and (M, {pddm.dim}), got {tuple(a.shape)} and {tuple(b.shape)}.")
+    if a.shape[1] != pddm.dim: raise ValueError(f"a and b must be embeddings of {pddm.dim} features, got {a.shape[1]}.")
     if chunk is None: chunk = 1024 if a.device.type == 'cpu' else 65536
     if chunk < 1: raise ValueError(f"chunk must be a positive number of pairs, got {chunk}.")
     rows = isqrt(chunk) if symmetric else min(isqrt(chunk), max(len(a), 1))
-    a, b = _full(a), _full(b)
+    a, b = (_full(x.clone() if x.is_inference() else x) for x in (a, b))              # inference tensors could not be kept for the backward pass
     p, q = [_full(_linear(x, pddm.W_v.weight)) for x in (a, b)]
     return _AllPairs.apply(pddm.normalise_pair, symmetric, (rows, rows if symmetric else chunk // rows), a, p, b, q, pddm.W_v.bias, *pddm._weights())
 
@@ -144,28 +148,28 @@ class Quadruplets(NamedTuple):
     k: Tensor
     l: Tensor | None
 
+@checked
 def negative_distance(
-    a: Tensor,    # (N, d)
-    b: Tensor,    # (N, d)
-) -> Tensor:      # (N,)
+    a: Float[Tensor, '*#N d'],
+    b: Float[Tensor, '*#N d'],    # the sizes before d broadcast
+) -> Tensor:                      # (*N)
     "Minus the squared Euclidean distance: a score of pairs with nothing to learn, for mining the ordinary way."
     return -(_full(a) - _full(b)).square().sum(-1)
 
+@checked
 @torch.no_grad()
 def hard_quadruplets(
     score: Callable[[Tensor, Tensor], Tensor],    # (N, d), (N, d) -> (N,), higher for more similar: a `PDDM`, `negative_distance`, or yours
-    embeddings: Tensor,                           # (N, d)
-    labels: Tensor,                               # (N,)
+    embeddings: Float[Tensor, 'N d'],
+    labels: Integer[Tensor, ' N'],
     n: int = 1,                                   # how many positive pairs, the hardest first; the paper takes one [ours]
 ) -> Quadruplets:                                 # m <= n of them; none if no class has two members, or there is only one class
     """The hardest positive pairs of a batch, and for either member its hardest negative. [paper]
 
     Scores the positive pairs and the rows of the chosen ones, never all pairs (a score with a method `matrix` has its rows scored by that). Ties go to the smallest indices.
 
-    Raises `ValueError` if the labels do not fit the embeddings, or n is not a positive integer."""
-    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"embeddings must be (N, d) and labels (N,), got {tuple(embeddings.shape)} and {tuple(labels.shape)}.")
-    if not isinstance(n, int) or n < 1: raise ValueError(f"n must be a positive integer, got {n!r}.")
+    Raises `ValueError` if the labels do not fit the embeddings, or n is not positive."""
+    if n < 1: raise ValueError(f"n must be positive, got {n}.")
     x, same = embeddings, labels[:, None] == labels
     i, j = same.triu(1).nonzero(as_tuple=True)                                              # the positive pairs
     if len(i) == 0 or same.all(): return Quadruplets(*[i[:0]] * 4)
@@ -183,12 +187,13 @@ class DoubleHeader(NamedTuple):
     metric: Tensor       # (): E_m
     embedding: Tensor    # (): E_e
 
+@checked
 class DoubleHeaderHingeLoss(nn.Module):
     """The double-header hinge loss `E_m + lambda E_e`, averaged over the quadruplets. [summary, 3p]
 
     Without quadruplets it is zero, and still back-propagates (zeros). The decay `gamma ||W||^2` is the optimizer's `weight_decay`.
 
-    Raises `ValueError` for an unknown `heads`."""
+    Raises `ValueError` for an unknown `heads`, or quadruplets that are not of one length or name rows that embeddings do not have."""
     def __init__(self,
         alpha: float = 0.5,      # the margin of scores [3p]
         beta: float = 1.,        # the margin of distances [3p]
@@ -202,13 +207,18 @@ class DoubleHeaderHingeLoss(nn.Module):
 
     def forward(self,
         score: Callable[[Tensor, Tensor], Tensor],    # as in `hard_quadruplets`; gradients flow into it
-        embeddings: Tensor,                           # (N, d), on the unit sphere in the paper
+        embeddings: Float[Tensor, 'N d'],             # on the unit sphere in the paper
         quadruplets: Quadruplets,                     # (i, j, k, l), each (m,); l None: triplets, with one hinge a head
     ) -> DoubleHeader:                                # both heads are reported, whichever are in the loss
         i, j, k, l = quadruplets
         negatives = [(i, k)] if l is None else [(i, k), (j, l)]    # a triplet has one negative
         rows, others = zip((i, j), *negatives)
-        x, y = embeddings[torch.cat(rows)], embeddings[torch.cat(others)]
+        if any(t.shape != (len(i),) or t.device != embeddings.device for t in (*rows, *others)):
+            raise ValueError(f"quadruplets must be of one length and on {embeddings.device}, as embeddings are, got {', '.join(described(t) for t in quadruplets)}.")
+        left, right = torch.cat(rows), torch.cat(others)
+        lowest, highest = torch.stack(torch.cat([left, right]).aminmax()).tolist() if len(i) else (0, -1)
+        if lowest < 0 or highest >= len(embeddings): raise ValueError(f"quadruplets must name rows of embeddings, 0 to {len(embeddings) - 1}, but named {lowest} to {highest}.")
+        x, y = embeddings[left], embeddings[right]
         S_ij, *S_n = score(x, y).reshape(len(rows), len(i))
         difference = _full(x) - _full(y)
         D = difference.square().sum(1) if self.squared else torch.linalg.vector_norm(difference, dim=1)

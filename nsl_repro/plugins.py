@@ -9,8 +9,10 @@ import warnings
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from .checks import checked
 from .pddm import PDDM, hard_quadruplets
 
 try:
@@ -25,6 +27,7 @@ except ImportError as error:
 __all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss']
 
 # %% ../nbs/07_plugins.ipynb #b8c8f9e3
+@checked
 class PDDMDistance(BaseDistance):
     """PDDM's score as a distance of pytorch-metric-learning, larger for closer; its losses, miners and `CustomKNN` retrieval take it as `distance`.
 
@@ -36,32 +39,43 @@ class PDDMDistance(BaseDistance):
         super().__init__(is_inverted=True, **kwargs)
         self.pddm = pddm
 
-    def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:     # (N, d), (M, d) -> (N, M)
+    def forward(self, query_emb: Float[Tensor, 'N d'], ref_emb: Float[Tensor, 'M d'] | None = None) -> Tensor:    # (N, M)
         return super().forward(query_emb, None if ref_emb is query_emb else ref_emb)       # of all pairs with itself, only half
 
-    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:               # (N, d), (M, d) -> (N, M)
+    def compute_mat(self, query_emb: Float[Tensor, 'N d'], ref_emb: Float[Tensor, 'M d']) -> Tensor:                # (N, M)
         return self.pddm.matrix(query_emb, None if ref_emb is query_emb else ref_emb)
 
-    def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:         # (N, d), (N, d) -> (N,)
+    def pairwise_distance(self, query_emb: Float[Tensor, 'N d'], ref_emb: Float[Tensor, 'N d']) -> Tensor:          # (N,)
         return self.pddm(query_emb, ref_emb)
 
 # %% ../nbs/07_plugins.ipynb #4bd187be
+@checked
 class QuadrupletMiner(BaseMiner):
     """The paper's hard quadruplets for the losses of pytorch-metric-learning: as triplets, all (i, j, k) and then all (j, i, l). [paper, ours]
 
-    Raises `ValueError` for n that is not a positive integer, or if there are reference embeddings other than the batch's own."""
+    Raises `ValueError` for n that is not positive, or if there are reference embeddings other than the batch's own."""
     def __init__(self,
         n: int = 1,                               # how many positive pairs, the hardest first, as in `hard_quadruplets`
         distance: BaseDistance | None = None,     # who judges: a `PDDMDistance`, or any of the library's; None: Euclidean
         **kwargs: Any,                            # as in `BaseMiner`
     ):
+        if n < 1: raise ValueError(f"n must be positive, got {n}.")
         super().__init__(distance=distance, **kwargs)
         self.n = n
         self.add_to_recordable_attributes(name="n", is_stat=False)
 
+    def forward(self,
+        embeddings: Float[Tensor, 'N d'],
+        labels: Tensor,                      # (N,) integers, on any device
+        ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,    # for the losses of pytorch-metric-learning that mine by it: the same two again
+    ) -> tuple[Tensor, Tensor, Tensor]:      # anchors, positives, negatives
+        if labels.shape != embeddings.shape[:1]: raise ValueError(f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}.")
+        return super().forward(embeddings, labels, ref_emb, ref_labels)
+
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if ref_emb is not embeddings: raise ValueError("QuadrupletMiner mines within a batch, and takes no reference embeddings.")
-        i, j, k, l = hard_quadruplets(_Score(self.distance), self.distance.maybe_normalize(embeddings), labels, self.n)
+        x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))              # no distance is looked at in half precision
+        i, j, k, l = hard_quadruplets(_Score(self.distance), self.distance.maybe_normalize(x), labels, self.n)
         return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])  # type: ignore[list-item]
 
 class _Score:
@@ -71,6 +85,7 @@ class _Score:
     def matrix(self, a: Tensor, b: Tensor) -> Tensor: return self.sign * self.distance.compute_mat(a, b)
 
 # %% ../nbs/07_plugins.ipynb #04db7bac
+@checked
 class PDDMLoss(BaseMetricLossFunction):
     """The double-header hinge loss as a loss of pytorch-metric-learning, with the unit's weights among its parameters. [summary, 3p, ours]
 
@@ -94,6 +109,15 @@ class PDDMLoss(BaseMetricLossFunction):
         self.alpha, self.beta, self.lam, self.squared, self.heads = alpha, beta, lam, squared, heads
         self.metric = self.embedding = torch.zeros(())
         self.add_to_recordable_attributes(list_of_names=["alpha", "beta", "lam"], is_stat=False)
+
+    def forward(self,
+        embeddings: Float[Tensor, 'N d'],
+        labels: Tensor,                                      # (N,) integers, on any device
+        indices_tuple: tuple[Tensor, ...] | None = None,     # a miner's triplets or pairs; None: it mines itself
+        ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,    # with indices_tuple: where positives and negatives come from; None: the batch
+    ) -> Tensor:                                             # ()
+        if labels.shape != embeddings.shape[:1]: raise ValueError(f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}.")
+        return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: tuple[Tensor, ...] | None, ref_emb: Tensor, ref_labels: Tensor) -> dict:
         if indices_tuple is None: indices_tuple = self.miner(embeddings, labels, None if ref_emb is embeddings else ref_emb, ref_labels)

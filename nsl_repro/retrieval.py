@@ -9,22 +9,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
+
+from .checks import checked, described
 
 # %% auto #0
 __all__ = ['nearest', 'recall_at_k', 'map_at_r', 'nmi', 'evaluate_retrieval', 'score_pairs', 'overlap', 'auroc',
            'plot_neighbours']
 
 # %% ../nbs/13_retrieval.ipynb #0b09280d
-def _checked(x: Any, name: str) -> Tensor:  # embeddings, as a tensor
-    x = torch.as_tensor(x)
-    if x.dim() != 2 or not x.is_floating_point(): raise ValueError(f"{name} must be (N, D) of a floating type, got {tuple(x.shape)} of {x.dtype}.")
+def _check_finite(x: Tensor, name: str) -> None:
     bad = (~x.isfinite()).any(1).nonzero()
     if len(bad): raise ValueError(f"{name} must be finite, but row {bad[0].item()} is not.")
-    return x
 
-def _row_scorer(score: Any, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+def _check_labels(labels: Tensor, embeddings: Tensor) -> None:
+    if labels.shape != (len(embeddings),) or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be ({len(embeddings)},) integers, as there are embeddings, got {described(labels)}.")
+
+def _unknown(score: str | Callable, what: str) -> ValueError: return ValueError(f"score must be 'euclidean', 'cosine' or {what}, got {described(score)}.")
+
+def _row_scorer(score: str | Callable, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     "The function that scores some queries (n, D) with the whole gallery: (n, M) float32, higher is nearer."
     if score == 'euclidean':
         g = gallery.double(); g2 = g.square().sum(1)
@@ -36,8 +42,8 @@ def _row_scorer(score: Any, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     if score == 'cosine':
         g = F.normalize(gallery.double(), dim=1)
         return lambda a: (F.normalize(a.double(), dim=1) @ g.T).float()
+    if isinstance(score, str): raise _unknown(score, 'a function of queries and images')
     matrix = getattr(score, 'matrix', score)
-    if not callable(matrix): raise ValueError(f"score must be 'euclidean', 'cosine', an object with matrix(a, b) or a function of (a, b), got {score!r}.")
     def rows(a: Tensor) -> Tensor:
         S = matrix(a, gallery)
         if S.shape != (len(a), len(gallery)):
@@ -56,34 +62,36 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if len(cut):
         full = scores[cut].sort(dim=1, descending=True, stable=True)
         values[cut], indices[cut] = full.values[:, :k], full.indices[:, :k]
-    if not values.isfinite().all(): raise ValueError(f"scores must be finite, but some were {values[~values.isfinite()][0].item()}.")
+    if not values.isfinite().all(): raise ValueError(f"score must give finite numbers, but some were {values[~values.isfinite()][0].item()}.")
     return values, indices
 
 # %% ../nbs/13_retrieval.ipynb #63127a98
-def _pair_scores(score: Any, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: int = 2048) -> Tensor:
+def _pair_scores(score: str | Callable, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: int = 2048) -> Tensor:
     "The scores (n,) of the pairs a[i], b[j], some at a time."
     if score == 'euclidean': pair = lambda a, b: -(a.double() - b.double()).square().sum(1)
     elif score == 'cosine': pair = lambda a, b: F.cosine_similarity(a.double(), b.double(), dim=1)
-    elif callable(score): pair = score
-    else: raise ValueError(f"score must be 'euclidean', 'cosine' or a function of pairs (a, b), got {score!r}.")
+    elif isinstance(score, str): raise _unknown(score, 'a function of pairs')
+    else: pair = score
     parts = []
     for some, others in zip(i.split(chunk), j.split(chunk)):
         parts.append(pair(a[some], b[others]))
         if parts[-1].shape != some.shape: raise ValueError(f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(some)} pairs.")
     return torch.cat(parts).float()
 
-def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: Any, rerank: int | None, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callable, rerank: int | None, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     "The k nearest, values and indices, of a chunk of queries at a time."
     own = gallery is None
-    queries = _checked(queries, 'queries'); gallery = queries if own else _checked(gallery, 'gallery')
-    if gallery.shape[1] != queries.shape[1]: raise ValueError(f"queries and gallery must have one width, got {queries.shape[1]} and {gallery.shape[1]}.")
+    _check_finite(queries, 'queries')
+    if gallery is None: gallery = queries
+    else: _check_finite(gallery, 'gallery')
     N, M = len(queries), len(gallery) - own                                             # M: the length of a full list
-    if not 1 <= k <= M: raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
+    if k < 1 or (N and k > M): raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
     if rerank is not None and rerank < 1: raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
     if rerank is not None and isinstance(score, str): raise ValueError(f"rerank needs a learned score, got {score!r}.")
-    n = min(rerank or 0, M)
+    if chunk is not None and chunk < 1: raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")
+    n = int(min(rerank or 0, M))
     rows = _row_scorer('euclidean' if n else score, gallery)
-    chunk = chunk or max(1, 2**23 // len(gallery))                                        # 8 million scores at a time
+    chunk = chunk or max(1, 2**23 // max(len(gallery), 1))                                        # 8 million scores at a time
     for start in range(0, N, chunk):
         a = queries[start:start + chunk]
         scores = rows(a)
@@ -92,7 +100,7 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: Any, rerank:
         values, indices = _top(scores, max(k, n))
         if n:
             candidates = indices[:, :n].sort(1).values                                    # by index, so that ties keep the rule
-            if hasattr(score, 'matrix') and callable(score):
+            if hasattr(score, 'matrix'):
                 S = _pair_scores(score, a, each.repeat_interleave(n), gallery, candidates.flatten()).view(-1, n)
             else: S = torch.cat([_row_scorer(score, gallery[c])(q[None]) for q, c in zip(a, candidates)])
             best, order = _top(S, n)
@@ -100,12 +108,13 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: Any, rerank:
             indices = torch.cat([candidates.gather(1, order), indices[:, n:]], 1)
         yield values[:, :k], indices[:, :k]
 
+@checked
 @torch.no_grad()
 def nearest(
-    queries: Tensor,                                  # (N, D)
-    gallery: Tensor | None = None,                    # (M, D); None: the queries themselves, each left out of its own list by its index
+    queries: Float[Tensor, 'N D'],
+    gallery: Float[Tensor, 'M D'] | None = None,      # None: the queries themselves, each left out of its own list by its index
     k: int = 10,                                      # how many to find, at most M (or N - 1)
-    score: str | Callable = 'euclidean',              # 'euclidean', 'cosine', an object with matrix(a, b) such as a `PDDM`, or a function: (n, D), (M, D) -> (n, M)
+    score: str | Callable = 'euclidean',              # 'euclidean', 'cosine', a function (n, D), (M, D) -> (n, M), or one of pairs that has such a one as its `matrix`: a `PDDM`
     rerank: int | None = None,                        # put only the so many nearest by Euclidean distance in the order of the score; None: score everything
     chunk: int | None = None,                         # queries at a time; None: as many as make 8 million scores
 ) -> tuple[Tensor, Tensor]:                           # values (N, k) float32, higher is nearer ('euclidean': minus the squared distance), and indices (N, k) int64
@@ -113,14 +122,15 @@ def nearest(
 
     Values behind the re-ranked candidates are nan: nothing scored them. A function without `matrix` that re-ranks is called once a query.
     Raises `ValueError` for sizes that do not fit, a k that is too large, an unknown score, and embeddings or scores that are not finite."""
-    values, indices = zip(*_ranked(queries, gallery, k, score, rerank, chunk)) if len(queries) else ([torch.empty(0, k)], [torch.empty(0, k, dtype=torch.int64)])
-    return torch.cat(values), torch.cat(indices)
+    found = list(_ranked(queries, gallery, k, score, rerank, chunk)) or [(torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))]
+    return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
 
 # %% ../nbs/13_retrieval.ipynb #7994ec2e
 def _hits(indices: Tensor, labels: Tensor, gallery_labels: Tensor | None) -> Tensor:  # (N, k) bool: whether the neighbour has the query's class
-    if indices.dim() != 2 or labels.shape != indices.shape[:1]:
-        raise ValueError(f"indices must be (N, k) and labels (N,), got {tuple(indices.shape)} and {tuple(labels.shape)}.")
-    return (labels if gallery_labels is None else gallery_labels)[indices] == labels[:, None]
+    found = labels if gallery_labels is None else gallery_labels
+    if indices.numel() and not 0 <= indices.min() <= indices.max() < len(found):
+        raise ValueError(f"indices must be between 0 and {len(found) - 1}, but were between {indices.min().item()} and {indices.max().item()}.")
+    return found[indices.long()] == labels[:, None]
 
 def _possible(labels: Tensor, gallery_labels: Tensor | None) -> Tensor:  # (N,): R, the images of the query's class that it can find
     classes, place = torch.cat([labels, labels if gallery_labels is None else gallery_labels]).unique(return_inverse=True)
@@ -137,13 +147,14 @@ def _percent(x: Tensor) -> float: return 100 * x.double().mean().item()
 def _first_hit(hits: Tensor) -> Tensor:  # (N,): rank of the first neighbour of the right class, from 0; the length of the list if there is none
     return torch.where(hits.any(1), hits.int().argmax(1), hits.shape[1])
 
+@checked
 def recall_at_k(
-    indices: Tensor,                                # (N, k) int64: neighbours, nearest first, from `nearest`
-    labels: Tensor,                                 # (N,) int64: classes of the queries
-    gallery_labels: Tensor | None = None,           # (M,) int64; None: the gallery was the queries
-    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),       # at most k
-    alone: str = 'exclude',                         # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
-) -> dict[int, float]:                              # K -> percent
+    indices: Integer[Tensor, 'N k'],                        # neighbours, nearest first, from `nearest`
+    labels: Integer[Tensor, ' N'],                          # classes of the queries
+    gallery_labels: Integer[Tensor, ' M'] | None = None,    # None: the gallery was the queries
+    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),               # at most k
+    alone: str = 'exclude',                                 # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
+) -> dict[int, float]:                                      # K -> percent
     """Recall@K: the share of queries with at least one image of their class among the K nearest.
 
     Raises `ValueError` if the lists are shorter than a K, or no query has anything to find."""
@@ -157,12 +168,13 @@ def _average_precision(hits: Tensor, possible: Tensor) -> Tensor:  # (N,): the i
     wanted = hits & (r <= possible[:, None])                                               # right, and among the first R
     return (wanted * hits.cumsum(1) / r.double()).sum(1) / possible.clamp(min=1)
 
+@checked
 def map_at_r(
-    indices: Tensor,                                # (N, k) int64 from `nearest`, k at least as large as the largest R
-    labels: Tensor,                                 # (N,) int64: classes of the queries
-    gallery_labels: Tensor | None = None,           # (M,) int64; None: the gallery was the queries
-    alone: str = 'exclude',                         # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
-) -> float:                                         # percent
+    indices: Integer[Tensor, 'N k'],                        # from `nearest`, k at least as large as the largest R
+    labels: Integer[Tensor, ' N'],                          # classes of the queries
+    gallery_labels: Integer[Tensor, ' M'] | None = None,    # None: the gallery was the queries
+    alone: str = 'exclude',                                 # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
+) -> float:                                                 # percent
     """Mean average precision at R, the number of images of the query's class. (Musgrave et al. 2020)
 
     Raises `ValueError` if the lists are shorter than R, or no query has anything to find."""
@@ -172,27 +184,32 @@ def map_at_r(
     return _percent(_average_precision(_hits(indices, labels, gallery_labels), possible)[_counted(possible, alone)])
 
 # %% ../nbs/13_retrieval.ipynb #e37a7d69
+@checked
 def nmi(
-    embeddings: Tensor,    # (N, D)
-    labels: Tensor,        # (N,) int64
-    seed: int = 0,         # where k-means starts
-) -> float:                # percent
+    embeddings: Float[Tensor, 'N D'],
+    labels: Tensor,                      # (N,) integers, on any device
+    seed: int = 0,                       # where k-means starts, below 2**32
+) -> float:                              # percent
     "Normalised mutual information of the classes and the k-means clusters, as many as classes; scikit-learn's, one start by k-means++."
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 
-    x, classes = _checked(embeddings, 'embeddings').cpu().numpy(), torch.as_tensor(labels).cpu().numpy()
-    if classes.shape != x.shape[:1]: raise ValueError(f"labels must be ({len(x)},), got {classes.shape}.")
+    _check_finite(embeddings, 'embeddings')
+    _check_labels(labels, embeddings)
+    if not embeddings.numel(): raise ValueError(f"embeddings must have at least one row and one column, got {tuple(embeddings.shape)}.")
+    if not 0 <= seed < 2**32: raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}.")
+    x, classes = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).cpu().numpy(), labels.cpu().numpy()
     clusters = KMeans(len(set(classes.tolist())), n_init=1, random_state=seed).fit_predict(x)
     return 100 * float(normalized_mutual_info_score(classes, clusters))
 
 _nmi = nmi  # `evaluate_retrieval` has a switch of that name
 
 # %% ../nbs/13_retrieval.ipynb #cda76d72
+@checked
 @torch.no_grad()
 def evaluate_retrieval(
-    embeddings: Tensor,                             # (N, D): every image is a query, all others its gallery
-    labels: Tensor,                                 # (N,) int64
+    embeddings: Float[Tensor, 'N D'],               # every image is a query, all others its gallery
+    labels: Tensor,                                 # (N,) integers, on any device
     ks: Sequence[int] = (1, 2, 4, 8, 16, 32),       # a K beyond the gallery means all of it
     score: str | Callable = 'euclidean',            # as in `nearest`
     rerank: int | None = None,                      # as in `nearest`
@@ -204,8 +221,9 @@ def evaluate_retrieval(
     """Recall@K and MAP@R of one embedding under one score.
 
     Raises `ValueError` as `nearest` and `recall_at_k` do."""
-    labels = torch.as_tensor(labels, device=getattr(embeddings, 'device', 'cpu'))
-    if labels.shape != (len(embeddings),): raise ValueError(f"labels must be ({len(embeddings)},), got {tuple(labels.shape)}.")
+    _check_finite(embeddings, 'embeddings')
+    _check_labels(labels, embeddings)
+    labels = labels.to(embeddings.device)
     if not ks or min(ks) < 1: raise ValueError(f"ks must be positive, got {tuple(ks)}.")
     possible = _possible(labels, None)
     counted = _counted(possible, alone)
@@ -221,10 +239,11 @@ def evaluate_retrieval(
     return {prefix + key: value for key, value in found.items()}
 
 # %% ../nbs/13_retrieval.ipynb #bd3e999f
+@checked
 @torch.no_grad()
 def score_pairs(
-    embeddings: Tensor,                 # (N, D)
-    labels: Tensor,                     # (N,) int64
+    embeddings: Float[Tensor, 'N D'],
+    labels: Tensor,                     # (N,) integers, on any device
     score: str | Callable,              # 'euclidean' (minus the squared distance), 'cosine', or a function of pairs, (n, D), (n, D) -> (n,), such as a `PDDM`
     n: int = 20_000,                    # pairs of each kind
     seed: int = 0,
@@ -232,13 +251,16 @@ def score_pairs(
     """Scores of positive and negative pairs, each kind uniform over all its pairs. The same seed means the same pairs, whatever the score.
 
     Raises `ValueError` if there is no positive pair or no negative one."""
-    x = _checked(embeddings, 'embeddings')
-    labels = torch.as_tensor(labels).cpu()
-    if labels.shape != (len(x),): raise ValueError(f"labels must be ({len(x)},), got {tuple(labels.shape)}.")
+    x = embeddings
+    _check_finite(x, 'embeddings')
+    _check_labels(labels, x)
+    if n < 1: raise ValueError(f"n must be positive, got {n}.")
+    n = int(n)
+    labels = labels.cpu()
     _, place, count = labels.unique(return_inverse=True, return_counts=True)
     order = place.argsort(stable=True)                                                     # class by class
     start, size = (count.cumsum(0) - count)[place[order]], count[place[order]]               # of the class, for each place in that order
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(int(seed))
     found = []
     for kind, partners in (('positive', size - 1), ('negative', len(x) - size)):
         total = partners.cumsum(0)
@@ -254,36 +276,39 @@ def score_pairs(
 
 # %% ../nbs/13_retrieval.ipynb #1b7eee4f
 def _both(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    positive, negative = torch.as_tensor(positive).double(), torch.as_tensor(negative).double()
+    positive, negative = positive.double(), negative.double()
     if not (positive.numel() and negative.numel()) or positive.isnan().any() or negative.isnan().any():
         raise ValueError(f"positive and negative must be scores, at least one each and none of them nan, got {positive.numel()} and {negative.numel()}.")
     return positive.flatten().sort().values, negative.flatten().sort().values
 
+@checked
 def overlap(
-    positive: Tensor,    # scores of positive pairs, any number
-    negative: Tensor,    # scores of negative pairs, any number
-) -> float:              # percent: 0 if a threshold separates them, 100 if they are alike (or the wrong way round)
+    positive: Float[Tensor, '*P'],    # scores of positive pairs, any number
+    negative: Float[Tensor, '*N'],    # scores of negative pairs, any number
+) -> float:                           # percent: 0 if a threshold separates them, 100 if they are alike (or the wrong way round)
     "The errors of the best threshold, misses and false alarms, each as a share of its kind: the area that the two distributions share. Invariant under increasing maps."
     positive, negative = _both(positive, negative)
     t = torch.cat([positive, negative])
     below = lambda scores: torch.searchsorted(scores, t, right=True) / len(scores)           # F(t)
     return 100 * (1 - (below(negative) - below(positive)).max().clamp(min=0).item())
 
+@checked
 def auroc(
-    positive: Tensor,    # scores of positive pairs, any number
-    negative: Tensor,    # scores of negative pairs, any number
-) -> float:              # percent: 100 if every positive scores higher than every negative, 50 by chance
+    positive: Float[Tensor, '*P'],    # scores of positive pairs, any number
+    negative: Float[Tensor, '*N'],    # scores of negative pairs, any number
+) -> float:                           # percent: 100 if every positive scores higher than every negative, 50 by chance
     "Area under the ROC curve: how often a positive pair scores higher than a negative one, a tie counting half."
     positive, negative = _both(positive, negative)
     lower, upper = (torch.searchsorted(negative, positive, right=right) for right in (False, True))
     return 50 * ((lower + upper) / len(negative)).double().mean().item()
 
 # %% ../nbs/13_retrieval.ipynb #cdef48f0
+@checked
 def plot_neighbours(
     image: Callable[[int], object],            # index -> what `imshow` draws: a PIL image, or an array (H, W) or (H, W, 3)
-    labels: Tensor,                            # (N,) int64
+    labels: Integer[Tensor, ' N'],
     queries: Sequence[int],                    # the images to ask, a row each
-    indices: Tensor,                           # (N, k) int64: neighbours of every image, from `nearest`
+    indices: Integer[Tensor, 'N k'],           # neighbours of every image, from `nearest`
     classes: Sequence[str] | None = None,      # names of the classes, written above the images
     size: float = .9,                          # inches an image
 ) -> Any:                                      # the figure
