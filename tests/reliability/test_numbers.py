@@ -93,7 +93,7 @@ ERRORS = {  # bfloat16, float16
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_half_precision(name):
+def test_half_precision(name, measured):
     g, worst = torch.Generator().manual_seed(sum(map(ord, name))), [0.0, 0.0]
     for _ in range(CONFIGURATIONS):
         f, inputs = OPERATORS[name](g)
@@ -107,7 +107,7 @@ def test_half_precision(name):
                 scale = scale or wanted.abs().max().clamp_min(1e-3).item()
                 assert found.shape == wanted.shape and found.isfinite().all(), name
                 worst[n] = max(worst[n], (found.double() - wanted).abs().max().item() / scale)
-    print(f"{name}: {worst[0]:.2g} in bfloat16, {worst[1]:.2g} in float16")
+    measured(configurations=CONFIGURATIONS, bfloat16=worst[0], float16=worst[1])
     assert worst[0] <= ERRORS[name][0] and worst[1] <= ERRORS[name][1], f"{name} was wrong by {worst}"
 
 
@@ -347,7 +347,7 @@ def test_collapse_is_said_once():
         assert ("collapsed_step" in result.metrics) == collapsed and (not collapsed or result.metrics["embedding_spread"] < 0.01)
 
 
-def test_the_look_costs_less_than_a_hundredth():
+def test_the_look_costs_less_than_a_hundredth(measured):
     "Of a step of the CIFAR network as released, on the CPU."
     net = models.cnn9("dynamic_dns")
     x, labels = torch.randn(16, 3, 32, 32), torch.zeros(16).long()  # a batch of 128 takes eight times as long; the look does not
@@ -361,5 +361,5 @@ def test_the_look_costs_less_than_a_hundredth():
         for _ in range(5):
             assert guard.allow(loss, 0, [], lambda: None)
         spent.append((time.perf_counter() - began) / 5)
-    print(f"{1e6 * min(spent):.0f} microseconds of {1e3 * min(whole):.0f} ms: {min(spent) / min(whole):.3%}")
+    measured(microseconds=round(1e6 * min(spent)), share=min(spent) / min(whole))
     assert min(spent) < 0.01 * min(whole)
