@@ -29,7 +29,7 @@ setup(
     keywords=cfg["keywords"],
     packages=[*find_packages(include=["nsl_repro", "nsl_repro.*"]), *shipped],
     package_dir=shipped,
-    package_data={"nsl_repro": ["py.typed"], "nsl_repro._experiments": ["*.ipynb"], "nsl_repro._data": ["paper_results.json", "results/*.json"]},
+    package_data={"nsl_repro": ["py.typed"], "nsl_repro._experiments": ["*.ipynb"], "nsl_repro._data": ["paper_results.json", "reliability.json", "results/*.json"]},
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -50,7 +50,7 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, package, pattern in [
         ("nbs/experiments", "_experiments", "[!_.]*.ipynb"),
-        ("data", "_data", "paper_results.json"),
+        ("data", "_data", "*[sy].json"),  # paper_results, reliability
         ("data/results", "_data/results", "*.json"),
         ("nsl_repro", "", "*.py"),
     ]:

@@ -353,7 +353,11 @@ BY_FUNCTION = {name: [(argument, how) for n, argument, how in SINGLE if n == nam
 PAIRS = 100_000 if SOAK else 2_000
 
 
-@given(st.sampled_from([name for name in GOOD if len(GOOD[name][1]) > 1]).flatmap(lambda name: st.tuples(st.just(name), st.lists(st.sampled_from(BY_FUNCTION[name]), min_size=2, max_size=3, unique_by=lambda c: c[0]))))
-@settings(max_examples=PAIRS, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-def test_two_or_three_arguments_spoiled_at_once(chosen):
-    checked_one(*chosen)
+def test_two_or_three_arguments_spoiled_at_once(measured):
+    @given(st.sampled_from([name for name in GOOD if len(GOOD[name][1]) > 1]).flatmap(lambda name: st.tuples(st.just(name), st.lists(st.sampled_from(BY_FUNCTION[name]), min_size=2, max_size=3, unique_by=lambda c: c[0]))))
+    @settings(max_examples=PAIRS, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    def spoiled_at_once(chosen):
+        checked_one(*chosen)
+
+    spoiled_at_once()
+    measured(examples=PAIRS)
