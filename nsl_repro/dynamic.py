@@ -84,6 +84,16 @@ def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int
         raise ValueError(f"M must have shape {(len(x), K, H, W)} (DNS) or {(len(x), K, K, H, W)} (UNS), not {tuple(M.shape)}")
 
 
+def _dynamic_conv2d(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int],
+                    bias: Tensor | None, groups: int, backend: str) -> Tensor:
+    "`dynamic_conv2d` for arguments that are known to fit."
+    from nsl_repro import kernels  # imports this notebook's reference form
+    args = x, weight, M, _pair(stride), _padding(padding, weight.shape[2:], dilation), _pair(dilation), int(groups)
+    if backend == 'auto': backend = kernels.choose_backend(x, groups) if weight.shape[2:].numel() <= kernels._MOST_TAPS else 'reference'
+    y = _reference(*args) if backend == 'reference' else kernels._fast(*args, backend)
+    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
 @checked
 def dynamic_conv2d(
     x: Float[Tensor, 'B C_in H W'],
@@ -102,11 +112,7 @@ def dynamic_conv2d(
     `RuntimeError` when the backend asked for cannot be used here. Source: dynamic neural similarity, Liu et al., NeurIPS 2019; kernels and patches flattened channel by channel. [code, review]
     """
     _check_dynamic(x, weight, M, stride, padding, dilation, groups)
-    from nsl_repro import kernels  # imports this notebook's reference form
-    args = x, weight, M, _pair(stride), _padding(padding, weight.shape[2:], dilation), _pair(dilation), groups
-    if backend == 'auto': backend = kernels.choose_backend(x, groups) if weight.shape[2:].numel() <= kernels._MOST_TAPS else 'reference'
-    y = _reference(*args) if backend == 'reference' else kernels.fast_dynamic_conv2d(*args, backend)
-    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+    return _dynamic_conv2d(x, weight, M, stride, padding, dilation, bias, groups, backend)
 
 # %% ../nbs/02_dynamic.ipynb #99f3aaa9
 @checked
@@ -230,7 +236,7 @@ class DynamicNSLConv2d(nn.Conv2d):
             both = self.kind == 'unconstrained' and self.shape.both_sides
             weight = keep(weight.flatten(-2), decide=not both).view_as(weight)
             if both: M = keep(M, 2)
-        return dynamic_conv2d(x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
+        return _dynamic_conv2d(x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
 
     @property
     def kind(self) -> str:

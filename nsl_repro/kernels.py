@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -585,6 +585,16 @@ def choose_backend(
     return 'c' if x.device.type == 'cpu' and groups == 1 and not why_not('c') else 'reference'
 
 
+def _fast(x: Tensor, weight: Tensor, M: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, backend: str) -> Tensor:
+    "`fast_dynamic_conv2d` for arguments that are known to fit."
+    reason = why_not(backend)
+    if not reason and backend == 'c' and x.device.type != 'cpu': reason = f'the C kernels work on the CPU, and x is on {x.device}'
+    if reason: raise RuntimeError(f'backend {backend!r} cannot be used here: {reason}')
+    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64: weight = weight.to(torch.get_autocast_dtype(x.device.type))
+    parts = [_Convolution.apply(xs, ws, M, list(stride), list(padding), list(dilation), backend) for xs, ws in zip(x.chunk(groups, 1), weight.chunk(groups))]
+    return parts[0] if groups == 1 else torch.cat(parts, 1)
+
+
 @checked
 def fast_dynamic_conv2d(
     x: Float[Tensor, 'B C_in H W'], weight: Float[Tensor, 'C_out C_group kh kw'],  # as in `dynamic_conv2d`
@@ -596,9 +606,4 @@ def fast_dynamic_conv2d(
     "`dynamic_conv2d` without a bias, by a kernel. Raises `ValueError` for sizes that do not fit, `RuntimeError`, one sentence, where the backend cannot be used."
     if groups < 1 or x.shape[1] % groups or len(weight) % groups: raise ValueError(f'groups must divide the {x.shape[1]} channels of x and the {len(weight)} filters of weight, not be {groups}')
     if backend == 'reference': raise ValueError("backend must be 'c' or 'triton', not 'reference', which is no kernel")
-    reason = why_not(backend)
-    if not reason and backend == 'c' and x.device.type != 'cpu': reason = f'the C kernels work on the CPU, and x is on {x.device}'
-    if reason: raise RuntimeError(f'backend {backend!r} cannot be used here: {reason}')
-    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64: weight = weight.to(torch.get_autocast_dtype(x.device.type))
-    parts = [_Convolution.apply(xs, ws, M, list(stride), list(padding), list(dilation), backend) for xs, ws in zip(x.split(x.shape[1] // groups, 1), weight.split(len(weight) // groups))]
-    return parts[0] if groups == 1 else torch.cat(parts, 1)
+    return _fast(x, weight, M, stride, padding, dilation, int(groups), backend)

@@ -31,6 +31,15 @@ def _full_precision(x: Tensor) -> AbstractContextManager:
     "A context in which autocast leaves `x`'s device alone (it has never heard of 'meta')."
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
+def _patch_norm(x: Tensor, kernel_size: int | tuple[int, int], stride: int | tuple[int, int], padding: int | str | tuple[int, int], dilation: int | tuple[int, int], groups: int, eps: float) -> Tensor:
+    "`patch_norm` for arguments that are known to fit."
+    with _full_precision(x):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        squares = x.square().unflatten(-3, (groups, x.shape[-3] // groups)).sum(-3)      # (B, groups, H, W)
+        box = squares.new_ones(groups, 1, *_pair(kernel_size))
+        total = F.conv2d(squares, box, None, stride, padding, dilation, groups)
+        return (total.clamp_min(0) + eps).sqrt()     # some fast convolutions return a sum a rounding below 0
+
 @checked
 def patch_norm(
     x: Float[Tensor, 'B C H W'] | Float[Tensor, 'C H W'],
@@ -48,12 +57,7 @@ def patch_norm(
     _check_image(x, x.shape[-3], kernel_size, padding, dilation)
     if padding == 'same' and max(_pair(stride)) > 1: raise ValueError(f"padding must not be 'same' where stride is not 1, got stride {stride!r}.")
     if x.shape[-3] % groups: raise ValueError(f"groups must divide the {x.shape[-3]} channels of x, got {groups}.")
-    with _full_precision(x):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        squares = x.square().unflatten(-3, (groups, x.shape[-3] // groups)).sum(-3)      # (B, groups, H, W)
-        box = squares.new_ones(groups, 1, *_pair(kernel_size))
-        total = F.conv2d(squares, box, None, stride, padding, dilation, groups)
-        return (total.clamp_min(0) + _positive(eps)).sqrt()     # some fast convolutions return a sum a rounding below 0
+    return _patch_norm(x, kernel_size, stride, padding, dilation, groups, _positive(eps))
 
 # %% ../nbs/03_sphere.ipynb #e2d63a49
 @checked
@@ -138,7 +142,7 @@ class SphereConv2d(nn.Conv2d):
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         dot = F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
-        norm = patch_norm(x, self.kernel_size, self.stride, padding, self.dilation, self.groups, self.eps)
+        norm = _patch_norm(x, self.kernel_size, self.stride, padding, self.dilation, self.groups, self.eps)
         if self.groups > 1: norm = norm.repeat_interleave(self.out_channels // self.groups, dim=-3)
         y = dot * norm.reciprocal()         # float32 where dot is half precision; the gradient of a product takes fewer passes than that of a quotient
         if self.operator == 'learnable_sigmoid': y = angle_response(y, 'sigmoid', (self.k.to(y.dtype).abs() + 0.05)[:, None, None])
