@@ -45,10 +45,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|08_triton)'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/08_triton.ipynb  # needs a process in which nobody has imported Triton yet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
-	$(BIN)/python -m pytest --ignore=tests/test_sync.py --ignore=tests/test_experiments.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sync.py --ignore=tests/test_experiments.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
 soak: $(READY)
-	NSL_SOAK=1 $(BIN)/python -m pytest tests/reliability $(ARGS)
+	NSL_SOAK=1 NSL_RECORD=data/reliability.json $(BIN)/python -m pytest tests/reliability $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python docs

@@ -5,26 +5,31 @@
 # %% ../nbs/04_global.ipynb #50d0b103
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import checked
+from .similarity import _one_type
 from .sphere import SphereConv2d, _full_precision
 
 # %% auto #0
 __all__ = ['global_similarity', 'GlobalNeuralSimilarity', 'orthogonality_penalty']
 
 # %% ../nbs/04_global.ipynb #5a8f472e
+@checked
 def global_similarity(
-    x1: Tensor,  # (B, d, H, W): what each location asks for
-    x2: Tensor,  # (B, d, H, W): what each location answers to
-    x3: Tensor,  # (B, C, H, W): what each location has to say
+    x1: Float[Tensor, 'B d H W'],  # what each location asks for
+    x2: Float[Tensor, 'B d H W'],  # what each location answers to
+    x3: Float[Tensor, 'B C H W'],  # what each location has to say
 ) -> Tensor:  # (B, C, H, W)
     """The mean of `x3` over the whole map under the weights `A(p, .) = softmax_q x1(p)^T x2(q)`, at every location p.
 
-    Keeps O(HW) numbers an image, not O((HW)^2), once HW > 2 C. Raises `ValueError` when the shapes do not fit. Source: released code of Liu et al., NeurIPS 2019. [code]"""
-    if x1.dim() != 4 or x1.shape != x2.shape or x3.dim() != 4 or (x1.shape[0], *x1.shape[2:]) != (x3.shape[0], *x3.shape[2:]):
-        raise ValueError(f"x1 and x2 must be (B, d, H, W) and x3 (B, C, H, W), got {tuple(x1.shape)}, {tuple(x2.shape)} and {tuple(x3.shape)}.")
+    Keeps O(HW) numbers an image, not O((HW)^2), once HW > 2 C. Raises `ValueError` when the shapes do not fit, `TypeError` when the types do not. Source: released code of Liu et al., NeurIPS 2019. [code]"""
+    _one_type(x1=x1, x2=x2, x3=x3)
     q, k, v = (t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in (x1, x2, x3))        # (B, 1, HW, channels): free for channels-last maps
     missing = v.shape[-1] - q.shape[-1]
     if v.shape[-2] > 2 * v.shape[-1]:
@@ -33,6 +38,7 @@ def global_similarity(
     return o.transpose(1, 2).unflatten(2, x3.shape[2:])
 
 # %% ../nbs/04_global.ipynb #a2c18b7d
+@checked
 class GlobalNeuralSimilarity(nn.Module):
     """Self-attention as a neural similarity over the whole feature map: `y = x + g softmax(x1 x2^T) x3`, the identity at first (g = 0).
 
@@ -52,21 +58,19 @@ class GlobalNeuralSimilarity(nn.Module):
         self.value = SphereConv2d(channels, channels, 1, operator=operator)
         self.g = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, n, H, W) -> (B, n, H, W)
-        if x.dim() != 4 or x.shape[1] != self.query.in_channels:
-            raise ValueError(f"x must be (B, {self.query.in_channels}, H, W), got a tensor of shape {tuple(x.shape)}.")
+    def forward(self, x: Float[Tensor, 'B n H W']) -> Tensor:  # (B, n, H, W)
         return x + self.g * global_similarity(self.query(x).relu(), self.key(x), self.value(x))
 
     @torch.no_grad()
     def attention_map(self,
-        x: Tensor,                           # (B, n, H, W), the layer's input
-        locations: list[tuple[int, int]],    # (row, column) of each p on the map, counted from 0
-    ) -> Tensor:                             # (B, len(locations), H, W): A(p, .), each sums to 1; uniform attention is 1 / HW everywhere
+        x: Float[Tensor, 'B n H W'],             # the layer's input
+        locations: Sequence[tuple[int, int]],    # (row, column) of each p on the map, counted from 0
+    ) -> Tensor:                                 # (B, len(locations), H, W): A(p, .), each sums to 1; uniform attention is 1 / HW everywhere
         "Where the layer looks from some locations: the diagonals of M(p). Raises `ValueError` for a location that is not on the map."
         H, W = x.shape[-2:]
         for i, j in locations:
             if not (0 <= i < H and 0 <= j < W): raise ValueError(f"locations must lie on the map of {H} x {W}, got {(i, j)}.")
-        rows, columns = torch.tensor(locations, dtype=torch.long, device=x.device).view(-1, 2).T
+        rows, columns = torch.tensor([*locations], dtype=torch.long, device=x.device).view(-1, 2).T
         x1 = self.query(x).relu()[:, :, rows, columns]                                                 # (B, d, locations)
         s = x1.transpose(1, 2).float() @ self.key(x).flatten(2).float()
         return s.softmax(-1).unflatten(-1, (H, W))
@@ -81,6 +85,7 @@ def _orthogonality(weight: Tensor) -> Tensor:
         return .5 * ((gram - torch.eye(min(n, d), dtype=W.dtype, device=W.device)).square().sum() + max(n - d, 0))
 
 
+@checked
 def orthogonality_penalty(
     module: nn.Module,      # a layer or a whole network: every `SphereConv2d` in it counts, ordinary convolutions do not
     weight: float = 2e-4,   # lambda

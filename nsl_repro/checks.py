@@ -39,7 +39,7 @@ def described(value: Any) -> str:
     return text if len(text) <= 100 else f'{text[:60]}… (a {type(value).__name__} of {len(value)})'
 
 # %% ../nbs/28_checks.ipynb #b04164b9
-_INTEGER = Annotated[int | np.integer, Is[lambda v: -2**63 <= v < 2**63]]
+_INTEGER = Annotated[int | np.integer, Is[lambda v: not isinstance(v, bool) and -2**63 <= v < 2**63]]
 _NUMBER = Annotated[float | int | np.floating | np.integer, Is[lambda v: v == v]]
 _CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides({int: _INTEGER, float: _NUMBER}))  # type: ignore[operator]
 _KINDS = {'Float': 'a floating-point tensor', 'Integer': 'an integer tensor', 'Bool': 'a Boolean tensor', 'UInt8': 'a tensor of uint8'}
@@ -73,7 +73,7 @@ _MOST = 2**44  # numbers in a tensor: no machine holds them
 
 def _refusal(name: str, value: Any, hint: Any, tensors: dict[str, tuple[Tensor, str]]) -> Exception:
     arrays = [h for h in _parts(hint) if _is_array(h)]
-    of_a_kind = isinstance(value, Tensor) and any(not isinstance(h.dtypes, (list, tuple)) or str(value.dtype).removeprefix('torch.') in h.dtypes for h in arrays)  # any of them for `Shaped`
+    of_a_kind = isinstance(value, Tensor) and any(h.__name__.startswith('Shaped[') or str(value.dtype).removeprefix('torch.') in h.dtypes for h in arrays)
     beside = ', '.join(f'{n} {tuple(t.shape)} as ({said})' for n, (t, said) in tensors.items() if said != '...')
     return (ValueError if of_a_kind else TypeError)(f'{name} must be {_words(hint)}, not {described(value)}' + (f', beside {beside}' if of_a_kind and beside else ''))
 
@@ -92,7 +92,7 @@ def _check(function: Callable[..., Any], names: list[str], hints: dict[str, Any]
             for other, (t, _) in tensors.items():
                 if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
             tensors[name] = value, _shape(arrays[0])
-    if not (tensors and args and isinstance(args[0], nn.Module)): return
+    if not (tensors and args and isinstance(args[0], nn.Module) and '_parameters' in vars(args[0])): return  # a constructor has none yet
     for first in islice((p for p in args[0].parameters() if p.is_floating_point()), 1):
         for name, (t, _) in tensors.items():
             if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')

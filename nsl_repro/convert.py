@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
 
+from .checks import checked
 from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
 from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
 
@@ -67,6 +68,7 @@ def _give_similarity(conv: nn.Conv2d, kind: str, options: dict) -> None:
     layer.__class__, layer.backend, layer.shape, layer.predictor = DynamicNSLConv2d, 'auto', None, predictor.to(**like).train(conv.training)
 
 
+@checked
 def to_nsl(
     model: nn.Module,  # any model, or a single layer
     kind: str = 'static_dns',  # one of `KINDS`
@@ -80,12 +82,10 @@ def to_nsl(
     which is then called `....parametrizations.weight.original` (all of timm's `Conv2dSame`, for instance): load a plain checkpoint before the conversion, since after it `strict=False` would skip such weights without a word.
 
     Raises `ValueError` for an unknown kind, a model in which nothing can be converted, a name in `where` that fits no convolution, or an option that predictors do not have."""
-    if not isinstance(model, nn.Module): raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if kind not in KINDS: raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if options and kind.startswith('static'): raise ValueError(f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}")
     known = [n for n in inspect.signature(SimilarityPredictor).parameters if n not in ('in_channels', 'kernel_size', 'kind', 'stride', 'padding', 'dilation')]  # those are the layer's
     if unknown := [o for o in options if o not in known]: raise ValueError(f"to_nsl has no option {unknown[0]!r}; those of a predictor are {', '.join(known)}")
-    if options.get('hidden') is not None and options['hidden'] < 1: raise ValueError(f"hidden must be at least 1, not {options['hidden']}")
     predictors = {inner for m in model.modules() if isinstance(m, (SimilarityPredictor, SharedPredictor)) for inner in m.modules()}  # a predictor's own convolutions stay
     convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors]
     if not convolutions: raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")
@@ -108,6 +108,7 @@ def to_nsl(
     return Conversion(model, converted, skipped)
 
 # %% ../nbs/21_convert.ipynb #86056e45
+@checked
 def similarity_parameters(
     model: nn.Module,
     freeze: bool = False,  # let nothing else in the model be trained

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from .checks import checked
 from .sphere import SphereConv2d
-from .static import KernelShape
+from .static import KernelShape, _check_geometry, _check_image
 
 # %% ../nbs/02_dynamic.ipynb #c71dd85a
 def _padding(padding: int | tuple[int, int] | str, kernel_size: Sequence[int], dilation: int | tuple[int, int]) -> tuple[int, int, int, int]:
@@ -66,41 +68,31 @@ def _reference(
     return y.permute(0, 3, 1, 2)
 
 # %% ../nbs/02_dynamic.ipynb #ed07fcfc
-def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int],
-                   bias: Tensor | None, groups: int) -> None:
-    "One clear sentence for every way to call `dynamic_conv2d` wrongly."
-    for name, t in (('x', x), ('weight', weight), ('M', M)) + ((('bias', bias),) if bias is not None else ()):
-        if not isinstance(t, Tensor): raise TypeError(f"{name} must be a tensor, not {type(t).__name__}")
-        if not t.is_floating_point(): raise TypeError(f"{name} must be floating point, not {t.dtype}")
-        if t.device != x.device: raise ValueError(f"{name} is on {t.device}, x on {x.device}: they must be on one device")
-    if x.ndim != 4: raise ValueError(f"x must have shape (B, C, H, W), not {tuple(x.shape)}")
-    if weight.ndim != 4: raise ValueError(f"weight must have shape (C_out, C_in / groups, kh, kw), not {tuple(weight.shape)}")
+def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int], groups: int) -> None:
+    "One clear sentence for every way to call `dynamic_conv2d` wrongly that its signature does not tell."
     c_out, c_in, kh, kw = weight.shape
-    if groups < 1 or c_out % groups: raise ValueError(f"groups must divide the {c_out} filters, not be {groups}")
-    if x.shape[1] != c_in * groups:
-        raise ValueError(f"x must have {c_in * groups} channels (weight {tuple(weight.shape)}, groups {groups}), not {x.shape[1]}")
-    if bias is not None and bias.shape != (c_out,): raise ValueError(f"bias must have shape ({c_out},), not {tuple(bias.shape)}")
-    for name, pair in (('stride', _pair(stride)), ('dilation', _pair(dilation))):
-        if min(pair) < 1: raise ValueError(f"{name} must be at least 1, not {pair}")
+    if min(weight.shape) < 1: raise ValueError(f"weight must have a filter, a channel and a tap at least, not {tuple(weight.shape)}")
+    _check_geometry((kh, kw), stride, padding, dilation, groups=groups)
+    if c_out % groups: raise ValueError(f"groups must divide the {c_out} filters, not be {groups}")
+    _check_image(x, c_in * groups, (kh, kw), padding, dilation)
     left, right, top, bottom = _padding(padding, (kh, kw), dilation)
-    if min(left, right, top, bottom) < 0: raise ValueError(f"padding must not be negative, not {padding}")
     (sh, sw), (dh, dw) = _pair(stride), _pair(dilation)
     H = (x.shape[2] + top + bottom - dh * (kh - 1) - 1) // sh + 1
     W = (x.shape[3] + left + right - dw * (kw - 1) - 1) // sw + 1
-    if H < 1 or W < 1: raise ValueError(f"the {kh}x{kw} kernel (dilation {_pair(dilation)}) is larger than the padded {x.shape[2]}x{x.shape[3]} input")
     K = kh * kw
     if M.shape not in ((len(x), K, H, W), (len(x), K, K, H, W)):
         raise ValueError(f"M must have shape {(len(x), K, H, W)} (DNS) or {(len(x), K, K, H, W)} (UNS), not {tuple(M.shape)}")
 
 
+@checked
 def dynamic_conv2d(
-    x: Tensor,  # (B, C_in, H, W)
-    weight: Tensor,  # (C_out, C_in / groups, kh, kw), K = kh * kw taps
-    M: Tensor,  # similarity at each output location: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS
+    x: Float[Tensor, 'B C_in H W'],
+    weight: Float[Tensor, 'C_out C_group kh kw'],  # C_group = C_in / groups, K = kh * kw taps
+    M: Float[Tensor, 'B K H_out W_out'] | Float[Tensor, 'B K K H_out W_out'],  # similarity at each output location: four dimensions for DNS, five for UNS
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] | str = 0,  # as in `nn.Conv2d`: a number, a pair, 'valid' or 'same'
     dilation: int | tuple[int, int] = 1,
-    bias: Tensor | None = None,  # (C_out,)
+    bias: Float[Tensor, ' C_out'] | None = None,
     groups: int = 1,
     backend: str = 'auto',  # 'reference', 'c' (a CPU with a C compiler), 'triton', or 'auto': the fastest that is known to work here
 ) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
@@ -109,7 +101,7 @@ def dynamic_conv2d(
     With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or `TypeError` when shapes, types or devices do not fit,
     `RuntimeError` when the backend asked for cannot be used here. Source: dynamic neural similarity, Liu et al., NeurIPS 2019; kernels and patches flattened channel by channel. [code, review]
     """
-    _check_dynamic(x, weight, M, stride, padding, dilation, bias, groups)
+    _check_dynamic(x, weight, M, stride, padding, dilation, groups)
     from nsl_repro import kernels  # imports this notebook's reference form
     args = x, weight, M, _pair(stride), _padding(padding, weight.shape[2:], dilation), _pair(dilation), groups
     if backend == 'auto': backend = kernels.choose_backend(x, groups) if weight.shape[2:].numel() <= kernels._MOST_TAPS else 'reference'
@@ -117,10 +109,11 @@ def dynamic_conv2d(
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 # %% ../nbs/02_dynamic.ipynb #99f3aaa9
+@checked
 class SimilarityPredictor(nn.Module):
     """Predicts a similarity at every output location of a convolution, from the convolution's own input.
 
-    Source: the released code of Liu et al., NeurIPS 2019. Raises `ValueError` for an unknown `kind` or `sphere`.
+    Source: the released code of Liu et al., NeurIPS 2019. Raises `ValueError` for an unknown `kind` or `sphere`, or a number that is out of range.
     """
     def __init__(
         self,
@@ -130,7 +123,7 @@ class SimilarityPredictor(nn.Module):
         hidden: int | None = None,  # hidden channels; as released: 64 for DNS, 128 for UNS
         sphere: str = 'input',  # 'none': plain convolutions; 'input': first one divided by the patch norm; 'full': both are cosines
         batchnorm: bool | None = None,  # after both convolutions; as released: yes for DNS, no for UNS
-        init_scales: tuple[float, float] = (0.1, 0.001),  # of the two convolutions, times sqrt(2 / fan_in)
+        init_scales: Sequence[float] = (0.1, 0.001),  # of the two convolutions, times sqrt(2 / fan_in)
         residual: bool = True,  # add the identity
         stride: int | tuple[int, int] = 1,  # stride, padding, dilation: the layer's
         padding: int | tuple[int, int] | str = 0,
@@ -141,10 +134,12 @@ class SimilarityPredictor(nn.Module):
         super().__init__()
         if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', not {kind!r}")
         if sphere not in ('none', 'input', 'full'): raise ValueError(f"sphere must be 'none', 'input' or 'full', not {sphere!r}")
-        if len(init_scales) != 2 or min(init_scales) <= 0: raise ValueError(f"init_scales must be two positive numbers, not {init_scales}")
+        if len(init_scales) != 2 or not all(0 < s < math.inf for s in init_scales): raise ValueError(f"init_scales must be two positive numbers, not {init_scales}")
+        if not (0 < bn_eps < math.inf and 0 <= bn_momentum <= 1): raise ValueError(f"bn_eps must be positive and bn_momentum from 0 to 1, not {bn_eps} and {bn_momentum}")
         self.kind, self.sphere, self.residual, self.init_scales = kind, sphere, residual, tuple(init_scales)
+        if hidden is None: hidden = 64 if kind == 'diagonal' else 128
+        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, hidden=hidden)
         K = math.prod(_pair(kernel_size))
-        hidden = hidden or (64 if kind == 'diagonal' else 128)
         if batchnorm is None: batchnorm = kind == 'diagonal'
         self.K, out = K, K if kind == 'diagonal' else K * K
         geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, bias=False)
@@ -164,8 +159,9 @@ class SimilarityPredictor(nn.Module):
             if conv is not None: nn.init.normal_(conv.weight, std=scale * math.sqrt(2 / conv.weight[0].numel()))
 
     def forward(
-        self, x: Tensor  # (B, C_in, H, W)
+        self, x: Float[Tensor, 'B C_in H W'],
     ) -> Tensor:  # M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS; float32 at least
+        _check_image(x, self.m1.in_channels, self.m1.kernel_size, self.m1.padding, self.m1.dilation)
         return self._similarity(x, self.m1, self.m2)
 
     def _similarity(self, x: Tensor, m1: nn.Module, m2: nn.Module) -> Tensor:
@@ -178,11 +174,12 @@ class SimilarityPredictor(nn.Module):
         return R + torch.eye(self.K, dtype=R.dtype, device=R.device)[:, :, None, None] if self.residual else R
 
 # %% ../nbs/02_dynamic.ipynb #8f98b462
+@checked
 class DynamicNSLConv2d(nn.Conv2d):
     """`nn.Conv2d` under a dynamic neural similarity with its own predictor (the released code's form, one predictor a layer [code]), or with its part of a shared one.
 
     At initialisation the similarity is close to the identity, so the layer starts as the convolution with the same weight.
-    Raises `ValueError` when a shared predictor is given together with options of a predictor or another kind, `TypeError` when it is none.
+    Raises `ValueError` when a shared predictor is given together with options of a predictor or another kind, or for a number that a convolution cannot have.
     With a shape it is `D R(p)` (DNS) or `D R(p) D` (UNS): the taps belong to the layer, the similarity to the location.
     """
     kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
@@ -210,9 +207,9 @@ class DynamicNSLConv2d(nn.Conv2d):
         shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
         **options: Any,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
-        if predictor is not None and not isinstance(predictor, SharedPredictor): raise TypeError(f"predictor must be a SharedPredictor, not {type(predictor).__name__}")
         if predictor is not None and kind not in (None, predictor.kind): raise ValueError(f"kind must be {predictor.kind!r}, the shared predictor's, not {kind!r}")
         if predictor is not None and options: raise ValueError(f"options of the predictor ({', '.join(options)}) must be given to the shared predictor, not to the layer")
+        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, out_channels=out_channels, groups=groups)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.backend = backend
         geometry: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation, padding=self.padding if padding_mode == 'zeros' else 0)
@@ -221,7 +218,8 @@ class DynamicNSLConv2d(nn.Conv2d):
         self.predictor = part.to(device=device, dtype=dtype)
         self.shape = None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C_out, H', W')
+    def forward(self, x: Float[Tensor, 'B C_in H W']) -> Tensor:  # -> (B, C_out, H', W')
+        _check_image(x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode)
         padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != 'zeros':
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
@@ -263,6 +261,7 @@ class _LayerPredictor(SimilarityPredictor):
         return self._similarity(self.adapt(x[..., ::sh, ::sw]), core.m1, core.m2 if self.m2 is None else self.m2)
 
 
+@checked
 class SharedPredictor(nn.Module):
     """The part of a similarity predictor that all layers of a network share. `DynamicNSLConv2d(..., predictor=core)` gives a layer its own part of it.
 
@@ -282,7 +281,7 @@ class SharedPredictor(nn.Module):
         super().__init__()
         if adapt not in ('1x1', 'none'): raise ValueError(f"adapt must be '1x1' or 'none', not {adapt!r}")
         if head not in ('layer', 'shared'): raise ValueError(f"head must be 'layer' or 'shared', not {head!r}")
-        if width < 1: raise ValueError(f'width must be at least 1, not {width}')
+        _check_geometry(kernel_size, width=width)
         self.width, self.kernel_size, self.kind, self.adapt, self.head, self.options = width, self._odd(kernel_size), kind, adapt, head, options
         whole = SimilarityPredictor(width, kernel_size, kind, padding='same', **options)
         self.m1 = whole.m1
@@ -301,7 +300,8 @@ class SharedPredictor(nn.Module):
         padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
     ) -> SimilarityPredictor:  # (B, in_channels, H, W) -> M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS
-        "A layer's own part. Raises `ValueError` for an even kernel, for channels that `adapt='none'` cannot take, and for a kernel that a shared head does not serve."
+        "A layer's own part. Raises `ValueError` for an even kernel, for channels that `adapt='none'` cannot take, for a kernel that a shared head does not serve, and for numbers out of range."
+        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels)
         if self.adapt == 'none' and in_channels != self.width: raise ValueError(f"in_channels must be {self.width}, the predictor's width, with adapt='none', not {in_channels}")
         if self.head == 'shared' and math.prod(self._odd(kernel_size)) != math.prod(self.kernel_size):
             raise ValueError(f'kernel_size must have as many taps as {self.kernel_size} under a shared head, but is {kernel_size}')

@@ -5,7 +5,7 @@
 # %% ../nbs/14_fewshot.ipynb #cc0d6105
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,15 +16,17 @@ import time
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from jaxtyping import Float, Integer, Shaped
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from .checks import checked, described
 from .convert import KINDS, to_nsl
 from .data import ImageSet, generator_for
 from .photos import PhotoSet
 from .results import Interval, mean_interval
-from .training import TrainResult, newest_checkpoint, progress_bar, save_checkpoint, tracked
+from .training import FiniteSteps, TrainResult, newest_checkpoint, progress_bar, save_checkpoint, tracked
 
 # %% auto #0
 __all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',
@@ -41,13 +43,14 @@ class Episode(NamedTuple):
     classes: Tensor         # (way,) int64: the classes' labels in the data set
 
 
+@checked
 class EpisodeSampler:
     """Episodes from images (or features) in memory: `sampler[i]` depends on (seed, i) and on nothing else.
 
     There is no last episode: iterate over as many as you need. Raises `ValueError` for a way beyond the classes there are, for shot + query beyond the smallest class, and for numbers below one."""
     def __init__(self,
-        images: Tensor,  # (N, ...) of any kind, on any device: as a rule uint8 images
-        labels: Tensor,  # (N,) int64
+        images: Shaped[Tensor, 'N ...'],  # of any kind, on any device: as a rule uint8 images
+        labels: Integer[Tensor, ' N'],
         way: int = 5,    # classes an episode
         shot: int = 1,   # support images a class
         query: int = 15, # query images a class
@@ -55,9 +58,9 @@ class EpisodeSampler:
     ):
         for name, value, least in (('way', way, 1), ('shot', shot, 1), ('query', query, 1), ('seed', seed, 0)):
             if value < least: raise ValueError(f"{name} must be at least {least}, not {value}")
-        if labels.shape != images.shape[:1]: raise ValueError(f"labels must have shape ({len(images)},), one for each image, not {tuple(labels.shape)}")
-        order, count = labels.cpu().argsort(stable=True), labels.cpu().bincount()
-        self.rows = [rows for rows in order.split(count.tolist()) if len(rows)]  # of each class that has images
+        order, count = labels.cpu().argsort(stable=True), labels.cpu().unique(return_counts=True)[1]
+        self.rows = order.split(count.tolist())  # of each class
+        if not len(labels): raise ValueError('labels must name a class at least, and images have one')
         if way > len(self.rows): raise ValueError(f"way must be at most {len(self.rows)}, the classes there are, not {way}")
         least = min(map(len, self.rows))
         if shot + query > least: raise ValueError(f"shot + query must be at most {least}, the images of the smallest class, not {shot} + {query}")
@@ -65,13 +68,15 @@ class EpisodeSampler:
 
     def places(self, i: int) -> tuple[Tensor, Tensor]:  # (way, shot + query) rows of the images, (way,) classes; on the CPU
         "Which images make up episode `i`."
+        if i < 0: raise ValueError(f'i must be at least 0, not {i}')
         g = generator_for(self.seed, 'episode', i)
         chosen = torch.randperm(len(self.rows), generator=g)[:self.way].tolist()
         rows = torch.stack([self.rows[c][torch.randperm(len(self.rows[c]), generator=g)[:self.shot + self.query]] for c in chosen])
         return rows, self.labels.cpu()[rows[:, 0]]
 
-    def batch(self, numbers: Iterable[int]) -> Episode:  # with a leading dimension: one entry an episode
+    def batch(self, numbers: Sequence[int]) -> Episode:  # with a leading dimension: one entry an episode
         "Several episodes at once."
+        if min(numbers, default=-1) < 0: raise ValueError(f'numbers must be of episodes, one at least and from 0, not {numbers}')
         rows, classes = (torch.stack(part) for part in zip(*map(self.places, numbers)))
         device, (support, query) = self.images.device, rows.split([self.shot, self.query], 2)
         own = torch.arange(self.way, device=device)
@@ -83,6 +88,7 @@ class EpisodeSampler:
         return Episode(*(part[0] for part in self.batch([i])))
 
 # %% ../nbs/14_fewshot.ipynb #5f78b502
+@checked
 def image_set(
     photos: PhotoSet,
     size: int,                     # height and width of the result
@@ -103,18 +109,23 @@ def image_set(
     return ImageSet(images, photos.labels, photos.classes)
 
 # %% ../nbs/14_fewshot.ipynb #014a69d4
+@checked
 class BatchStatistics(nn.BatchNorm2d):
     """Batch norm by the statistics of the batch at hand, in training and in evaluation alike; nothing is kept.
 
     Written out, because torch 2's fused operator has wrong second derivatives under `torch.func.vmap` (shown where tasks go side by side)."""
-    def __init__(self, num_features: int): super().__init__(num_features, track_running_stats=False)
+    def __init__(self, num_features: int):
+        if num_features < 1: raise ValueError(f'num_features must be at least 1, not {num_features}')
+        super().__init__(num_features, track_running_stats=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same shape
+    def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # the same shape
+        if x.shape[1] != self.num_features: raise ValueError(f'x must have {self.num_features} channels, not shape {tuple(x.shape)}')
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
         scale = self.weight[:, None, None] * (var + self.eps).rsqrt()
         return torch.addcmul(self.bias[:, None, None] - mean * scale, x, scale)
 
 # %% ../nbs/14_fewshot.ipynb #deb01d03
+@checked
 class Conv4(nn.Module):
     """The four-layer network of few-shot learning, with plain, static or dynamic convolutions, and a linear head.
 
@@ -132,70 +143,82 @@ class Conv4(nn.Module):
         super().__init__()
         if kind not in ('plain', *KINDS): raise ValueError(f"kind must be one of plain, {', '.join(KINDS)}, not {kind!r}")
         if norm not in ('running', 'batch'): raise ValueError(f"norm must be 'running' or 'batch', not {norm!r}")
-        if image_size < 16: raise ValueError(f"image_size must be at least 16 (four poolings), not {image_size}")
+        if not 16 <= image_size <= 2**16: raise ValueError(f"image_size must be at least 16 (four poolings) and at most {2**16}, not {image_size}")
         if min(num_classes, width, in_channels) < 1: raise ValueError(f"num_classes, width and in_channels must be at least 1, not {num_classes}, {width} and {in_channels}")
         bn = (lambda: nn.BatchNorm2d(width, momentum=bn_momentum)) if norm == 'running' else (lambda: BatchStatistics(width))
         block = lambda i: nn.Sequential(nn.Conv2d(i, width, 3, padding=1), bn(), nn.ReLU(), nn.MaxPool2d(2))
+        self.shape = (in_channels, image_size, image_size)  # of an image
         self.blocks = nn.Sequential(block(in_channels), *(block(width) for _ in range(3)))
         self.head = nn.Linear(width * (image_size // 16)**2, num_classes)
         if kind != 'plain': to_nsl(self.blocks, kind, inplace=True, **options)
 
-    def features(self, x: Tensor) -> Tensor:  # (B, in_channels, image_size, image_size) -> (B, width * (image_size // 16)**2)
+    def features(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # (B, in_channels, image_size, image_size) -> (B, width * (image_size // 16)**2)
         "What the head sees."
+        if x.shape[1:] != self.shape: raise ValueError(f'x must be (B, {", ".join(map(str, self.shape))}), not {tuple(x.shape)}')
         return self.blocks(x).flatten(1)
 
-    def forward(self, x: Tensor) -> Tensor:   # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:   # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
         return self.head(self.features(x))
 
 # %% ../nbs/14_fewshot.ipynb #0240b13f
+@checked
 def prototypes(
-    features: Tensor,  # (..., N, D) of the support
-    labels: Tensor,    # (..., N) int64 in 0..way-1
+    features: Float[Tensor, '*T N D'],  # of the support
+    labels: Integer[Tensor, '*T N'],    # in 0..way-1
     way: int,          # number of classes
 ) -> Tensor:           # (..., way, D)
     "The mean feature of each class. Leading dimensions are tasks. Raises `ValueError` for a class without support. Source: Snell et al., NIPS 2017, equation 1."
-    member = F.one_hot(labels, way).to(features.dtype)
+    if way < 1 or labels.numel() and not 0 <= labels.min() <= labels.max() < way: raise ValueError(f'labels must be in 0..{way - 1}, since way is {way}, but are between {labels.min()} and {labels.max()}')
+    member = F.one_hot(labels.long(), way).to(features.dtype)
     count = member.sum(-2)
     if not (count > 0).all(): raise ValueError(f"labels must name each of the {way} classes at least once, but some class has no support")
     return member.mT @ features / count[..., None]
 
 
+@checked
 def prototypical_logits(
-    query: Tensor,                  # (..., Q, D) features
-    c: Tensor,                      # (..., way, D) prototypes
+    query: Float[Tensor, '*#T Q D'],  # features
+    c: Float[Tensor, '*#T way D'],    # prototypes
     similarity: str = 'euclidean',  # minus the squared distance, or 'cosine'
-    scale: float | Tensor | None = None,  # multiplies the logits; None: 1 for Euclidean [Snell et al.], 10 for cosine (ours)
+    scale: float | Float[Tensor, ''] | None = None,  # multiplies the logits; None: 1 for Euclidean [Snell et al.], 10 for cosine (ours)
 ) -> Tensor:                        # (..., Q, way)
     "How close each query is to each prototype, as logits. A zero vector has cosine 0 with everything. Raises `ValueError` for an unknown similarity. Source: Snell et al., NIPS 2017, equation 2."
     if similarity not in ('euclidean', 'cosine'): raise ValueError(f"similarity must be 'euclidean' or 'cosine', not {similarity!r}")
+    if query.dtype != c.dtype and not torch.is_autocast_enabled(query.device.type): raise TypeError(f'c must be {query.dtype}, as query is, not {c.dtype}')
     if similarity == 'cosine': return (10 if scale is None else scale) * (F.normalize(query, dim=-1) @ F.normalize(c, dim=-1).mT)
     squared = query.square().sum(-1)[..., None] + c.square().sum(-1)[..., None, :] - 2 * query @ c.mT
     return -squared if scale is None else -scale * squared
 
 # %% ../nbs/14_fewshot.ipynb #165968ee
+@checked
 class CosineHead(nn.Module):
     "A classifier by the cosine between features and one weight vector a class. Source: Gidaris and Komodakis, CVPR 2018; Chen et al., ICLR 2019."
     def __init__(self,
-        weight: Tensor,     # (way, D): as a rule the prototypes of the normalised features
+        weight: Float[Tensor, 'way D'],  # as a rule the prototypes of the normalised features
         scale: float = 10., # multiplies the cosine
     ):
         super().__init__()
         self.weight, self.scale = nn.Parameter(weight.detach().clone()), scale
 
-    def forward(self, x: Tensor) -> Tensor:  # features (..., D) -> logits (..., way)
+    def forward(self, x: Float[Tensor, '... N D']) -> Tensor:  # features -> logits (..., N, way)
+        if x.shape[-1] != self.weight.shape[1]: raise ValueError(f'x must have {self.weight.shape[1]} features, as weight has, not shape {tuple(x.shape)}')
         return prototypical_logits(x, self.weight, 'cosine', self.scale)
 
 # %% ../nbs/14_fewshot.ipynb #ff0d0cd6
+@checked
 def fit_head(
-    features: Tensor,  # (N, D) of the support
-    labels: Tensor,    # (N,) int64 in 0..way-1
+    features: Float[Tensor, 'N D'],  # of the support
+    labels: Integer[Tensor, ' N'],   # in 0..way-1, each at least once
     C: float = 1.,     # inverse strength of the L2 penalty, as in scikit-learn
 ) -> tuple[Tensor, Tensor]:  # weight (way, D) and bias (way,), like a linear layer's
-    "A linear classifier by logistic regression. Raises `ValueError` for fewer than two classes, or C that is not positive."
+    "A linear classifier by logistic regression. Raises `ValueError` for fewer than two classes, one without support, features that are not finite, or C that is not positive."
     from sklearn.linear_model import LogisticRegression
 
     if not C > 0: raise ValueError(f"C must be positive, not {C}")
-    if len(labels.unique()) < 2: raise ValueError("labels must name at least two classes")
+    if (way := len(classes := labels.unique())) < 2: raise ValueError("labels must name at least two classes")
+    if classes.tolist() != list(range(way)): raise ValueError(f'labels must be 0..{way - 1}, since they name {way} classes, not {classes.tolist()}')
+    if not features.shape[1] or not features.isfinite().all(): raise ValueError('features must be finite, and one at least for each image')
+    features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     length = features.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
     fit = LogisticRegression(C=C, max_iter=1000).fit((features / length).cpu().numpy(), labels.cpu().numpy())
     weight, bias = (torch.from_numpy(v).to(features) for v in (fit.coef_, fit.intercept_))
@@ -206,11 +229,13 @@ def fit_head(
 STATIC = ('*M_s', 'head.*')  # what a static NSN adapts
 
 
+@checked
 def adapted_names(
     model: nn.Module,
     which: str | Sequence[str] | Callable[[str], bool] | None = None,  # names with wildcards ('head.*'), or a function of the name; None: all
 ) -> list[str]:  # of the parameters that adapt, in the model's order
     "Raises `ValueError` for a pattern that fits no parameter."
+    if isinstance(which, type): raise TypeError(f'which must be names or a function of a name, not {described(which)}')
     names = [name for name, _ in model.named_parameters()]
     if which is None: return names
     patterns = [] if callable(which) else [which] if isinstance(which, str) else list(which)
@@ -221,10 +246,11 @@ def adapted_names(
     return found
 
 
+@checked
 def adaptation(
     model: nn.Module,
-    support: Tensor,            # (N, ...) what the model takes
-    labels: Tensor,             # (N,) what the loss takes
+    support: Shaped[Tensor, 'N ...'],  # what the model takes
+    labels: Shaped[Tensor, 'N ...'],   # what the loss takes
     steps: int = 5,             # of gradient descent
     lr: float | Mapping[str, float] = .01,  # alpha; or {pattern: alpha}, where the first pattern that fits a name counts
     which: str | Sequence[str] | Callable[[str], bool] | None = None,  # see `adapted_names`
@@ -256,6 +282,7 @@ def adapt(*args: Any, **options: Any) -> dict[str, Tensor]:  # as `adaptation`
     return parameters
 
 # %% ../nbs/14_fewshot.ipynb #de84d46b
+@checked
 def episode_loss(
     model: nn.Module,
     episodes: Episode,             # with a leading dimension T
@@ -273,6 +300,7 @@ def episode_loss(
     return losses.mean(), logits
 
 # %% ../nbs/14_fewshot.ipynb #26eacdcc
+@checked
 def train_episodes(
     model: nn.Module,              # in training mode or not, as the caller wants it
     sampler: EpisodeSampler,
@@ -289,8 +317,9 @@ def train_episodes(
     accelerator: Accelerator | None = None,  # only its tracker is used
     identity: Mapping[str, object] | None = None,  # what else makes this run what it is, the inner rate for instance: a checkpoint with another one is refused
     description: str = '',         # of the progress bar
-) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged; curves step, train_loss, train_accuracy, val_accuracy
-    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run.
+    on_nonfinite: str = 'raise',   # or 'record' or 'skip': see `FiniteSteps`
+) -> TrainResult:                  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged, skipped_steps with on_nonfinite='skip'; curves step, train_loss, train_accuracy, val_accuracy
+    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run, `NonFinite` for a step that is not finite (before `clip`).
 
     Whether it does is told by all the numbers here, by those of the sampler, and by `identity`: what `loss` does with an episode cannot be seen from here."""
     if min(iterations, tasks, segments) < 1: raise ValueError(f"iterations, tasks and segments must be at least 1, not {iterations}, {tasks} and {segments}")
@@ -303,22 +332,27 @@ def train_episodes(
     if state := newest_checkpoint(checkpoint, identity):
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, wall_s, best, diverged, curves = (state[k] for k in ('done', 'wall_s', 'best', 'diverged', 'curves'))
+    guard = FiniteSteps(model, on_nonfinite, unit='episodes')
+    guard.skipped = state.get('skipped', 0) if state else 0
     with tracked(accelerator, checkpoint) as log, progress_bar(iterations, description, initial=done) as bar:
         for end in sorted({math.ceil(iterations * (i + 1) / segments) for i in range(segments)}):
             if end <= done or diverged is not None: continue
-            began, started, sums = time.perf_counter(), done, torch.zeros(2, device=sampler.images.device)
+            began, started, kept, sums = time.perf_counter(), done, 0, torch.zeros(2, device=sampler.images.device)
             for n in range(started, end):
-                episodes = sampler.batch(range(n * tasks, (n + 1) * tasks))
+                numbers = range(n * tasks, (n + 1) * tasks)
+                episodes = sampler.batch(numbers)
                 for group in optimizer.param_groups: group['lr'] = lr * .5 ** (n // halve_every if halve_every else 0)
                 value, logits = loss(episodes)
                 optimizer.zero_grad(); value.backward()
-                if clip: nn.utils.clip_grad_value_(model.parameters(), clip)
-                optimizer.step()
-                sums += torch.stack([value.detach(), (logits.argmax(-1) == episodes.query_labels).float().mean()])
+                if guard.allow(value, n, numbers, lambda: loss(episodes)):
+                    if clip: nn.utils.clip_grad_value_(model.parameters(), clip)
+                    optimizer.step()
+                    kept += 1; sums += torch.stack([value.detach(), (logits.argmax(-1) == episodes.query_labels).float().mean()])
                 done = n + 1; bar.update()
-            mean_loss, right = (sums / (done - started)).tolist()
-            if not math.isfinite(mean_loss): diverged = done
-            else:
+                if guard.diverged is not None: break
+            diverged = guard.diverged
+            if diverged is None and kept:
+                mean_loss, right = (sums / kept).tolist()
                 curves['step'].append(done); curves['train_loss'].append(mean_loss); curves['train_accuracy'].append(100 * right)
                 if validate:
                     curves['val_accuracy'].append(validate())
@@ -326,12 +360,13 @@ def train_episodes(
                 log(done, **{name: curve[-1] for name, curve in curves.items() if curve and name != 'step'})
             wall_s += time.perf_counter() - began
             if checkpoint is not None:
-                save_checkpoint(dict(identity=identity, model=copy(), optimizer=optimizer.state_dict(), done=done, wall_s=wall_s, best=best, diverged=diverged, curves=curves), checkpoint)
+                save_checkpoint(dict(identity=identity, model=copy(), optimizer=optimizer.state_dict(), done=done, wall_s=wall_s, best=best, diverged=diverged, curves=curves, skipped=guard.skipped), checkpoint)
     if best: model.load_state_dict(best[1])
     metrics = dict(step_ms=1000 * wall_s / done)
     if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
     if best: metrics['val_accuracy'] = best[0]
     if diverged is not None: metrics['diverged_step'] = diverged
+    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
     return TrainResult(metrics, curves, wall_s)
 
 # %% ../nbs/14_fewshot.ipynb #9fb4454f
@@ -341,10 +376,11 @@ class EpisodeScores(NamedTuple):
     interval: Interval | list[Interval]  # mean and half width of its 95 % interval over episodes
 
 
+@checked
 def evaluate_episodes(
     predict: Callable[[Episode], Tensor],  # an episode -> logits (..., way * query, way); leading dimensions, as a rule numbers of inner steps, are scored apart
     sampler: EpisodeSampler,
-    episodes: int | Iterable[int] = 600,   # how many, from number 0; or which
+    episodes: int | Sequence[int] = 600,   # how many, from number 0; or which
 ) -> EpisodeScores:
     "Accuracy over episodes, without gradients. Raises `ValueError` for no episodes."
     numbers = range(episodes) if isinstance(episodes, int) else list(episodes)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -35,13 +36,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+from .checks import checked
 from .convert import KINDS, to_nsl
 from .data import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
 from .files import locked
 from .models import collect_similarities, count_macs, count_parameters
 from .photos import DamagedData, PhotoSet, _damages, _only, load_photos, photos_from_folder, what_is_used
 from .results import Entry, comparison_table, finite_curves, forget_run, new_entry, recorded_run, repeatable, run_folder
-from .training import Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
+from .training import FiniteSteps, Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
 
 # %% ../nbs/22_imagenet.ipynb #87131842
 DATASETS = ('digits', 'mini_imagenet', 'imagenet')
@@ -73,6 +75,7 @@ def _some(images: PhotoSet | ImageSet, n: int) -> PhotoSet | ImageSet:  # n of t
     return images.subset(stratified_indices(images.labels, n)) if 0 < n < len(images) else images
 
 
+@checked
 def load_splits(
     dataset: str,  # one of `DATASETS`
     root: str | os.PathLike | None = None,  # data root, see `nsl_repro.data.data_root`
@@ -117,6 +120,7 @@ def load_splits(
     return Splits(train.subset((~held).nonzero().flatten()), _some(validation, validation_images), _some(test, test_images), size, dataset != 'digits', mean, std, used)
 
 # %% ../nbs/22_imagenet.ipynb #a7e82e2e
+@checked
 class Pictures(Dataset):
     """Images ready for a network, as bytes. `pictures[epoch, i]` is image `i` augmented as in that epoch, `pictures[i]` is image `i` as it is evaluated: ((3, size, size) uint8, label).
 
@@ -146,6 +150,7 @@ class Pictures(Dataset):
             return self.augment(image), label
 
 
+@checked
 def decoded(
     photos: PhotoSet,  # of one size
 ) -> ImageSet:
@@ -159,12 +164,14 @@ NETWORKS = ('cnn10', 'resnet18')
 METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', *KINDS, 'dynamic_dns_norm')  # cnn: the plain network; cnn_wide_*: as many parameters as dynamic_*; norm: batch norm in the predictor
 
 
+@checked
 def cnn10(
     num_classes: int = 1000,
     width: float = 1.0,  # multiplies 64, 128, 256, 512
     image_size: int = 224,  # pixels; decides on the stem
 ) -> nn.Sequential:  # (B, 3, H, W) -> logits (B, num_classes)
     "Ten layers without shortcuts. (ours)"
+    _check_sizes(num_classes, width, image_size)
     block = lambda i, o, k=3, s=1: nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
     w = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
     net = nn.Sequential(OrderedDict(
@@ -205,12 +212,18 @@ def _matched_width(network: str, method: str, num_classes: int, width: float, im
         return min((low, high), key=lambda w: abs(count(w) - target))
 
 
+def _check_sizes(num_classes: int, width: float, image_size: int) -> None:
+    if not 0 < width < math.inf: raise ValueError(f'width must be positive and finite, but was {width}.')
+    if min(num_classes, image_size) < 1: raise ValueError(f'num_classes and image_size must be at least 1, but were {num_classes} and {image_size}.')
+
+
 def _check_names(network: str, *methods: str) -> None:
     if network not in NETWORKS: raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but was {network!r}.")
     for method in methods:
         if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {method!r}.")
 
 
+@checked
 def build_network(
     network: str = 'cnn10',  # one of `NETWORKS`
     method: str = 'cnn',  # one of `METHODS`
@@ -221,7 +234,7 @@ def build_network(
 ) -> nn.Module:  # (B, 3, image_size, image_size) -> logits (B, num_classes)
     "A plain network, or one whose 3x3 convolutions have a neural similarity that starts at the identity. One seed gives all methods but the wide ones the same weights. Raises `ValueError` for what it does not know."
     _check_names(network, method)
-    if not width > 0: raise ValueError(f"width must be positive, but was {width}.")
+    _check_sizes(num_classes, width, image_size)
     if method.startswith('cnn_wide'): width = _matched_width(network, method.replace('cnn_wide', 'dynamic'), num_classes, width, image_size)
     net = _plain(network, num_classes, width, image_size)
     if method.startswith('cnn'): return net
@@ -265,6 +278,7 @@ class ImageNetRecipe(Recipe):
         return self.lr / 2 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 # %% ../nbs/22_imagenet.ipynb #ad3a5f1d
+@checked
 class MicroBatches(Sampler):
     "The keys (epoch, index) of all micro-batches of the steps `start` to `steps`, one after the other."
     batch_size: int
@@ -278,6 +292,8 @@ class MicroBatches(Sampler):
         steps: int,  # the end of the run
         start: int = 0,  # steps done before
     ):
+        if not 0 < micro_batch <= batch_size or batch_size % micro_batch: raise ValueError(f'micro_batch must divide batch_size ({batch_size}), but was {micro_batch}')
+        if not 0 <= start <= steps: raise ValueError(f'start must be between 0 and steps ({steps}), but was {start}')
         batch_indices(n, batch_size, seed, 0)  # refuses a batch larger than the set
         self.n, self.step_size, self.batch_size, self.seed, self.steps, self.start = n, batch_size, micro_batch, seed, steps, start
 
@@ -290,6 +306,7 @@ class MicroBatches(Sampler):
             for part in batch_indices(self.n, self.step_size, self.seed, step).split(self.batch_size): yield [(epoch, i) for i in part.tolist()]
 
 # %% ../nbs/22_imagenet.ipynb #8861344f
+@checked
 class StepStatistics:
     "The running statistics of every batch norm in a model: `collect()` after each micro-batch, `share()` at the end of a step."
     def __init__(self, model: nn.Module):
@@ -325,6 +342,7 @@ def check_launch() -> int:  # the number of processes
     return int(size)
 
 
+@checked
 def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batches a process and step
     "Raises `ValueError` if the processes cannot share a step evenly."
     n = recipe.batch_size // recipe.micro_batch
@@ -333,6 +351,7 @@ def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batch
     return n // processes
 
 
+@checked
 def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str = 'none') -> Accelerator:
     "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do, and if `accelerate` sees other processes than they."
     processes = check_launch()
@@ -342,6 +361,7 @@ def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str =
     return engine
 
 # %% ../nbs/22_imagenet.ipynb #c0530f8d
+@checked
 @torch.no_grad()
 def evaluate_images(
     model: nn.Module,  # not wrapped for several processes: no gradients, nothing to synchronise
@@ -365,6 +385,7 @@ def evaluate_images(
     return dict(accuracy=100 * first / counted, top5=100 * five / counted, loss=loss / counted)
 
 # %% ../nbs/22_imagenet.ipynb #30739043
+@checked
 def train_network(
     model: nn.Module,
     splits: Splits,
@@ -378,12 +399,13 @@ def train_network(
     workers: int = 0,  # processes that read images, for each process
     description: str = '',  # of the progress bar
     on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
+    on_nonfinite: str = 'raise',  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:  # the same in every process
     """Train `model` in place, in as many processes as there are, and measure it on the test images once, at the end.
 
-    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (waiting for training images, as a share of the whole time, 0 to 1: validation counts as time, not as waiting), `diverged_step` if it diverged.
+    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (waiting for training images, as a share of the whole time, 0 to 1: validation counts as time, not as waiting), `diverged_step` if it diverged (or if the validation loss is not finite), `skipped_steps` with `on_nonfinite='skip'`.
     Curves: `step, train_loss, train_accuracy, processes, val_step, val_accuracy, val_top5, val_loss`. Weights do not depend on the number of processes but for rounding. Raises `ValueError` when the processes cannot share
-    a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run.
+    a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run, `NonFinite` for a step that is not finite.
     """
     if steps < 1 or segments < 1: raise ValueError(f'steps and segments must be at least 1, not {steps} and {segments}')
     accelerator = accelerator or make_engine()
@@ -403,6 +425,8 @@ def train_network(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if state: model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
+    guard = FiniteSteps(model, on_nonfinite, accelerator)
+    guard.skipped = state.get('skipped', 0) if state else 0
     dtype = next(model.parameters()).dtype
     prepare = lambda images: to_input(images, 'standardised', splits.mean, splits.std, dtype).contiguous(memory_format=torch.channels_last)
     measure = lambda pictures: evaluate_images(model, pictures, prepare, accelerator, workers=workers)
@@ -411,8 +435,8 @@ def train_network(
     statistics, sums = StepStatistics(model), torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     net.train()
     with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
-        started, began = done, time.perf_counter()
-        ended = began  # of the last micro-batch
+        started, kept, began = done, 0, time.perf_counter()
+        ended, before, seen = began, sums.clone(), []  # of the last micro-batch; the sums before the step; its micro-batches
         for images, labels in loader if diverged is None else ():
             waited_s += time.perf_counter() - ended
             with accelerator.accumulate(net):
@@ -421,34 +445,40 @@ def train_network(
                 loss = classification_loss(logits, labels, recipe)
                 accelerator.backward(loss + regulariser(model, recipe))
                 statistics.collect()
-                optimizer.step()
+                seen.append(images)
+                sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()]) / accelerator.gradient_accumulation_steps
+                allowed = not accelerator.sync_gradients or guard.allow(sums[0], done, batch_indices(len(train_set), recipe.batch_size, seed, done), lambda: [model(prepare(images)) for images in seen])
+                if allowed: optimizer.step()
                 optimizer.zero_grad()
-            sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()]) / accelerator.gradient_accumulation_steps
             ended = time.perf_counter()
             if not accelerator.sync_gradients: continue
-            statistics.share(accelerator)
+            if allowed: statistics.share(accelerator); guard.remember(); kept += 1
+            else: statistics.parts.clear(); sums.copy_(before)
+            before.copy_(sums); seen.clear()
             done += 1
             if done % max(1, steps // 200) == 0 and not bar.disable:
-                loss_now, right = (sums / (done - started)).tolist()
+                loss_now, right = (sums / max(1, kept)).tolist()
                 bar.set_postfix_str(f'loss {loss_now:.3f} accuracy {100 * right:.1f} %', refresh=False)
             bar.update()
             if on_step: on_step(done)
-            if done not in boundaries: continue
+            if done not in boundaries and guard.diverged is None: continue
 
-            mean_loss, right = (accelerator.reduce(sums, 'mean') / (done - started)).tolist()
+            mean_loss, right = (accelerator.reduce(sums, 'mean') / max(1, kept)).tolist()
             timings.append(1000 * (time.perf_counter() - began) / (done - started))
-            found = measure(validation_set) if math.isfinite(mean_loss) else dict(loss=mean_loss)
-            if not math.isfinite(found['loss']): diverged = done
-            else:
+            diverged, found = guard.diverged, {}
+            if diverged is None and kept:
+                found = measure(validation_set)
+                if not math.isfinite(found['loss']): diverged = done
+            if diverged is None and kept:
                 for name, value in dict(step=done, train_loss=mean_loss, train_accuracy=100 * right, processes=accelerator.num_processes, val_step=done, **{f'val_{k}': v for k, v in found.items()}).items():
                     curves[name].append(value)
                 log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith(('step', 'processes'))})
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     waited_s=waited_s, wall_s=wall_s, diverged=diverged, curves=curves), checkpoint)
+                                     waited_s=waited_s, wall_s=wall_s, diverged=diverged, curves=curves, skipped=guard.skipped), checkpoint)
             if diverged is not None: break
-            sums.zero_(); started, began = done, time.perf_counter(); ended = began
+            sums.zero_(); before.zero_(); started, kept, began = done, 0, time.perf_counter(); ended = began
 
     began = time.perf_counter()
     middle = sorted(timings)[len(timings) // 2]
@@ -456,6 +486,7 @@ def train_network(
     metrics |= dict(step_ms=middle, images_per_s=1000 * recipe.batch_size / middle, loader_share=waited_s / wall_s)
     metrics |= {name: curve[-1] for name, curve in curves.items() if curve and name.startswith(('val_', 'train_loss')) and name != 'val_step'}
     if diverged is not None: metrics['diverged_step'] = diverged
+    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
     return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)
 
 # %% ../nbs/22_imagenet.ipynb #53c5c6ab
@@ -494,9 +525,10 @@ PRESETS = {
 }
 
 
+@checked
 def similarity_summary(
     model: nn.Module,
-    x: Tensor,  # (B, 3, H, W) images
+    x: Float[Tensor, 'B C H W'],  # images
 ) -> dict[str, list[float]]:  # M_layer0, ...: the similarity, its mean over images and locations where it is dynamic; M_spread0, ...: standard deviations over locations and between images
     "What the ledger keeps of the learned similarities, layer by layer from the input to the output; a layer that is not finite is left out."
     out = {}
@@ -528,6 +560,7 @@ def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity:
     return None
 
 
+@checked
 def sweep(
     dataset: str = 'digits',  # one of `DATASETS`
     network: str = 'cnn10',  # one of `NETWORKS`
@@ -573,7 +606,7 @@ def sweep(
         def work(folder: Path | None) -> tuple[dict, dict, float]:
             torch.manual_seed(seed)
             model = build_network(network, method, classes, plan.width, splits.size)
-            result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers,
+            result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers, on_nonfinite='record',
                                    checkpoint=folder and folder / 'checkpoint.pt', description=f'{dataset} {network} {method} seed {seed}')
             if folder is not None:  # the first process
                 probe = _some(ready().test, 100)
@@ -634,6 +667,7 @@ def command(
         torch.distributed.destroy_process_group()
 
 # %% ../nbs/22_imagenet.ipynb #6fbd96fc
+@checked
 def launch(
     processes: int,  # on this machine
     *arguments: str,  # of the command

@@ -19,7 +19,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, library as torch_library
+
+from .checks import checked
 
 # %% ../nbs/06_kernels.ipynb #a4575fa8
 _TYPES = r'''
@@ -446,6 +449,7 @@ def _reason(backend: str) -> str:
     raise ValueError(f"backend must be 'auto', 'reference', 'c' or 'triton', not {backend!r}")
 
 
+@checked
 @torch.compiler.assume_constant_result
 def why_not(
     backend: str,  # 'c', 'triton' or 'reference'
@@ -572,24 +576,29 @@ class _Convolution(torch.autograd.Function):
         return *_Gradient.apply(grad, *ctx.saved_tensors, ctx.stride, ctx.padding, ctx.dilation, ctx.backend), None, None, None, None
 
 # %% ../nbs/06_kernels.ipynb #967341d1
+@checked
 def choose_backend(
-    x: Tensor,  # the image
+    x: Float[Tensor, '...'],  # the image
     groups: int = 1,
 ) -> str:  # 'c' or 'reference'
     "What `backend='auto'` means for these arguments on this machine."
     return 'c' if x.device.type == 'cpu' and groups == 1 and not why_not('c') else 'reference'
 
 
+@checked
 def fast_dynamic_conv2d(
-    x: Tensor, weight: Tensor, M: Tensor,  # as in `dynamic_conv2d`, checked there
+    x: Float[Tensor, 'B C_in H W'], weight: Float[Tensor, 'C_out C_group kh kw'],  # as in `dynamic_conv2d`
+    M: Float[Tensor, 'B K H_out W_out'] | Float[Tensor, 'B K K H_out W_out'],
     stride: tuple[int, int], padding: tuple[int, int, int, int],  # padding: left, right, top, bottom
     dilation: tuple[int, int], groups: int,
     backend: str,  # 'c' or 'triton'
 ) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
-    "`dynamic_conv2d` without a bias, by a kernel. Raises `RuntimeError`, one sentence, where the backend cannot be used."
+    "`dynamic_conv2d` without a bias, by a kernel. Raises `ValueError` for sizes that do not fit, `RuntimeError`, one sentence, where the backend cannot be used."
+    if groups < 1 or x.shape[1] % groups or len(weight) % groups: raise ValueError(f'groups must divide the {x.shape[1]} channels of x and the {len(weight)} filters of weight, not be {groups}')
+    if backend == 'reference': raise ValueError("backend must be 'c' or 'triton', not 'reference', which is no kernel")
     reason = why_not(backend)
     if not reason and backend == 'c' and x.device.type != 'cpu': reason = f'the C kernels work on the CPU, and x is on {x.device}'
     if reason: raise RuntimeError(f'backend {backend!r} cannot be used here: {reason}')
     if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64: weight = weight.to(torch.get_autocast_dtype(x.device.type))
-    parts = [_Convolution.apply(xs, ws, M, list(stride), list(padding), list(dilation), backend) for xs, ws in zip(x.chunk(groups, 1), weight.chunk(groups))]
+    parts = [_Convolution.apply(xs, ws, M, list(stride), list(padding), list(dilation), backend) for xs, ws in zip(x.split(x.shape[1] // groups, 1), weight.split(len(weight) // groups))]
     return parts[0] if groups == 1 else torch.cat(parts, 1)

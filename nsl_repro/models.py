@@ -8,18 +8,20 @@ __all__ = ['METHODS', 'OPERATORS', 'CNN9', 'count_parameters', 'cnn9', 'count_ma
 
 # %% ../nbs/11_models.ipynb #e42f622f
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import GlobalNeuralSimilarity
+from .checks import checked
 from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
 from .sphere import SphereConv2d
-from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
+from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d, _check_counts
 
 # %% ../nbs/11_models.ipynb #00c0620f
 METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', 'static_dns', 'static_uns', 'dynamic_dns', 'dynamic_uns', 'dynamic_dns_sphere',
@@ -48,6 +50,21 @@ def _predictor_options(method: str) -> set[str]:
     return set() if not method.startswith('dynamic') else options | {'width', 'adapt', 'head'} if method.endswith('shared') else options
 
 # %% ../nbs/11_models.ipynb #8f4a85e4
+def _check_sizes(num_classes: int, width: float, in_channels: int, image_size: int, bn_momentum: float) -> None:
+    "One sentence for a size that neither network can have."
+    _check_counts(num_classes=num_classes, in_channels=in_channels)
+    if not 8 <= image_size <= 8192 or image_size % 8: raise ValueError(f"image_size must be a multiple of 8 (three poolings) up to 8192, not {image_size}")
+    if not 0 < width < math.inf: raise ValueError(f"width must be positive, not {width}")
+    if not 0 <= bn_momentum <= 1: raise ValueError(f"bn_momentum must be from 0 to 1, not {bn_momentum}")
+
+
+def _check_images(x: Tensor, in_channels: int, image_size: int) -> None:
+    "One sentence for images of another size: the score layer would give several logits a class."
+    if torch.jit.is_tracing() or x.shape[1:] == (in_channels, image_size, image_size): return
+    raise ValueError(f"x must be (B, {in_channels}, {image_size}, {image_size}), not {tuple(x.shape)}")
+
+
+@checked
 class CNN9(nn.Module):
     """The released CIFAR network: a plain root, nine layers of one method in three stages, a plain score layer. Build it with `cnn9`.
 
@@ -59,7 +76,7 @@ class CNN9(nn.Module):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.weight[0].numel()))
             return conv
         block = lambda conv: nn.Sequential(he(conv), nn.BatchNorm2d(conv.out_channels, **bn), nn.ReLU(inplace=True))
-        self.widths = widths
+        self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
         self.root = block(nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False))
         stages = [nn.Sequential(block(middle(before, width)), block(middle(width, width)), block(middle(width, width)), nn.MaxPool2d(2))
                   for before, width in zip((widths[0], *widths), widths)]
@@ -67,10 +84,12 @@ class CNN9(nn.Module):
         self.predictor = predictor  # shared by the layers, which hold it without owning it
         self.score = he(nn.Conv2d(widths[-1], num_classes, image_size // 8, bias=False))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+        _check_images(x, self.in_channels, self.image_size)
         return self.score(self.stages(self.root(x))).flatten(1)
 
 # %% ../nbs/11_models.ipynb #43fcb0c1
+@checked
 def count_parameters(model: nn.Module) -> int:
     "Number of trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -90,6 +109,7 @@ def _matched_widths(method: str, **config: Any) -> tuple[int, ...]:
         return min(map(widths, (low, high)), key=lambda w: abs(count_parameters(cnn9('cnn', **config, _widths=w)) - target))
 
 # %% ../nbs/11_models.ipynb #3ab4225c
+@checked
 def cnn9(
     method: str,  # one of `METHODS`
     num_classes: int = 10,
@@ -107,13 +127,13 @@ def cnn9(
     Raises `ValueError` for an unknown method, an unknown option of the predictor, or sizes that the network cannot have. Source: the released code of Liu et al., NeurIPS 2019.
     """
     if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if image_size < 8 or image_size % 8: raise ValueError(f"image_size must be a multiple of 8 (three poolings), not {image_size}")
-    if num_classes < 1 or in_channels < 1: raise ValueError(f"num_classes and in_channels must be at least 1, not {num_classes} and {in_channels}")
-    if not width > 0: raise ValueError(f"width must be positive, not {width}")
+    _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
     if static_init not in ('ones', 'eye3'): raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
     if unknown := set(predictor or {}) - _predictor_options(method): raise ValueError(f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}")
     if shape is not None and method.startswith('cnn'): raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
-    if isinstance(shape, int): shape = dict(budget=shape)
+    if shape is not None and not isinstance(shape, dict):
+        if not 1 <= shape <= 9: raise ValueError(f"shape must be from 1 to 9, the taps of a 3x3 kernel, or options of KernelShape, not {shape}")
+        shape = dict(budget=shape)
     if unknown := set(shape or {}) - set(signature(KernelShape).parameters) | {'kernel_size'} & set(shape or {}): raise ValueError(f"shape must hold options of KernelShape, not {', '.join(sorted(unknown))}")
     bn = dict(eps=1e-3, momentum=bn_momentum)
     if _widths is None and method.startswith('cnn_wide'):
@@ -133,11 +153,13 @@ def _look(model: nn.Module, x: Tensor, handles: list) -> None:
         model.train(training)
 
 
+@checked
 def count_macs(
     model: nn.Module,
-    input_size: tuple[int, int, int],  # (C, H, W) of one image
+    input_size: Sequence[int],  # (C, H, W) of one image
 ) -> int:
-    "Multiply-accumulates of one image through every convolution, similarity, attention, patch norm and linear layer. A static similarity counts as folded."
+    "Multiply-accumulates of one image through every convolution, similarity, attention, patch norm and linear layer. A static similarity counts as folded. Raises `ValueError` for sizes that are not positive."
+    if len(input_size) != 3 or min(input_size) < 1: raise ValueError(f"input_size must be three positive sizes, (C, H, W) of one image, not {input_size!r}")
     total = 0
     def hook(m, args, out):
         nonlocal total
@@ -150,22 +172,23 @@ def count_macs(
             total += (taps if m.kind == 'diagonal' else taps**2) * m.in_channels * math.prod(out.shape[-2:])
         if isinstance(m, SphereConv2d): total += args[0].numel()
     handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, GlobalNeuralSimilarity))]
-    p = next(model.parameters())
+    p = next(model.parameters(), torch.zeros(()))
     _look(model, torch.zeros(1, *input_size, device=p.device, dtype=p.dtype), handles)
     return total
 
 # %% ../nbs/11_models.ipynb #b1638c1e
+@checked
 @torch.no_grad()
 def collect_similarities(
     model: nn.Module,
-    x: Tensor | None = None,  # (B, C, H, W) input images; needed by dynamic layers only
+    x: Float[Tensor, 'B C H W'] | None = None,  # input images; needed by dynamic layers only
 ) -> dict[str, Tensor]:  # layer name -> (K,) or (K, K) where static; (B, K, H', W') or (B, K, K, H', W') where dynamic; on the CPU
     "The similarity in every NSL layer of a model, from input to output. Raises `ValueError` when there are dynamic layers and no images."
     found, handles = {}, []
     for name, m in model.named_modules():
         if isinstance(m, NeuralSimilarity): found[name] = m.M_s.detach().cpu().clone()
         if isinstance(m, SimilarityPredictor):
-            if x is None: raise ValueError(f'{name} predicts its similarity from images: give some as x')
+            if x is None: raise ValueError(f'x must be images, not None: {name} predicts its similarity from them')
             handles.append(m.register_forward_hook(lambda m, args, M, name=name: found.__setitem__(name, M.cpu())))
     if handles and x is not None: _look(model, x, handles)
     return found
@@ -174,6 +197,7 @@ def collect_similarities(
 OPERATORS = ('plain', 'cosine', 'linear', 'sigmoid', 'learnable_sigmoid')
 
 
+@checked
 class SphereNet9(nn.Module):
     """The released SphereNet-9: three stages of three convolutions, attention after the first two poolings, fc, score. Build it with `spherenet9`.
 
@@ -182,7 +206,7 @@ class SphereNet9(nn.Module):
     def __init__(self, conv: Callable[..., nn.Conv2d], attention: bool, num_classes: int, widths: tuple[int, ...], in_channels: int, image_size: int, fc_norm: bool, bn: dict):
         super().__init__()
         block = lambda i, o: nn.Sequential(conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True))
-        self.widths = widths
+        self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
         self.stages = nn.ModuleList(nn.Sequential(block(before, width), block(width, width), block(width, width), nn.MaxPool2d(2))
                                     for before, width in zip((in_channels, *widths), widths))
         self.fc = conv(widths[-1], widths[-1], image_size // 8, bias=False)
@@ -197,11 +221,13 @@ class SphereNet9(nn.Module):
             if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=math.sqrt(2 / m.weight[0].numel()))
         return module
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+        _check_images(x, self.in_channels, self.image_size)
         for stage, attention in zip(self.stages, (*self.attention, nn.Identity())): x = attention(stage(x))
         return self.score(self.fc_norm(self.fc(x))).flatten(1)
 
 
+@checked
 def spherenet9(
     operator: str = 'cosine',  # one of `OPERATORS`; 'plain' is the baseline
     attention: bool = True,  # global neural similarity after the first two poolings
@@ -217,8 +243,7 @@ def spherenet9(
     Raises `ValueError` for an unknown operator or sizes that the network cannot have. Source: the released code of Liu et al., NeurIPS 2019 and NIPS 2017.
     """
     if operator not in OPERATORS: raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, not {operator!r}")
-    if image_size < 8 or image_size % 8: raise ValueError(f"image_size must be a multiple of 8 (three poolings), not {image_size}")
-    if num_classes < 1 or in_channels < 1: raise ValueError(f"num_classes and in_channels must be at least 1, not {num_classes} and {in_channels}")
+    _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
     widths = tuple(round(w * width) for w in (128, 192, 256))
     least = 8 if attention else 1
     if widths[0] < least: raise ValueError(f"width must leave at least {least} of the first 128 channels{' (attention works on an eighth of them)' if attention else ''}, not {width}")
@@ -226,11 +251,12 @@ def spherenet9(
     return SphereNet9(conv, attention, num_classes, widths, in_channels, image_size, fc_norm, dict(eps=1e-3, momentum=bn_momentum))
 
 # %% ../nbs/11_models.ipynb #adc73aa9
+@checked
 @torch.no_grad()
 def collect_attention(
     model: nn.Module,
-    x: Tensor,  # (B, C, H, W) input images
-    points: list[tuple[float, float]],  # (row, column) of each p as shares of the image's height and width, 0 to 1 exclusive
+    x: Float[Tensor, 'B C H W'],  # input images
+    points: Sequence[tuple[float, float]],  # (row, column) of each p as shares of the image's height and width, 0 to 1 exclusive
 ) -> dict[str, Tensor]:  # layer name -> (B, len(points), H', W'), each map sums to 1; on the CPU; in the order of the layers
     "The attention maps of some points in every `GlobalNeuralSimilarity` of a model. Raises `ValueError` for a point outside the image."
     for i, j in points:

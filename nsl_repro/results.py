@@ -888,23 +888,34 @@ def plot_curves(
     x: str | None = None,  # name of the curve to draw it over; default: 'val_step' for a curve 'val_...', else 'step'
     ax: Any = None,  # matplotlib axes; default: new ones
 ) -> Any:  # the axes
-    "A curve of every method: mean over seeds, with a 95 % band."
+    """A curve of every method: mean over seeds, with a 95 % band, as far as all of them got.
+
+    Runs that diverged end in a cross; from there on those of the other seeds are drawn one by one, since a mean over survivors would flatter the method."""
     experiment, dataset, preset, _ = _one_group(entries)
     x = x or ("val_step" if y.startswith("val_") else "step")
     ax = _axes(ax, (6.5, 3.2))
     for method, runs in _by_method(entries).items():
         for name in (x, y):
-            without = [entry_name(e) for e in runs.values() if name not in e.curves]
+            without = [entry_name(e) for e in runs.values() if name not in e.curves and "diverged_step" not in e.metrics]
             if without:
                 raise ValueError(f"curve {name!r} must be in every entry, but was not in {without[0]}.")
-        grid = next(iter(runs.values())).curves[x]
-        if any(e.curves[x] != grid or len(e.curves[y]) != len(grid) for e in runs.values()):
+        lines = [(e.curves.get(x, []), e.curves.get(y, [])) for e in runs.values()]
+        diverged = ["diverged_step" in e.metrics for e in runs.values()]
+        grid = max((steps for steps, _ in lines), key=len)
+        if any(steps != grid[: len(steps)] or len(values) != len(steps) or (len(steps) < len(grid) and not ended) for (steps, values), ended in zip(lines, diverged)):
             raise ValueError(f"curve {y!r} must be recorded at the same {x!r} for every seed, but was not for {method}.")
-        intervals = [mean_interval(values) for values in zip(*(e.curves[y] for e in runs.values()))]
+        common = min(len(steps) for steps, _ in lines)
+        intervals = [mean_interval([values[n] for _, values in lines]) for n in range(common)]
         label, colour, line = method_style(method)
-        ax.plot(grid, [i.mean for i in intervals], line, color=colour, label=f"{label} (n = {len(runs)})", lw=1.5)
+        label += f" (n = {len(runs)}" + (f", {sum(diverged)} diverged)" if any(diverged) else ")")
+        ax.plot(grid[:common], [i.mean for i in intervals], line, color=colour, label=label, lw=1.5)
         if len(runs) > 1:
-            ax.fill_between(grid, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, lw=0)
+            ax.fill_between(grid[:common], [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, lw=0)
+        for (steps, values), ended in zip(lines, diverged):
+            if len(steps) > common:
+                ax.plot(steps[max(0, common - 1) :], values[max(0, common - 1) :], line, color=colour, lw=0.7, alpha=0.7)
+            if ended and steps:
+                ax.plot(steps[-1], values[-1], "x", color=colour, ms=7, mew=2)
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=f"{experiment} on {dataset}, preset {preset}")
     ax.legend(fontsize=7, frameon=False)
     return ax

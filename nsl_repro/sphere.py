@@ -10,9 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
+
+from .checks import checked
+from .static import _check_geometry, _check_image
 
 # %% auto #0
 __all__ = ['patch_norm', 'filter_norm', 'angle_response', 'SphereConv2d']
@@ -20,15 +24,16 @@ __all__ = ['patch_norm', 'filter_norm', 'angle_response', 'SphereConv2d']
 # %% ../nbs/03_sphere.ipynb #37812a20
 def _positive(eps: float) -> float:
     "The constant under the root, checked."
-    if not eps > 0: raise ValueError(f"eps must be a positive number (it keeps the root away from zero), got {eps!r}.")
+    if not 0 < eps < math.inf: raise ValueError(f"eps must be a positive number (it keeps the root away from zero), got {eps!r}.")
     return eps
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
     "A context in which autocast leaves `x`'s device alone (it has never heard of 'meta')."
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
+@checked
 def patch_norm(
-    x: Tensor,                              # (B, C, H, W), or (C, H, W)
+    x: Float[Tensor, 'B C H W'] | Float[Tensor, 'C H W'],
     kernel_size: int | tuple[int, int],     # the window (kh, kw)
     stride: int | tuple[int, int] = 1,      # as in `nn.Conv2d`
     padding: int | str | tuple[int, int] = 0,  # of zeros: an integer, a pair, 'same' or 'valid'
@@ -38,9 +43,11 @@ def patch_norm(
 ) -> Tensor:                                # (B, groups, H', W'), at least float32, even under autocast
     """The norm `sqrt(sum x^2 + eps)` of the patch at every output location, by one box filter. [code]
 
-    Raises `ValueError` if x has no channels to group (its rank is not 3 or 4, or C is not a multiple of groups), or eps <= 0."""
-    if x.dim() not in (3, 4): raise ValueError(f"x must be (B, C, H, W) or (C, H, W), got a tensor of shape {tuple(x.shape)}.")
-    if groups < 1 or x.shape[-3] % groups: raise ValueError(f"groups must divide the {x.shape[-3]} channels of x, got {groups}.")
+    Raises `ValueError` if C is not a multiple of groups, eps <= 0, or the window is larger than x with its padding."""
+    _check_geometry(kernel_size, stride, padding, dilation, groups=groups)
+    _check_image(x, x.shape[-3], kernel_size, padding, dilation)
+    if padding == 'same' and max(_pair(stride)) > 1: raise ValueError(f"padding must not be 'same' where stride is not 1, got stride {stride!r}.")
+    if x.shape[-3] % groups: raise ValueError(f"groups must divide the {x.shape[-3]} channels of x, got {groups}.")
     with _full_precision(x):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         squares = x.square().unflatten(-3, (groups, x.shape[-3] // groups)).sum(-3)      # (B, groups, H, W)
@@ -49,31 +56,32 @@ def patch_norm(
         return (total.clamp_min(0) + _positive(eps)).sqrt()     # some fast convolutions return a sum a rounding below 0
 
 # %% ../nbs/03_sphere.ipynb #e2d63a49
+@checked
 def filter_norm(
-    weight: Tensor,       # (C_out, C_in/groups, kh, kw)
-    eps: float = 1e-4,    # added to the sum of squares, inside the root
-) -> Tensor:              # (C_out, 1, 1, 1), so that `weight / filter_norm(weight)` has unit filters; at least float32
+    weight: Float[Tensor, 'C_out C_in kh kw'],    # C_in of one group
+    eps: float = 1e-4,                            # added to the sum of squares, inside the root
+) -> Tensor:                                      # (C_out, 1, 1, 1), so that `weight / filter_norm(weight)` has unit filters; at least float32
     """The norm `sqrt(sum w^2 + eps)` of every filter. [code]
 
     Raises `ValueError` if weight is not 4-D, or eps <= 0."""
-    if weight.dim() != 4: raise ValueError(f"weight must be (C_out, C_in/groups, kh, kw), got a tensor of shape {tuple(weight.shape)}.")
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return (weight.square().sum((1, 2, 3), keepdim=True) + _positive(eps)).sqrt()
 
 # %% ../nbs/03_sphere.ipynb #d277805e
 _EDGE = 1e-6    # the arc sine is taken no closer than this to -1 and 1
 
+@checked
 def angle_response(
-    cos: Tensor,                  # the cosine of the angle between filter and patch; any shape, rounding beyond [-1, 1] allowed
-    operator: str = 'cosine',     # 'cosine', 'linear' or 'sigmoid'
-    k: float | Tensor = 0.3,      # the sigmoid's width, positive: small k is a step, large k a straight line; a tensor broadcasts against cos
-) -> Tensor:                      # 1 at angle 0, 0 at a right angle, -1 at pi
+    cos: Float[Tensor, '*#shape'],                # the cosine of the angle between filter and patch; rounding beyond [-1, 1] allowed
+    operator: str = 'cosine',                     # 'cosine', 'linear' or 'sigmoid'
+    k: float | Float[Tensor, '*#shape'] = 0.3,    # the sigmoid's width, positive: small k is a step, large k a straight line; a tensor broadcasts against cos
+) -> Tensor:                                      # 1 at angle 0, 0 at a right angle, -1 at pi
     """A SphereConv operator as a function of the cosine of the angle. [code]
 
     Raises `ValueError` for an unknown operator, or a number k that is not positive."""
     if operator not in ('cosine', 'linear', 'sigmoid'):
         raise ValueError(f"operator must be 'cosine', 'linear' or 'sigmoid', got {operator!r}.")
-    if not isinstance(k, Tensor) and not k > 0: raise ValueError(f"k must be positive, got {k!r}.")
+    if not isinstance(k, Tensor) and not 0 < k < math.inf: raise ValueError(f"k must be positive, got {k!r}.")
     if operator == 'cosine': return cos
     s = cos.to(torch.promote_types(cos.dtype, torch.float32))         # half precision has no number between 1 - _EDGE and 1
     s = s.clamp(-1 + _EDGE, 1 - _EDGE).arcsin()                       # pi/2 - t
@@ -82,6 +90,7 @@ def angle_response(
     return ((s / (2 * k)).tanh() / (math.pi / (4 * k)).tanh()).to(cos.dtype)
 
 # %% ../nbs/03_sphere.ipynb #97437b2d
+@checked
 class SphereConv2d(nn.Conv2d):
     """A convolution that answers to the angle between filter and patch (SphereConv). [code]
 
@@ -116,13 +125,13 @@ class SphereConv2d(nn.Conv2d):
         if normalise not in ('input', 'full'): raise ValueError(f"normalise must be 'input' or 'full', got {normalise!r}.")
         if normalise == 'input' and operator != 'none':
             raise ValueError(f"operator must be 'none' with normalise='input' (without the filter's norm there is no angle), got {operator!r}.")
+        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, out_channels=out_channels, groups=groups)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.operator, self.normalise, self.eps = operator, normalise, _positive(eps)
         if operator == 'learnable_sigmoid': self.k = nn.Parameter(torch.full((out_channels,), 0.7, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:     # (B, C_in, H, W) -> (B, C_out, H', W')
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(f"x must be (B, {self.in_channels}, H, W) or ({self.in_channels}, H, W), got a tensor of shape {tuple(x.shape)}.")
+    def forward(self, x: Float[Tensor, 'B C_in H W'] | Float[Tensor, 'C_in H W']) -> Tensor:     # -> (B, C_out, H', W')
+        _check_image(x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode)
         weight: Tensor = self.weight
         padding: int | str | tuple[int, int] = self.padding
         if self.normalise == 'full': weight = (weight / filter_norm(weight, self.eps)).to(weight.dtype)

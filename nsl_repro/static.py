@@ -12,14 +12,46 @@ from itertools import product
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
+
+from .checks import checked
 
 # %% auto #0
 __all__ = ['NeuralSimilarity', 'StaticNSLConv2d', 'fold', 'similarity_decay', 'KernelShape', 'shape_penalty', 'kernel_shapes',
            'shrink']
 
 # %% ../nbs/01_static.ipynb #27be32c9
+_MOST_TAPS = 2**20    # of a kernel: a similarity has a row and a column for each
+
+def _check_counts(**counts: int) -> None:
+    "One sentence for a number of channels, filters, ... that is not positive."
+    for name, count in counts.items():
+        if count < 1 or isinstance(count, bool): raise ValueError(f"{name} must be a positive integer, got {count!r}.")
+
+def _check_geometry(kernel_size: int | tuple[int, int], stride: int | tuple[int, int] = 1, padding: int | str | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, **counts: int) -> None:
+    "One sentence for a number in the shape of a convolution that is out of range."
+    _check_counts(**counts)
+    for name, pair in dict(kernel_size=kernel_size, stride=stride, dilation=dilation).items():
+        if not 1 <= min(_pair(pair)) <= max(_pair(pair)) < 2**31: raise ValueError(f"{name} must be a positive integer (below 2**31) or a pair of them, got {pair!r}.")
+    if math.prod(_pair(kernel_size)) > _MOST_TAPS: raise ValueError(f"kernel_size must have at most {_MOST_TAPS} taps, got {kernel_size!r}.")
+    if padding not in ('same', 'valid') and (isinstance(padding, str) or not 0 <= min(_pair(padding)) <= max(_pair(padding)) < 2**31):
+        raise ValueError(f"padding must be an integer that is not negative (below 2**31), a pair of them, 'same' or 'valid', got {padding!r}.")
+
+def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, ...], padding: int | str | tuple[int, ...], dilation: int | tuple[int, ...], padding_mode: str = 'zeros') -> None:
+    "One sentence for an image (B, C, H, W) or (C, H, W) that a convolution cannot take."
+    if torch.jit.is_tracing(): return    # sizes are no numbers then
+    if x.shape[-3] != channels: raise ValueError(f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}.")
+    reach = [d * (k - 1) for k, d in zip(_pair(kernel_size), _pair(dilation))]
+    pads = [(r + 1) // 2 for r in reach] if padding == 'same' else (0, 0) if padding == 'valid' else _pair(padding)
+    beyond = {'reflect': 1, 'circular': 0}.get(padding_mode, -2**31)    # a padding that copies the image takes this much more of it than is padded
+    least = [max(1, r + 1 - 2 * p, p + beyond) for r, p in zip(reach, pads)]
+    if x.shape[-2] < least[0] or x.shape[-1] < least[1]:
+        raise ValueError(f"x must be at least {least[0]} x {least[1]} for this kernel ({reach[0] + 1} x {reach[1] + 1} with its dilation) and padding, got a tensor of shape {tuple(x.shape)}.")
+
+@checked
 class NeuralSimilarity(nn.Module):
     """The similarity of a layer, as a map of its weight: `W -> W M_s` over the flattened taps. [code]
 
@@ -38,8 +70,8 @@ class NeuralSimilarity(nn.Module):
         shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
         super().__init__()
-        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(size) != 2 or min(size) < 1: raise ValueError(f"kernel_size must be a positive integer or a pair of them, got {kernel_size!r}.")
+        _check_geometry(kernel_size)
+        size = _pair(kernel_size)
         if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
         if init not in ('identity', 'ones', 'eye3'): raise ValueError(f"init must be 'identity', 'ones' or 'eye3', got {init!r}.")
         if init == 'eye3' and (kind != 'diagonal' or size[0] != size[1]):
@@ -57,7 +89,7 @@ class NeuralSimilarity(nn.Module):
             elif self.kind == 'diagonal': self.M_s.fill_(1)
             else: nn.init.eye_(self.M_s)
 
-    def forward(self, W: Tensor) -> Tensor:    # (C_out, C_in/groups, kh, kw) -> the same shape
+    def forward(self, W: Float[Tensor, '... kh kw']) -> Tensor:    # a weight (C_out, C_in/groups, kh, kw) -> the same shape
         if W.shape[-2:] != self.kernel_size:
             raise ValueError(f"W must be (C_out, C_in/groups, {self.kernel_size[0]}, {self.kernel_size[1]}), got {tuple(W.shape)}.")
         w = W.flatten(-2)
@@ -72,14 +104,18 @@ class NeuralSimilarity(nn.Module):
         return f'{self.kernel_size}, kind={self.kind}, init={self.init}'
 
 # %% ../nbs/01_static.ipynb #fb6d82cb
+@checked
 class StaticNSLConv2d(nn.Conv2d):
     """An `nn.Conv2d` with a static neural similarity: `y = conv(x, W M_s)`. [code]
 
     The constructor of `nn.Conv2d` plus three keywords, its state_dict keys plus `similarity.M_s`, and with init='identity' its output.
     With a shape, `similarity.shape.score` is learned too, and only some taps exist.
 
-    Raises `ValueError` as `NeuralSimilarity` does."""
-    kernel_size: tuple[int, int]  # torch says tuple[int, ...]
+    Raises `ValueError` as `NeuralSimilarity` does, and for a number that a convolution cannot have."""
+    kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
 
     def __init__(self,
         in_channels: int,                     # C_in
@@ -97,10 +133,12 @@ class StaticNSLConv2d(nn.Conv2d):
         init: str = 'identity',               # 'identity' or 'ones'; 'eye3': as released
         shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
+        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, out_channels=out_channels, groups=groups)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.similarity = NeuralSimilarity(self.kernel_size, kind, init, device, dtype, shape=shape)
 
-    def forward(self, x: Tensor) -> Tensor:   # (B, C_in, H, W) -> (B, C_out, H', W')
+    def forward(self, x: Float[Tensor, 'B C_in H W'] | Float[Tensor, 'C_in H W']) -> Tensor:   # -> (B, C_out, H', W')
+        _check_image(x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode)
         return self._conv_forward(x, self.similarity(self.weight), self.bias)
 
 # %% ../nbs/01_static.ipynb #94a60afd
@@ -114,6 +152,7 @@ def _unparametrize(module: nn.Module) -> None:
     for name in others: delattr(module, name)                                   # so that the order is as before: weight, bias
     for name, value in {**values, **others}.items(): module.register_parameter(name, value)
 
+@checked
 def fold(
     module: nn.Module,    # a network, or a layer; it is left untouched
 ) -> nn.Module:           # a deep copy with plain convolutions, the same function
@@ -139,6 +178,7 @@ def fold(
     return module
 
 # %% ../nbs/01_static.ipynb #cebd64f4
+@checked
 def similarity_decay(
     module: nn.Module,            # a network; every `NeuralSimilarity` inside counts once
     target: str = 'identity',     # 'identity', or 'zero': as released
@@ -159,6 +199,7 @@ def similarity_decay(
 _BETA, _GAMMA, _ZETA = 2 / 3, -.1, 1.1      # hard concrete: temperature, and the interval into which the gate is stretched before it is clipped to [0, 1]
 _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
 
+@checked
 class KernelShape(nn.Module):
     """Which taps of a kernel exist: a Boolean diagonal `D`, learned by the scores of the taps. [review; how it is learned is ours]
 
@@ -179,10 +220,10 @@ class KernelShape(nn.Module):
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # of the scores
     ):
         super().__init__()
-        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(size) != 2 or min(size) < 1: raise ValueError(f"kernel_size must be a positive integer or a pair of them, got {kernel_size!r}.")
+        _check_geometry(kernel_size)
+        size = _pair(kernel_size)
         K = math.prod(size)
-        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= K):
+        if budget is not None and not 1 <= budget <= K:
             raise ValueError(f"budget must be an integer from 1 to {K}, the taps of a {size[0]}x{size[1]} kernel, or None, got {budget!r}.")
         if relaxation not in ('straight_through', 'hard_concrete'):
             raise ValueError(f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}.")
@@ -196,7 +237,10 @@ class KernelShape(nn.Module):
     @classmethod
     def of(cls, shape: KernelShape | int | None, kernel_size: tuple[int, int], device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KernelShape:
         "What a layer's keyword `shape` means: a budget, or a `KernelShape` for a kernel of this size."
-        if not isinstance(shape, KernelShape): return cls(kernel_size, shape, device=device, dtype=dtype)
+        if not isinstance(shape, KernelShape):
+            K = math.prod(kernel_size)
+            if shape is not None and not 1 <= shape <= K: raise ValueError(f"shape must be a KernelShape, or from 1 to {K}, the taps of a {kernel_size[0]}x{kernel_size[1]} kernel, got {shape!r}.")
+            return cls(kernel_size, shape, device=device, dtype=dtype)
         if shape.kernel_size != tuple(kernel_size): raise ValueError(f"shape must be for a kernel of {tuple(kernel_size)}, got one of {shape.kernel_size}.")
         return shape
 
@@ -255,6 +299,7 @@ class KernelShape(nn.Module):
         return f'{self.kernel_size}, budget={self.budget}, relaxation={self.relaxation}'
 
 # %% ../nbs/01_static.ipynb #ba9b1b58
+@checked
 def shape_penalty(
     module: nn.Module,    # a network; every `KernelShape` inside counts once
 ) -> Tensor:              # 0-dim; zero where every shape has a budget, or there is none
@@ -266,6 +311,7 @@ def shape_penalty(
     return total
 
 # %% ../nbs/01_static.ipynb #96c3c9c7
+@checked
 def kernel_shapes(
     module: nn.Module,     # a network
 ) -> dict[str, Tensor]:    # name of the shape's module -> (kh, kw) Boolean, on the CPU, from input to output
@@ -300,6 +346,7 @@ def _shrink(conv: nn.Conv2d) -> None:
     weight = conv.weight.detach()[:, :, top:top + (m - 1) * down + 1:down, left:left + (n - 1) * right + 1:right]
     conv.weight = nn.Parameter(weight.contiguous(), requires_grad=conv.weight.requires_grad)
 
+@checked
 def shrink(
     module: nn.Module,    # a network, or a layer; it is left untouched
 ) -> nn.Module:           # a deep copy, the same function

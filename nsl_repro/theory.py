@@ -5,12 +5,16 @@
 # %% ../nbs/09_theory.ipynb #cfae8235
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
+from .checks import checked
+from .similarity import _one_type
 from .static import StaticNSLConv2d
 
 # %% auto #0
@@ -18,73 +22,80 @@ __all__ = ['tap_matrix', 'tap_factors', 'product_velocity', 'conserved_quantity'
            'singular_value_path', 'minimum_norm_solution', 'effective_rank']
 
 # %% ../nbs/09_theory.ipynb #8da81408
+@checked
 def tap_matrix(
     layer: nn.Conv2d,    # plain, static or parametrized
 ) -> Tensor:             # (K, C_out * C_in/groups), differentiable
     """The matrix `P` of a convolution: the kernel that it folds into, a column a filter and channel, a row a tap. [ours]
 
     Raises `TypeError` for anything but a `nn.Conv2d`."""
-    if not isinstance(layer, nn.Conv2d): raise TypeError(f"layer must be a nn.Conv2d, got {type(layer).__name__}.")
     kernel = layer.similarity(layer.weight) if isinstance(layer, StaticNSLConv2d) else layer.weight
     return kernel.flatten(2).flatten(0, 1).T
 
+@checked
 def tap_factors(
     layer: StaticNSLConv2d,      # of either kind
 ) -> tuple[Tensor, Tensor]:      # W (K, C_out * C_in/groups) and M_s, (K, K) or its diagonal (K,)
     """The factors of `tap_matrix`: `P = M_s^T W`. [ours]
 
     Raises `TypeError` for anything but a `StaticNSLConv2d`, `ValueError` for one with a learned shape."""
-    if not isinstance(layer, StaticNSLConv2d): raise TypeError(f"layer must be a StaticNSLConv2d, got {type(layer).__name__}.")
     if layer.similarity.shape is not None: raise ValueError("layer must have no learned shape: D would be a third factor of its kernel.")
     return layer.weight.flatten(2).flatten(0, 1).T, layer.similarity.M_s
 
-def _matrix(M: Tensor, kind: str) -> Tensor:    # the similarity as a matrix; one sentence for an unknown kind
+def _check_decomposable(name: str, P: Tensor) -> None:    # one sentence for a matrix that has no singular values here
+    if P.dtype not in (torch.float32, torch.float64): raise TypeError(f"{name} must be float32 or float64, got {P.dtype}.")
+    if not P.isfinite().all(): raise ValueError(f"{name} must be finite, got a matrix with {'NaN' if P.isnan().any() else 'infinity'}.")
+
+def _check_kind(M: Tensor, kind: str) -> None:    # one sentence for an unknown kind, or another one's similarity
     if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
     if M.dim() != (1 if kind == 'diagonal' else 2): raise ValueError(f"M must be {'(K,)' if kind == 'diagonal' else '(K, K)'} for kind={kind!r}, got {tuple(M.shape)}.")
-    return torch.diag(M) if kind == 'diagonal' else M
 
 # %% ../nbs/09_theory.ipynb #d8c54c34
+@checked
 def product_velocity(
-    W: Tensor,                      # (K, N)
-    M: Tensor,                      # (K, K), or (K,) for kind='diagonal'
-    G: Tensor,                      # (K, N), the gradient of the loss in P = M^T W
-    kind: str = 'unconstrained',    # 'unconstrained' (UNS) or 'diagonal' (DNS)
-) -> Tensor:                        # (K, N): dP/dt
+    W: Float[Tensor, 'K N'],
+    M: Float[Tensor, 'K K'] | Float[Tensor, ' K'],    # the diagonal for kind='diagonal'
+    G: Float[Tensor, 'K N'],                          # the gradient of the loss in P = M^T W
+    kind: str = 'unconstrained',                      # 'unconstrained' (UNS) or 'diagonal' (DNS)
+) -> Tensor:                                          # (K, N): dP/dt
     """How the product moves under the gradient flow of its factors: `-(M^T M G + G W^T W)`, or row by row `-(m^2 g + <w, g> w)`. [ours]
 
-    Raises `ValueError` for an unknown kind, or sizes that do not fit."""
-    full = _matrix(M, kind)
-    if W.dim() != 2 or G.shape != W.shape or full.shape != (len(W), len(W)):
-        raise ValueError(f"W and G must be (K, N) and M (K, K) or (K,), got {tuple(W.shape)}, {tuple(G.shape)} and {tuple(M.shape)}.")
+    Raises `ValueError` for an unknown kind, or sizes that do not fit, `TypeError` for types that do not."""
+    _check_kind(M, kind)
+    _one_type(W=W, M=M, G=G)
     if kind == 'diagonal': return -(M[:, None]**2 * G + (W * G).sum(1, keepdim=True) * W)
     return -(M.T @ (M @ G) + (G @ W.T) @ W)
 
 # %% ../nbs/09_theory.ipynb #831466eb
+@checked
 def conserved_quantity(
-    W: Tensor,                      # (K, N)
-    M: Tensor,                      # (K, K), or (K,) for kind='diagonal'
-    kind: str = 'unconstrained',    # 'unconstrained' (UNS) or 'diagonal' (DNS)
-) -> Tensor:                        # (K, K), or (K,) for kind='diagonal'
+    W: Float[Tensor, 'K N'],
+    M: Float[Tensor, 'K K'] | Float[Tensor, ' K'],    # the diagonal for kind='diagonal'
+    kind: str = 'unconstrained',                      # 'unconstrained' (UNS) or 'diagonal' (DNS)
+) -> Tensor:                                          # (K, K), or (K,) for kind='diagonal'
     """What the gradient flow of `P = M^T W` conserves: `M M^T - W W^T`; with a diagonal M a number a tap, `m^2 - |w|^2`. [ours]
 
-    Raises `ValueError` for an unknown kind, or sizes that do not fit."""
-    full = _matrix(M, kind)
-    if W.dim() != 2 or full.shape != (len(W), len(W)): raise ValueError(f"W must be (K, N) and M (K, K) or (K,), got {tuple(W.shape)} and {tuple(M.shape)}.")
+    Raises `ValueError` for an unknown kind, or sizes that do not fit, `TypeError` for types that do not."""
+    _check_kind(M, kind)
+    _one_type(W=W, M=M)
     return M.square() - W.square().sum(1) if kind == 'diagonal' else M @ M.T - W @ W.T
 
 # %% ../nbs/09_theory.ipynb #bc4b9bde
+@checked
 def gradient_flow(
-    loss: Callable[..., Tensor],    # of the tensors in `start`, differentiable, in double precision
-    start: Sequence[Tensor],        # where they begin
-    times: Sequence[float],         # increasing, from 0: when to look
-    weight_decay: float = 0.,       # lambda of lambda/2 ||.||^2, on all of them
-    tol: float = 1e-10,             # relative error a step
-) -> tuple[Tensor, ...]:            # for each tensor its path (T, *shape), float64
+    loss: Callable[..., Tensor],                     # of the tensors in `start`, differentiable, in double precision
+    start: Sequence[Tensor],                         # where they begin
+    times: Sequence[float] | Float[Tensor, ' T'],    # increasing, from 0: when to look
+    weight_decay: float = 0.,                        # lambda of lambda/2 ||.||^2, on all of them
+    tol: float = 1e-10,                              # relative error a step
+) -> tuple[Tensor, ...]:                             # for each tensor its path (T, *shape), float64
     """The gradient flow `dx/dt = -dL/dx - lambda x`, by an adaptive Runge-Kutta method of order 8. [ours]
 
-    Raises `ValueError` if times do not increase from 0, `RuntimeError` if the integration fails."""
+    Raises `ValueError` if times do not increase from 0, there is nowhere to start, or tol is not positive, `RuntimeError` if the integration fails."""
     at = torch.as_tensor(times, dtype=torch.float64)
-    if at.dim() != 1 or len(at) < 2 or at[0] != 0 or (at.diff() <= 0).any(): raise ValueError(f"times must increase from 0, got {at.tolist()}.")
+    if not start: raise ValueError("start must hold at least one tensor.")
+    if not 0 < tol < math.inf: raise ValueError(f"tol must be positive, got {tol}.")
+    if len(at) < 2 or at[0] != 0 or not (at.diff() > 0).all() or not at.isfinite().all(): raise ValueError(f"times must increase from 0, got {at.tolist()}.")
     start = [t.detach().double() for t in start]
     sizes = [t.numel() for t in start]
     unpack = lambda x: [part.reshape(t.shape) for part, t in zip(x.split(sizes), start)]
@@ -98,18 +109,20 @@ def gradient_flow(
     return tuple(part.reshape(len(at), *t.shape) for part, t in zip(path.split(sizes, 1), start))
 
 # %% ../nbs/09_theory.ipynb #84e796f3
+@checked
 def balanced_velocity(
-    P: Tensor,                      # (K, N)
-    G: Tensor,                      # (K, N), the gradient of the loss in P
+    P: Float[Tensor, 'K N'],        # finite
+    G: Float[Tensor, 'K N'],        # the gradient of the loss in P
     alpha: float = 0.,              # of the conserved quantity alpha * I, not negative
     kind: str = 'unconstrained',    # 'unconstrained' (UNS) or 'diagonal' (DNS)
 ) -> Tensor:                        # (K, N): dP/dt
     """How `P = M^T W` moves under the gradient flow of its factors if `M M^T - W W^T = alpha I`, without the factors. [ours]
 
-    Raises `ValueError` for an unknown kind, a negative alpha, or sizes that do not fit."""
+    Raises `ValueError` for an unknown kind, a negative alpha, a P that is not finite, or sizes that do not fit, `TypeError` for types that do not."""
     if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
-    if not alpha >= 0: raise ValueError(f"alpha must not be negative, got {alpha}.")
-    if P.dim() != 2 or P.shape != G.shape: raise ValueError(f"P and G must both be (K, N), got {tuple(P.shape)} and {tuple(G.shape)}.")
+    if not 0 <= (alpha := float(alpha)) <= 1e100: raise ValueError(f"alpha must be from 0 to 1e100, got {alpha}.")
+    _one_type(P=P, G=G)
+    _check_decomposable('P', P)
     if kind == 'diagonal':
         m2 = ((alpha**2 + 4 * P.square().sum(1, keepdim=True)).sqrt() + alpha) / 2                      # m^2, and <p, g> p / m^2 = <w, g> w
         return -(m2 * G + torch.where(m2 > 0, (P * G).sum(1, keepdim=True) / m2, 0) * P)
@@ -119,8 +132,9 @@ def balanced_velocity(
     return -(MtM_G + (G @ Vt.T * ((root - alpha) / 2)) @ Vt)
 
 # %% ../nbs/09_theory.ipynb #898e21fc
+@checked
 def singular_value_path(
-    times: Tensor,             # (T,)
+    times: Float[Tensor, ' T'],
     start: float,              # sigma(0), not negative; positive where alpha is 0
     goal: float,               # a, the singular value of the target; positive
     alpha: float = 0.,         # of the conserved quantity alpha * I, not negative
@@ -128,7 +142,8 @@ def singular_value_path(
     """A singular value of `P = M^T W` under the flow of `1/2 ||P - A||^2` that shares its singular vectors, in closed form. [ours; alpha = 0: Saxe et al. 2014]
 
     Raises `ValueError` where it would stand still for ever, or for a value out of range."""
-    if not (start >= 0 and alpha >= 0 and goal > 0): raise ValueError(f"start and alpha must not be negative and goal must be positive, got {start}, {alpha} and {goal}.")
+    start, goal, alpha = float(start), float(goal), float(alpha)
+    if not (0 <= start <= 1e100 and 0 <= alpha <= 1e100 and 0 < goal <= 1e100): raise ValueError(f"start and alpha must be from 0 to 1e100 and goal above 0, got {start}, {alpha} and {goal}.")
     if start == 0 and alpha == 0: raise ValueError("start must be positive where alpha is 0: nothing grows out of nothing.")
     times = torch.as_tensor(times, dtype=torch.float64)
     c, v = (alpha**2 + 4 * goal**2)**.5, 2 * start + (alpha**2 + 4 * start**2)**.5
@@ -143,17 +158,20 @@ def _shrink(P: Tensor, by: Tensor, norm: str) -> Tensor:    # the proximal map o
     U, S, Vt = torch.linalg.svd(P, full_matrices=False)
     return (U * (S - by).clamp_min(0)) @ Vt
 
+@checked
 def minimum_norm_solution(
     project: Callable[[Tensor], Tensor],    # (K, N) -> the nearest solution of the linear equations, (K, N)
-    start: Tensor,                          # (K, N), where to begin; zeros will do
+    start: Float[Tensor, 'K N'],            # where to begin; zeros will do
     norm: str = 'nuclear',                  # 'nuclear', or 'taps': the sum over rows (taps) of their lengths
     tol: float = 1e-5,                      # relative distance between the two halves of a step at which it is done
     iterations: int = 20_000,               # at most
 ) -> Tensor:                                # (K, N), a solution
     """The solution of linear equations with the smallest nuclear norm or group norm over taps, by Douglas-Rachford splitting. [ours]
 
-    Raises `ValueError` for an unknown norm, `RuntimeError` if it has not settled."""
+    Raises `ValueError` for an unknown norm, a start that is not finite, or a tol or iterations that are not positive, `RuntimeError` if it has not settled."""
     if norm not in ('nuclear', 'taps'): raise ValueError(f"norm must be 'nuclear' or 'taps', got {norm!r}.")
+    if not 0 < tol < math.inf or iterations < 1: raise ValueError(f"tol and iterations must be positive, got {tol} and {iterations}.")
+    _check_decomposable('start', start)
     Z = P = project(start)
     by = .1 * (torch.linalg.svdvals(P)[0] if norm == 'nuclear' else P.norm(dim=1).max()) if P.any() else P.new_ones(())
     for _ in range(iterations):
@@ -163,10 +181,14 @@ def minimum_norm_solution(
         if (Q - P).norm() <= tol * P.norm(): return P
     raise RuntimeError(f"the {norm} norm has not settled after {iterations} iterations.")
 
+@checked
 def effective_rank(
-    P: Tensor,     # (K, N), or (..., K, N)
-) -> Tensor:       # (...): between 1 and min(K, N); 0 for a zero matrix
-    "The exponential of the entropy of the singular values, scaled to sum 1: n equal ones count n. [Roy and Vetterli 2007]"
+    P: Float[Tensor, '... K N'],    # finite
+) -> Tensor:                        # (...): between 1 and min(K, N); 0 for a zero matrix
+    """The exponential of the entropy of the singular values, scaled to sum 1: n equal ones count n. [Roy and Vetterli 2007]
+
+    Raises `ValueError` for a P that is not finite, `TypeError` for one in half precision."""
+    _check_decomposable('P', P)
     S = torch.linalg.svdvals(P)
     p = S / S.sum(-1, keepdim=True).clamp_min(torch.finfo(S.dtype).tiny)
     return torch.where(S.sum(-1) > 0, torch.special.entr(p).sum(-1).exp(), 0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'learning_rate', 'classification_loss', 'parameter_groups', 'regulariser', 'make_optimizer',
            'make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'newest_checkpoint', 'evaluate',
-           'TrainResult', 'train']
+           'NonFinite', 'FiniteSteps', 'TrainResult', 'train']
 
 # %% ../nbs/12_training.ipynb #ecea5b87
 import hashlib
@@ -14,7 +14,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,9 +25,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import gather_object
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
 from .attention import GlobalNeuralSimilarity, orthogonality_penalty
+from .checks import checked
 from .data import ImageSet, augment, batch_indices, channel_statistics, to_input
 from .sphere import SphereConv2d
 from .static import KernelShape, NeuralSimilarity, shape_penalty, similarity_decay
@@ -77,27 +81,35 @@ RECIPES = {r.name: r for r in (
 )}
 
 # %% ../nbs/12_training.ipynb #93e037d6
+@checked
 def learning_rate(
     step: int,  # from 0
     steps: int,  # length of the run
     recipe: Recipe,
 ) -> float:
     "The released staircase, stretched or squeezed to the length of the run."
+    if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
     return recipe.lr * 0.1 ** sum(step >= round(drop * steps) for drop in recipe.drops)
 
 # %% ../nbs/12_training.ipynb #ef32b5ae
+@checked
 def classification_loss(
-    logits: Tensor,  # (B, n)
-    labels: Tensor,  # (B,) of int64
+    logits: Float[Tensor, 'B n'],
+    labels: Integer[Tensor, ' B'],  # in 0..n-1
     recipe: Recipe,
 ) -> Tensor:  # 0-dim, float32 at least
-    "Label-smoothed cross-entropy with the released code's constant inside the logarithm; `log_eps=0` is the textbook's."
+    "Label-smoothed cross-entropy with the released code's constant inside the logarithm; `log_eps=0` is the textbook's. Raises `ValueError` for an empty batch, and on a CPU for a label that is none."
+    if not logits.numel(): raise ValueError(f'logits must have an image and a class at least, not shape {tuple(logits.shape)}')
+    if labels.device.type == 'cpu' and not (0 <= labels.min() and labels.max() < logits.shape[1]):  # a GPU's kernel looks itself
+        raise ValueError(f'labels must be in 0..{logits.shape[1] - 1}, but are between {labels.min()} and {labels.max()}')
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.long()
     if not recipe.log_eps: return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     logp = (logits.softmax(1) + recipe.log_eps).log()
     return (1 - recipe.label_smoothing) * F.nll_loss(logp, labels) - recipe.label_smoothing * logp.mean()
 
 # %% ../nbs/12_training.ipynb #da9eec73
+@checked
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     "Optimizer groups: everything under weight decay, except the static similarities, the scores of kernel shapes and, where the recipe says so, the SphereConvs outside attention."
     free = {p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape)) for p in m.parameters()}
@@ -109,6 +121,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
             *([dict(params=[p for p in model.parameters() if p in free], weight_decay=0.)] if free else [])]
 
 
+@checked
 def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
     "The pull of every unconstrained static similarity towards the recipe's target, the price of the taps of kernel shapes without a budget, and the recipe's orthogonality penalty; 0 where there is none of them."
     pull = sum(similarity_decay(m, recipe.decay_target) for m in model.modules() if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
@@ -117,12 +130,14 @@ def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
     return total + orthogonality_penalty(model, recipe.orthogonality) if recipe.orthogonality else total
 
 
+@checked
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     "The recipe's optimizer for all parameters of the model: SGD with momentum, or Adam."
     groups = parameter_groups(model, recipe)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum) if recipe.optimizer == 'sgd' else torch.optim.Adam(groups, lr=recipe.lr)
 
 # %% ../nbs/12_training.ipynb #89b2f27e
+@checked
 def make_accelerator(
     device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = 'float32',  # or 'bfloat16' (autocast)
@@ -141,6 +156,7 @@ def make_accelerator(
     return Accelerator(cpu=device == 'cpu', mixed_precision='bf16' if precision == 'bfloat16' else 'no', **options)
 
 # %% ../nbs/12_training.ipynb #e3da312d
+@checked
 @contextmanager
 def tracked(
     accelerator: Accelerator | None,  # from `make_accelerator`, with or without a tracker
@@ -165,6 +181,7 @@ _CHECKPOINT = b'nsl_repro checkpoint '
 _SCHEMA = 1  # the version of the checkpoints this code writes and reads
 
 
+@checked
 def save_checkpoint(
     state: dict,  # tensors, numbers, strings and containers of them
     path: str | Path,  # in a folder that exists
@@ -176,6 +193,7 @@ def save_checkpoint(
     return write_whole(path, b'%s%d %s\n' % (_CHECKPOINT, _SCHEMA, hashlib.sha256(data.getbuffer()).hexdigest().encode()) + data.getbuffer())
 
 
+@checked
 def load_checkpoint(path: str | Path) -> dict:
     "What `save_checkpoint` wrote, on the CPU; nothing but data is unpickled. Raises `ValueError`, one sentence, for a file that is not a whole checkpoint of this version."
     data = Path(path).read_bytes()
@@ -188,6 +206,7 @@ def load_checkpoint(path: str | Path) -> dict:
     except Exception as e: raise ValueError(f'{path} is not a whole checkpoint of this library ({type(e).__name__})') from e
 
 
+@checked
 def newest_checkpoint(
     path: str | Path | None,  # as for `save_checkpoint`; its folder is made, so that a run that cannot save does not begin
     identity: dict | None = None,  # what the checkpoint's must be; None: anything
@@ -208,11 +227,12 @@ def newest_checkpoint(
     return None
 
 # %% ../nbs/12_training.ipynb #45332323
+@checked
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: ImageSet,  # on the model's device
-    prepare: Callable[[Tensor], Tensor],  # uint8 images (B, C, H, W) -> the network's input
+    prepare: Callable[[UInt8[Tensor, 'B C H W']], Tensor],  # uint8 images (B, C, H, W) -> the network's input
     accelerator: Accelerator,
     batch_size: int = 100,  # small: activations that stay in a CPU's cache are faster than large batches
 ) -> float:  # percent
@@ -227,6 +247,105 @@ def evaluate(
     model.train(training)
     return 100 * accelerator.reduce(right, 'sum').item() / len(data)
 
+# %% ../nbs/12_training.ipynb #f57fd90e
+class NonFinite(ArithmeticError):
+    "The loss or a gradient is not finite. `step` counts from 1, `where` is the first place that was found, `rows` are the indices of the batch."
+
+    def __init__(self, step: int, where: str, rows: list[int], unit: str = 'images'):
+        super().__init__(step, where, rows, unit)
+        self.step, self.where, self.rows, self.unit = step, where, rows, unit
+
+    def __str__(self) -> str:
+        return (f"step {self.step}: {self.where} is not finite, with the {self.unit} {', '.join(map(str, self.rows))}; look at these, or lower the learning rate; "
+                "on_nonfinite='skip' leaves such steps out, 'record' ends the run before the first one and keeps what it has")
+
+
+_unwrapped = getattr(torch.func, 'debug_unwrap', lambda t: t)  # the numbers of a tensor inside of `vmap`; since torch 2.7
+
+
+def _is_bad(values: Any) -> bool:  # one tensor or several
+    tensors = (_unwrapped(v) for v in (values if isinstance(values, (tuple, list)) else [values]) if isinstance(v, Tensor) and v.is_floating_point())
+    return not all(t.isfinite().all() for t in tensors)
+
+
+def _first_bad(model: nn.Module, forward: Callable[[], Any], device: torch.device) -> str:
+    "What is not finite first in a forward pass, in words; '' if everything is. Random numbers are afterwards as before."
+    if start := next((name for name, p in model.named_parameters() if _is_bad(p)), None): return f'the parameter {start}'
+    found: list[str] = []
+
+    def look(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and _is_bad(output): found.append(f"the {'input' if _is_bad(inputs) else 'output'} of {name or 'the model'} ({type(layer).__name__})")
+
+    hooks = [m.register_forward_hook(lambda m, inputs, output, name=name: look(name, m, inputs, output)) for name, m in model.named_modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == 'cuda' else []): forward()
+    finally:
+        for hook in hooks: hook.remove()
+    return next(iter(found), '')
+
+
+@checked
+class FiniteSteps:
+    """Looks at the loss and all gradients of a step before the step is made; if they are not finite, `model` stays as it was before the step, and `on_nonfinite` says what follows.
+
+    'raise': `NonFinite`. 'record': its sentence as a warning, and `diverged` is the step, from 1; the caller ends the run. 'skip': the step counts in `skipped`, and the run goes on. Raises `ValueError` for another word."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_nonfinite: str = 'raise',
+        accelerator: Accelerator | None = None,  # several processes decide together
+        unit: str = 'images',  # what a batch consists of
+    ):
+        if on_nonfinite not in ('raise', 'record', 'skip'): raise ValueError(f"on_nonfinite must be 'raise', 'record' or 'skip', not {on_nonfinite!r}")
+        self.model, self.on_nonfinite, self.accelerator, self.unit = model, on_nonfinite, accelerator, unit
+        self.skipped = 0
+        self.diverged: int | None = None
+        self.remember()
+
+    def remember(self) -> None:
+        "Take the buffers as they are now for those before the next step. `allow` does it itself; whoever changes buffers between steps does it once more."
+        self._buffers = [b.clone() for b in self.model.buffers()]
+
+    def allow(
+        self,
+        loss: Float[Tensor, ''],  # of the step
+        step: int,  # from 0
+        rows: Iterable,  # of int: what the batch consists of
+        forward: Callable[[], Any],  # the step's forward pass once more
+    ) -> bool:  # whether to make the step
+        "To be asked when all gradients are there, and nothing has been done to them."
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        together = self.accelerator if self.accelerator and self.accelerator.num_processes > 1 else None
+
+        def bad(power: float) -> list[float]:  # whether the loss and whether the gradients are not finite
+            norm = torch.nn.utils.get_total_norm(gradients, power)
+            flags = torch.stack([loss.detach().isfinite(), norm.isfinite().to(loss.device)]).logical_not().float()
+            return (together.reduce(flags, 'sum') if together else flags).tolist()
+
+        in_loss, in_gradient = bad(2)
+        if in_gradient: in_loss, in_gradient = bad(math.inf)
+        scaler = self.accelerator and self.accelerator.scaler
+        if not in_loss and (not in_gradient or (scaler and scaler.get_scale() > 1)):
+            self.remember()
+            return True
+
+        where = ''
+        if self.on_nonfinite != 'skip':
+            where = _first_bad(self.model, forward, loss.device)
+            if together: where = next(filter(None, gather_object([where])), '')
+            if not where and not in_loss: where = next(f'the gradient of {name}' for name, p in reversed([*self.model.named_parameters()]) if p.grad is not None and _is_bad(p.grad))
+        with torch.no_grad():
+            for b, before in zip(self.model.buffers(), self._buffers): b.copy_(before)
+        if self.on_nonfinite == 'skip':
+            self.skipped += 1
+            return False
+        found = NonFinite(step + 1, where or 'the loss', [int(i) for i in rows], self.unit)
+        if self.on_nonfinite == 'raise': raise found
+        self.diverged = step + 1
+        if not together or together.is_main_process: warnings.warn(str(found), stacklevel=5)  # of the call of the training
+        return False
+
 # %% ../nbs/12_training.ipynb #d31c0ec9
 @dataclass
 class TrainResult:
@@ -236,6 +355,7 @@ class TrainResult:
     wall_time_s: float
 
 
+@checked
 def train(
     model: nn.Module,
     train_set: ImageSet,
@@ -251,11 +371,12 @@ def train(
     checkpoint: str | Path | None = None,  # file to save to and to continue from; None: keep nothing
     description: str = '',  # of the progress bar
     on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
+    on_nonfinite: str = 'raise',  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:
     """Train `model` in place for `steps` steps of the recipe and measure it on the test set once, at the end.
 
-    Metrics: `test_accuracy`, `val_accuracy` (percent), `train_loss`, `step_ms` (median over segments), `loader_share` (of the time, 0 to 1), `diverged_step` if it diverged.
-    Curves: `step, train_loss, train_accuracy, val_step, val_accuracy`. Raises `ValueError` when the checkpoint belongs to another run.
+    Metrics: `test_accuracy`, `val_accuracy` (percent), `train_loss`, `step_ms` (median over segments), `loader_share` (of the time, 0 to 1), `diverged_step` if it diverged, `skipped_steps` with `on_nonfinite='skip'`.
+    Curves: `step, train_loss, train_accuracy, val_step, val_accuracy`. Raises `ValueError` when the checkpoint belongs to another run, `NonFinite` for a step that is not finite.
     """
     if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
     accelerator = accelerator or make_accelerator()
@@ -276,6 +397,8 @@ def train(
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
         done, timings, loader_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'loader_s', 'wall_s', 'diverged', 'curves'))
         if 'random' in state: torch.set_rng_state(state['random'])
+    guard = FiniteSteps(model, on_nonfinite, accelerator)
+    guard.skipped = state.get('skipped', 0) if state else 0
 
     boundaries = sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)})
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -283,7 +406,7 @@ def train(
         bar.disable = bar.disable or not accelerator.is_main_process
         for end in boundaries:
             if end <= done or diverged is not None: continue
-            began, started, sums, net = time.perf_counter(), done, torch.zeros(2, device=device), net.train()
+            began, started, kept, sums, net = time.perf_counter(), done, 0, torch.zeros(2, device=device), net.train()
             for step in range(started, end):
                 t = time.perf_counter()
                 rows = batch_indices(len(train_set), recipe.batch_size, seed, step).to(device, non_blocking=True)
@@ -295,21 +418,23 @@ def train(
                 logits = net(inputs)
                 loss = classification_loss(logits, labels, recipe)
                 accelerator.backward(loss + regulariser(model, recipe))
-                optimizer.step()
+                allowed = guard.allow(loss, step, rows, lambda: model(inputs))
+                if allowed: optimizer.step()
                 optimizer.zero_grad()
 
-                sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+                if allowed: kept += 1; sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
                 done = step + 1
                 if done % max(1, steps // 200) == 0 and not bar.disable:
-                    loss_now, right = (sums / (done - started)).tolist()
+                    loss_now, right = (sums / max(1, kept)).tolist()
                     bar.set_postfix_str(f'loss {loss_now:.3f} accuracy {100 * right:.1f} %', refresh=False)
                 bar.update()
                 if on_step: on_step(done)
-            mean_loss, right = (accelerator.reduce(sums, 'mean') / (done - started)).tolist()
+                if guard.diverged is not None: break
             segment_s = time.perf_counter() - began
             timings.append(1000 * segment_s / (done - started))
-            if not math.isfinite(mean_loss): diverged = done
-            else:
+            diverged = guard.diverged
+            if diverged is None and kept:
+                mean_loss, right = (accelerator.reduce(sums, 'mean') / kept).tolist()
                 curves['step'].append(done); curves['train_loss'].append(mean_loss); curves['train_accuracy'].append(100 * right)
                 if validation_set:
                     curves['val_step'].append(done); curves['val_accuracy'].append(evaluate(net, validation_set, prepare, accelerator))
@@ -317,15 +442,16 @@ def train(
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
                 save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves, random=torch.get_rng_state()), checkpoint)
+                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves, skipped=guard.skipped, random=torch.get_rng_state()), checkpoint)
 
     began = time.perf_counter()
     metrics = dict(step_ms=sorted(timings)[len(timings) // 2],
-                   loader_share=1000 * loader_s / sum(t * n for t, n in zip(timings, _lengths(boundaries))))
+                   loader_share=1000 * loader_s / sum(t * n for t, n in zip(timings, _lengths([min(b, done) for b in boundaries]))))
     if test_set: metrics['test_accuracy'] = evaluate(net, test_set, prepare, accelerator)
     if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
     if curves['val_accuracy']: metrics['val_accuracy'] = curves['val_accuracy'][-1]
     if diverged is not None: metrics['diverged_step'] = diverged
+    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
     return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)
 
 

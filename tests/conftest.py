@@ -1,7 +1,10 @@
-"""What the tests share: the project's folder, the command as a user types it, and small notebooks to run it on."""
+"""What the tests share: the project's folder, the command as a user types it, small notebooks to run it on, and the figures that tests/reliability measures."""
+import json
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -34,3 +37,39 @@ def notebook(tmp_path):
         return tmp_path / f"{name}.ipynb"
 
     return write
+
+
+FOUND = pytest.StashKey[dict]()  # test -> figures
+
+
+def found(item):
+    return item.config.stash.setdefault(FOUND, {}).setdefault(f"{item.path.name}::{item.name}", {})
+
+
+@pytest.fixture
+def measured(request):
+    "Keep figures of this test, by name: numbers, or short texts."
+    return lambda **figures: found(request.node).update(figures)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" and item.path.parent.name == "reliability":
+        found(item).update(outcome=report.outcome, seconds=round(report.duration, 1))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    "With NSL_RECORD=FILE the figures go into that file, for nbs/16_reliability; what NSL_SOAK=1 measures has a section of its own there."
+    tests = config.stash.get(FOUND, {})
+    for test, figures in sorted(tests.items()):
+        if said := [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if k not in ("outcome", "seconds")]:
+            terminalreporter.write_line(f"{test}: {', '.join(said)}")
+    if not (file := os.environ.get("NSL_RECORD")) or not tests:
+        return
+    path, commit = Path(file), subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    run = dict(commit=commit, date=time.strftime("%Y-%m-%d"), python=platform.python_version(), cores=os.cpu_count())
+    record.setdefault("long" if os.environ.get("NSL_SOAK") else "fast", {}).update({test: figures | run for test, figures in tests.items()})
+    path.write_text(json.dumps({k: dict(sorted(v.items())) for k, v in sorted(record.items())}, indent=1) + "\n", encoding="utf-8")

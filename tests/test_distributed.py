@@ -18,15 +18,16 @@ import math, os, signal, sys
 import torch
 from nsl_repro.data import to_input
 from nsl_repro.imagenet import ImageNetRecipe, Pictures, build_network, evaluate_images, load_splits, make_engine, train_network
-from nsl_repro.training import make_accelerator
+from nsl_repro.training import NonFinite, make_accelerator
 
 recipe = ImageNetRecipe(batch_size=16, micro_batch=4, lr=.05, schedule='cosine', warmup=.2, label_smoothing=.1)
 splits = load_splits('digits', train_images=200, validation_images=13, test_images=103)
 
-def run(method, accelerator, checkpoint=None, on_step=None):
+def run(method, accelerator, checkpoint=None, on_step=None, spoil=None, steps=12, **options):
     torch.manual_seed(0)
     model = build_network('cnn10', method, 10, .125, 16).double()
-    return model, train_network(model, splits, recipe=recipe, steps=12, segments=3, accelerator=accelerator, checkpoint=checkpoint, on_step=on_step)
+    if spoil: model.stage2[0][0].register_forward_hook(lambda layer, inputs, output: spoil(output) if layer.training else output)
+    return model, train_network(model, splits, recipe=recipe, steps=steps, segments=3, accelerator=accelerator, checkpoint=checkpoint, on_step=on_step, **options)
 """
 TWO = SHARED + """
 folder = sys.argv[1]
@@ -42,6 +43,14 @@ prepare = lambda images: to_input(images, 'standardised', splits.mean, splits.st
 padded, pictures = make_accelerator('cpu'), Pictures(splits.test, 16)
 try: evaluate_images(model, pictures, prepare, padded, batch_size=10)
 except RuntimeError as error: print(error, flush=True)
+
+steps = []  # done; in the third one an image of process 1 makes a layer infinite
+bad = dict(spoil=lambda x: x * math.inf if len(steps) == 2 and engine.process_index == 1 else x, on_step=steps.append, steps=4)
+try: run('static_uns', engine, on_nonfinite='raise', **bad)
+except NonFinite as error: print(f'process {engine.process_index}: {error}', flush=True)
+steps.clear()
+model, result = run('static_uns', engine, on_nonfinite='skip', **bad)
+torch.save([model.state_dict(), result.metrics], f'{folder}/skipped_{engine.process_index}.pt')
 
 try: run('static_uns', engine, f'{folder}/odd.pt', lambda done: os.kill(os.getpid(), signal.SIGKILL) if done == 6 else None)  # with 8 the second checkpoint would be there
 finally: print('still alive', flush=True)
@@ -119,6 +128,15 @@ def test_killed_and_continued_by_another_number_of_processes(two):
 
 def test_padded_evaluation_is_refused(two):
     assert "images were counted, not 103" in two[1]
+
+
+def test_processes_agree_on_a_step_that_is_not_finite(two):
+    folder, said = two
+    for rank in (0, 1):
+        assert f"process {rank}: step 3: the output of stage2.0.0 (StaticNSLConv2d) is not finite" in said
+    (weights, metrics), (others, _) = (torch.load(folder / f"skipped_{rank}.pt", weights_only=True) for rank in (0, 1))
+    same(weights, others)
+    assert metrics["skipped_steps"] == 1 and all(w.isfinite().all() for w in weights.values())
 
 
 def test_the_command_in_two_processes(tmp_path, monkeypatch, capfd):

@@ -10,6 +10,15 @@ from conftest import ROOT
 
 SLOW = "import sys; print(*sorted({'torch', 'papermill', 'IPython', 'matplotlib', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))"
 
+EACH_ALONE = """
+import importlib, os, sys, torch
+for name in sys.argv[1:]:
+    if not (child := os.fork()):  # in which no other module of the package has been imported
+        importlib.import_module(f'nsl_repro.{name}')
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
 
 def call(*command, cwd, timeout=900):
     "Run a command away from the project, and fail with everything it printed."
@@ -54,9 +63,8 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
 def test_an_installed_package_works(python, tmp_path):
     installed = call(python, "-c", "import nsl_repro; print(nsl_repro.__version__, nsl_repro.__file__)", cwd=tmp_path)
     assert "site-packages" in installed
-    for module in sorted((ROOT / "nsl_repro").glob("[!_]*.py")):
-        if module.stem != "plugins":
-            call(python, "-c", f"import nsl_repro.{module.stem}", cwd=tmp_path)
+    modules = sorted(p.stem for p in (ROOT / "nsl_repro").glob("[!_]*.py") if p.stem != "plugins")
+    call(python, "-c", EACH_ALONE, *modules, cwd=tmp_path)
     told = call(python, "-c", "try: import nsl_repro.plugins\nexcept ImportError as e: print(e)", cwd=tmp_path)
     assert "pip install 'nsl_repro[metric]'" in told  # the one module that is nothing without an extra
     command = python.with_name("nsl-repro")

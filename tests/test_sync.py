@@ -1,5 +1,7 @@
 """The notebooks are clean, and the library is what they export."""
+import ast
 import difflib
+import importlib
 import shutil
 import subprocess
 import sys
@@ -55,6 +57,16 @@ def test_library_is_what_the_notebooks_export(copy):
             module.unlink()
     nbdev("nbdev_export", copy)
     assert not (diff := differences(before, files(copy))), f"the library is not what the notebooks export: {REMEDY}\n{diff}"
+
+
+def test_what_the_package_offers_is_there():
+    import nsl_repro
+
+    tree = ast.parse(Path(nsl_repro.__file__).read_text(encoding="utf-8"))
+    said = {name.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 for name in node.names}
+    assert said == nsl_repro._HOMES, "for type checkers and at run time, the same names"
+    for name, module in nsl_repro._HOMES.items():
+        assert getattr(nsl_repro, name) is getattr(importlib.import_module(f"nsl_repro.{module}"), name) and name in dir(nsl_repro)
 
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):

@@ -146,20 +146,21 @@ def test_photographs_that_vanish_during_the_run(tmp_path):
         photos.image(3)
 
 
-def test_half_a_file_never_has_its_final_name(small_disk):
+def test_half_a_file_never_has_its_final_name(small_disk, measured):
     "Every size of file around the size that still fits."
     fill(small_disk)
     with open(small_disk / "filler", "r+b") as filler:
         filler.truncate(filler.seek(0, 2) - 40_000)
-    old, outcomes = write_whole(small_disk / "file", "old"), set()
+    old, outcomes = write_whole(small_disk / "file", "old"), []
     for size in range(1000, 60_000, 1000):
         try:
             write_whole(old, bytes(size))
             assert old.read_bytes() == bytes(size)
             write_whole(old, "old")
-            outcomes.add("new")
+            outcomes.append("new")
         except CannotWrite:
             assert old.read_text() == "old"
-            outcomes.add("old")
+            outcomes.append("old")
         assert {p.name for p in small_disk.iterdir()} == {"file", "filler"}
-    assert outcomes == {"old", "new"}
+    assert set(outcomes) == {"old", "new"}
+    measured(sizes=len(outcomes), did_not_fit=outcomes.count("old"))

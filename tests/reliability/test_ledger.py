@@ -22,7 +22,7 @@ def write_many(root, writer, entries):
             write_entry(new_entry(**ENTRY | {"seed": 999_999, "wall_time_s": float(writer)}), root)
 
 
-def test_eight_processes_of_two_hundred_entries(tmp_path):
+def test_eight_processes_of_two_hundred_entries(tmp_path, measured):
     start(write_many, tmp_path / "errors", tmp_path, 0, 0).join()  # whoever comes first waits for the imports
     began = time.perf_counter()
     writers = [start(write_many, tmp_path / "errors", tmp_path, writer, 200) for writer in range(8)]
@@ -34,7 +34,7 @@ def test_eight_processes_of_two_hundred_entries(tmp_path):
     found = load_ledger(tmp_path)
     assert sorted(e.seed for e in found) == [*(1000 * writer + n for writer in range(8) for n in range(200)), 999_999]
     assert len(list((tmp_path / "results").iterdir())) == 1601
-    print(f"1,600 entries by 8 processes in {seconds:.1f} s")
+    measured(processes=8, entries=len(found) - 1, writing_s=round(seconds, 1))
 
 
 def one_run(root, name, seconds):
@@ -129,30 +129,30 @@ def assert_one_sentence(read, path, cases):
 CASES = 40_000 if SOAK else 1200
 
 
-def test_entries_of_any_content(tmp_path):
+def test_entries_of_any_content(tmp_path, measured):
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "toy__x.json"
     for read in (lambda: read_entry(path), lambda: load_ledger(tmp_path)):
         refused, slowest = assert_one_sentence(read, path, damaged(random.Random(0), json.dumps(ENTRY), CASES))
         assert refused > CASES / 2
-        print(f"{refused} entries refused, the slowest after {slowest:.2f} s")
+        measured(refused=refused, slowest_s=round(slowest, 2))
     path.unlink()
     path.mkdir()
     with pytest.raises(ValueError, match="toy__x.json is not valid JSON: it is not a file"):
         load_ledger(tmp_path)
 
 
-def test_papers_figures_of_any_content(tmp_path, monkeypatch):
+def test_papers_figures_of_any_content(tmp_path, monkeypatch, measured):
     (tmp_path / "data").mkdir()
     path, real = tmp_path / "data" / "paper_results.json", paper_results()
     text = json.dumps({"results": [r.model_dump() for r in real.results[:3]], "claims": [c.model_dump() for c in real.claims[:2]]})
     monkeypatch.setattr(results, "project_root", lambda: tmp_path)
     refused, slowest = assert_one_sentence(paper_results, path, damaged(random.Random(1), text, CASES // 2))
     assert refused > CASES / 5
-    print(f"{refused} files refused, the slowest after {slowest:.2f} s")
+    measured(refused=refused, slowest_s=round(slowest, 2))
 
 
-def test_parameters_of_any_content(tmp_path):
+def test_parameters_of_any_content(tmp_path, measured):
     path, draw = tmp_path / "toy.ipynb", random.Random(2)
     source = "from typing import Literal\ndataset: Literal['digits', 'cub'] = 'digits'  # what\nseeds: list[int] = [1, 2]\nlr: float = 0.1\n"
     whole = lambda source: json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}], "metadata": {}})
@@ -166,5 +166,5 @@ def test_parameters_of_any_content(tmp_path):
     sources = [whole(text).encode("utf-8", "surrogatepass") for text in hostile + wrecked + edited]
     refused, slowest = assert_one_sentence(lambda: read_parameters(path), path, [*sources, *damaged(draw, whole(source), CASES // 4)])
     assert refused > CASES / 4
-    print(f"{refused} parameter cells refused, the slowest after {slowest:.2f} s")
+    measured(refused=refused, slowest_s=round(slowest, 2))
     assert not list(HERE.glob("**/owned")) and not list(tmp_path.glob("owned"))

@@ -2,12 +2,11 @@
 import random
 import subprocess
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import COMMAND, ROOT
-from victim import LOOPS, SOAK, TIMINGS, outcome, record, start
+from victim import LOOPS, SOAK, outcome, record, start
 
 MOMENTS = dict(classifier=280, embedder=70, learner=70, photographer=80) if SOAK else dict(classifier=32, embedder=7, learner=7, photographer=4)
 BY_TIMER = 0.2  # the share of the moments that are chosen by a clock instead of a point of the program
@@ -39,7 +38,7 @@ def leftovers(root):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_killed_anywhere_it_ends_in_the_same_bits(loop, undisturbed, tmp_path):
+def test_killed_anywhere_it_ends_in_the_same_bits(loop, undisturbed, tmp_path, measured):
     wanted, passed, seconds = undisturbed[loop]
     draw, n = random.Random(loop), MOMENTS[loop]
     timed = round(n * BY_TIMER)
@@ -59,10 +58,10 @@ def test_killed_anywhere_it_ends_in_the_same_bits(loop, undisturbed, tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(disturbed, range(n)))
-    print(f"{loop}: killed {len(moments)} times at {len(passed)} points of {len(Counter(passed))} kinds, {timed} times by a clock; {sorted(TIMINGS)} and wall_time_s apart, the same")
+    measured(kills=n, by_clock=timed, points=len(passed), kinds=len(set(passed)))
 
 
-def test_killed_again_and_again(undisturbed, tmp_path):
+def test_killed_again_and_again(undisturbed, tmp_path, measured):
     wanted, passed, _ = undisturbed["classifier"]
     draw, kills = random.Random(1), 0
     while (status := run(tmp_path, "classifier", draw.randrange(1, len(passed)))) != 0:
@@ -70,7 +69,7 @@ def test_killed_again_and_again(undisturbed, tmp_path):
         kills += 1
         assert len(leftovers(tmp_path)) <= 4  # one a file at most, however often
     assert outcome(tmp_path) == wanted and not leftovers(tmp_path)
-    print(f"finished after {kills} kills")
+    measured(kills=kills)
 
 
 DAMAGE = {
@@ -83,7 +82,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(how, undisturbed, tmp_path):
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(how, undisturbed, tmp_path, measured):
     wanted, passed, _ = undisturbed["classifier"]
     assert run(tmp_path, "classifier", [n for n, kind in enumerate(passed, 1) if kind == "after save_checkpoint"][1]) == -9
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
@@ -93,9 +92,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(how, undi
     assert said.startswith(str(checkpoint)) and len(said.splitlines()) == 1 and "checkpoint.pt.refused, and the run goes on from the checkpoint before it" in said
     steps = (tmp_path / "points").read_text().splitlines().count("before step")
     assert outcome(tmp_path) == wanted and steps == 4, f"{steps} of the 4 steps behind the first checkpoint were done"
+    measured(steps_done_again=steps)
 
 
-def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path):
+def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path, measured):
     sweep = notebook(
         "sweep",
         "seeds: list[int] = [0, 1, 2, 3]\noutput: str = ''",
@@ -109,7 +109,8 @@ def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path):
         "print([run(seed).seed for seed in seeds])",
     )
     draw, command = random.Random(0), [*COMMAND, "run", str(sweep), "-o", str(tmp_path)]
-    for _ in range(20 if SOAK else 2):
+    kills = 20 if SOAK else 2
+    for _ in range(kills):
         runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("runs/sweep__*/step*")) and time.monotonic() < deadline:  # the first time: it has begun
@@ -122,5 +123,6 @@ def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path):
     log = (tmp_path / "log").read_text().split()
     assert set(log) == set("0123") and len(log) <= 5, f"work was finished {len(log)} times for 4 runs"  # twice only if killed between its end and the note of it
     assert len(list(tmp_path.glob("results/*.json"))) == 4 and not leftovers(tmp_path)
+    measured(kills=kills, runs=4, completions=len(log))
     for executed in tmp_path.glob("runs/*.ipynb"):
         assert executed.read_text().endswith("}\n") or executed.read_text().endswith("}")  # killed or not, what is there is whole

@@ -96,10 +96,20 @@ def through_papermill(out: Path):
     return turn
 
 
-def grows(readings: list[int], share: float = 0.0) -> str:
-    "What is wrong with readings that should have levelled off: '' if the median of their last third is at most this share above that of the third before."
+def thirds(readings: list[int]) -> tuple[float, float]:
+    "The medians of the last third but one, and of the last third."
     third = max(1, len(readings) // 3)
-    before, after = statistics.median(readings[-2 * third : -third]), statistics.median(readings[-third:])
+    return statistics.median(readings[-2 * third : -third]), statistics.median(readings[-third:])
+
+
+def growth(readings: list[int]) -> float:
+    before, after = thirds(readings)
+    return after / before - 1 if before else float(after > 0)
+
+
+def grows(readings: list[int], share: float = 0.0) -> str:
+    "What is wrong with readings that should have levelled off: '' if the last third is at most this share above the third before."
+    before, after = thirds(readings)
     return f"{before:,.0f} became {after:,.0f} ({after / before - 1:+.1%})" if after > before * (1 + share) else ""
 
 
@@ -120,10 +130,12 @@ def soak(kind: str, turns: int, folder: Path, hours: float = 0.0) -> list[dict[s
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory and open files are read from /proc, which is Linux's")
 @pytest.mark.parametrize(("kind", "warm", "turns"), [("one_process", 4, 12), ("through_papermill", 2, 3)])
-def test_nothing_grows(kind, warm, turns, tmp_path):
+def test_nothing_grows(kind, warm, turns, tmp_path, measured):
+    began = time.monotonic()
     readings = soak(kind, warm + turns, tmp_path, HOURS / 2 if LONG else 0.0)[warm:]
     share = 0.02 if LONG else 0.005  # of memory: a few turns must not come near what hours may
     found = {what: grows([r[what] for r in readings], share if what == "memory" else 0.0) for what in readings[0]}
+    measured(turns=len(readings), minutes=round((time.monotonic() - began) / 60, 1), **{f"{what}_growth": growth([r[what] for r in readings]) for what in readings[0]})
     assert not any(found.values()), f"{kind}, after {len(readings)} turns: " + "; ".join(f"{what}: {said}" for what, said in found.items() if said)
 
 

@@ -177,7 +177,7 @@ def test_parameters_are_not_executed(canary, notebook):
 def test_values_are_not_executed(canary, notebook, tmp_path):
     "What is typed behind `-p` arrives in the notebook as the text or the number that it is, and as nothing else."
     code = f"__import__('os').mkdir({str(canary)!r})"
-    texts = [code, f'"; {code}; "', f"'''\n{code}\n'''", f'"""\n{code}\n#', f"\\\n{code}", f"{{{code}}}", f"x\n{code}\n", f"!mkdir {canary}", f"%system mkdir {canary}", "\\", "\\'", "\u2028" + code, "$(touch x)"]
+    texts = [code, f"[{code}]", f"({code},)", f'"; {code}; "', f"'''\n{code}\n'''", f'"""\n{code}\n#', f"\\\n{code}", f"{{{code}}}", f"x\n{code}\n", f"!mkdir {canary}", f"%system mkdir {canary}", "\\", "\\'", "\u2028" + code, "$(touch x)"]
     cells = ['texts: list[str] = []\none: str = ""\noutput: str = ""', "import json, pathlib\npathlib.Path(output, 'got.json').write_text(json.dumps([texts, one]))"]
     path = notebook("texts", *cells)
     parameters = read_parameters(path)
