@@ -291,12 +291,12 @@ def channel_statistics(
 
 @checked
 def to_input(
-    images: UInt8[Tensor, "B C H W"],
+    images: UInt8[Tensor, "*B C H W"],
     mode: str = "raw",  # 'raw': values 0..255; 'standardised': (x - mean) / std for each channel; 'centred': (x - 127.5) / 128
     mean: Tensor | None = None,  # (C,), from `channel_statistics`, on any device; for 'standardised'
     std: Tensor | None = None,  # (C,), on any device
     dtype: torch.dtype = torch.float32,  # of the result; the arithmetic is float32 or better
-) -> Tensor:  # (B, C, H, W) of `dtype`
+) -> Tensor:  # the images' shape, of `dtype`
     "What the network is fed. A channel that never varies (`std` 0) is only centred."
     if mode not in ("raw", "standardised", "centred"):
         raise ValueError(f"mode must be 'raw', 'standardised' or 'centred', but was {mode!r}.")
@@ -308,7 +308,7 @@ def to_input(
     if mean is None or std is None:
         raise ValueError("mode 'standardised' needs mean and std, see channel_statistics, but at least one of them was None.")
     for name, v in (("mean", mean), ("std", std)):
-        if v.shape != images.shape[1:2] or not v.is_floating_point():
-            raise ValueError(f"{name} must be {images.shape[1]} floating-point numbers, one a channel, not {described(v)}.")
+        if v.shape != images.shape[-3:-2] or not v.is_floating_point():
+            raise ValueError(f"{name} must be {images.shape[-3]} floating-point numbers, one a channel, not {described(v)}.")
     mean, std = (to_device(v, images.device).to(work)[:, None, None] for v in (mean, std))
     return ((images.to(work) - mean) / torch.where(std > 0, std, 1)).to(dtype)

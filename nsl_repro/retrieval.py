@@ -88,6 +88,7 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callab
     if k < 1 or (N and k > M): raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
     if rerank is not None and rerank < 1: raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
     if rerank is not None and isinstance(score, str): raise ValueError(f"rerank needs a learned score, got {score!r}.")
+    if queries.shape[1] != (dim := getattr(score, 'dim', queries.shape[1])): raise ValueError(f"queries must have {dim} features, as score takes, got {queries.shape[1]}.")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")
     n = int(min(rerank or 0, M))
     rows = _row_scorer('euclidean' if n else score, gallery)

@@ -180,7 +180,7 @@ FILES = "reads or writes files: test_ledger, test_disk, test_data and tests/test
 COMMAND = "a command of the terminal: tests/test_command and tests/test_runner type nonsense at it"
 PICTURE = "draws a picture: its notebook looks at it"
 CALLS = "calls functions of its user, whose errors are left as they are; the types of its arguments are checked, and its notebook shows the refusals"
-TEXT = "not checked yet: text and numbers for tables, handed over by the library itself; the check would import PyTorch into a command that is in a hurry"
+TEXT = "text and numbers for tables, handed over by the library itself: not compared with their annotations, which would import PyTorch into a command that is in a hurry"
 LONG = "a training or an evaluation: takes seconds a call; its notebook shows the refusals"
 NOT_HERE = {
     "similarity.Playground": "takes no arguments", "pddm.Quadruplets": CONTAINER, "pddm.DoubleHeader": CONTAINER, "convert.Conversion": CONTAINER, "fewshot.Episode": CONTAINER, "fewshot.EpisodeScores": CONTAINER,
