@@ -10,7 +10,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -78,7 +78,13 @@ def _refusal(name: str, value: Any, hint: Any, tensors: dict[str, tuple[Tensor, 
     return (ValueError if of_a_kind else TypeError)(f'{name} must be {_words(hint)}, not {described(value)}' + (f', beside {beside}' if of_a_kind and beside else ''))
 
 
-def _check(function: Callable[..., Any], names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _parameter(network: Any) -> Tensor | None:
+    "A network's first floating-point parameter; a constructor has none yet."
+    if not isinstance(network, nn.Module) or '_parameters' not in vars(network): return None
+    return next((p for p in chain(network._parameters.values(), network.parameters()) if p is not None and p.is_floating_point()), None)
+
+
+def _check(names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tensors: dict[str, tuple[Tensor, str]] = {}
     with jaxtyped('context'):  # a size that is named twice is the same size within it
         for name, value in (*zip(names, args), *kwargs.items()):
@@ -92,23 +98,36 @@ def _check(function: Callable[..., Any], names: list[str], hints: dict[str, Any]
             for other, (t, _) in tensors.items():
                 if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
             tensors[name] = value, _shape(arrays[0])
-    if not (tensors and args and isinstance(args[0], nn.Module) and '_parameters' in vars(args[0])): return  # a constructor has none yet
-    for first in islice((p for p in args[0].parameters() if p.is_floating_point()), 1):
-        for name, (t, _) in tensors.items():
-            if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
-            if t.is_floating_point() and t.dtype != first.dtype and not (getattr(args[0], 'any_precision', False) or torch.is_autocast_enabled(t.device.type)):
-                raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')
+    if not (tensors and args and (first := _parameter(args[0])) is not None): return
+    for name, (t, _) in tensors.items():
+        if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
+        if t.is_floating_point() and t.dtype != first.dtype and not (getattr(args[0], 'any_precision', False) or torch.is_autocast_enabled(t.device.type)):
+            raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')
+
+# %% ../nbs/28_checks.ipynb #44d5cfd3
+def _essence(value: Any) -> Any:
+    "All of a value that its check can depend on, or None where that is not said in short."
+    if isinstance(value, Tensor): return value.shape, value.dtype, value.device, value.layout
+    if value is None or isinstance(value, (int, float, str, torch.device, torch.dtype)): return type(value), value
+    if isinstance(value, nn.Module): return type(value), None if (p := _parameter(value)) is None else (p.dtype, p.device)
+    if isinstance(value, types.FunctionType): return types.FunctionType
+    if not isinstance(value, tuple): return None
+    return None if None in (parts := tuple(map(_essence, value))) else (type(value), parts)
 
 
 def _checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
     names = [n for n, p in inspect.signature(function).parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     hints: dict[str, Any] = {}
+    good: set[tuple] = set()  # the essence of calls that have passed
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            if not hints: hints.update(get_type_hints(function), **{'return': None})  # at the first call: then everything that it names is defined
-            _check(function, names, hints, args, kwargs)
+            call = (*map(_essence, args), *kwargs, *map(_essence, kwargs.values()), torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda'))
+            if call not in good:
+                if not hints: hints.update(get_type_hints(function), **{'return': None})  # at the first call: then everything that it names is defined
+                _check(names, hints, args, kwargs)
+                if None not in call and len(good) < 1000: good.add(call)
         return function(*args, **kwargs)
 
     return wrapper
