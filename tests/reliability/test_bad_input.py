@@ -1,6 +1,7 @@
 """Whatever a public function is given: the right result, or a `ValueError` or `TypeError` that names the argument. Never a wrong answer, a crash or a hang.
 
 Each function has one good call below. Every argument is spoiled in every way that fits it, and Hypothesis spoils two or three at once, with NSL_SOAK=1 far more often."""
+import ast
 import importlib
 import inspect
 import math
@@ -218,7 +219,7 @@ def public():
         if not names:
             continue
         module = None if info.name == "triton_kernels" else importlib.import_module(f"nsl_repro.{info.name}")
-        for name in eval(names[1]):
+        for name in ast.literal_eval(names[1]):
             thing = getattr(module, name, None)
             own = thing is None or getattr(thing, "__module__", "") == f"nsl_repro.{info.name}"
             if own and (thing is None or callable(thing)) and typing.get_origin(thing) is None and not (inspect.isclass(thing) and issubclass(thing, BaseException)):
