@@ -9,12 +9,13 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+import torch.fx
 from beartype import BeartypeConf, BeartypeHintOverrides
 from beartype.door import is_bearable
 from beartype.vale import Is
@@ -30,18 +31,19 @@ __all__ = ['F', 'described', 'checked']
 def described(value: Any) -> str:
     "What a value is, in at most a line: numbers and texts as they are, a tensor by shape, type and device."
     if isinstance(value, Tensor): return f'a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix("torch.")} on {value.device}'
-    if isinstance(value, np.ndarray): return f'a NumPy array {value.shape} of {value.dtype}'
+    if isinstance(value, np.ndarray): return f'a NumPy array {value.shape} of {value.dtype}, which torch.as_tensor would make one'
     if isinstance(value, type): return f'the class {value.__name__}'
     if isinstance(value, int) and value.bit_length() > 256: return f'an integer of {value.bit_length()} bits'
     if callable(value): return f'the function {value.__name__}' if hasattr(value, '__name__') else f'a {type(value).__name__}'
-    text = repr(value) if isinstance(value, (str, bytes, int, float, complex, type(None), list, tuple, dict, set)) else f'a {type(value).__name__}'
+    text = ' '.join(repr(value).split()) if isinstance(value, (str, bytes, int, float, complex, type(None), list, tuple, dict, set)) else f'a {type(value).__name__}'
     if isinstance(value, (list, tuple, dict, set)): text += f' (a {type(value).__name__})'
     return text if len(text) <= 100 else f'{text[:60]}… (a {type(value).__name__} of {len(value)})'
 
 # %% ../nbs/28_checks.ipynb #b04164b9
 _INTEGER = Annotated[int | np.integer, Is[lambda v: not isinstance(v, bool) and -2**63 <= v < 2**63]]
 _NUMBER = Annotated[float | int | np.floating | np.integer, Is[lambda v: v == v]]
-_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides({int: _INTEGER, float: _NUMBER}))  # type: ignore[operator]
+_OTHERS = {int: _INTEGER, float: _NUMBER, bool: bool | np.bool_}  # what is as good
+_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides(_OTHERS))  # type: ignore[operator]
 _KINDS = {'Float': 'a floating-point tensor', 'Integer': 'an integer tensor', 'Bool': 'a Boolean tensor', 'UInt8': 'a tensor of uint8'}
 
 
@@ -52,7 +54,7 @@ def _parts(hint: Any) -> tuple[Any, ...]:  # of a union: the kinds that are allo
 def _is_array(hint: Any) -> bool: return isinstance(hint, type) and issubclass(hint, AbstractArray)
 
 
-def _shape(hint: Any) -> str: return ', '.join(hint.dim_str.split())
+def _shape(hint: Any) -> str: return ', '.join('...' if '...' in dim or dim[0] == '*' else dim.lstrip('#') for dim in hint.dim_str.split()) or 'no dimensions'
 
 
 def _words(hint: Any) -> str:
@@ -64,11 +66,25 @@ def _words(hint: Any) -> str:
     if hint is int: return 'an integer'
     if hint is float: return 'a number'
     if hint is Tensor: return 'a tensor'
+    if hint is bool: return 'True or False'
+    if hint is str: return 'a string'
+    if hint in (torch.device, torch.dtype): return f'a {hint}'.replace("<class '", '').replace("'>", '')
     if get_origin(hint) is None and isinstance(hint, type): return hint.__name__
     return re.sub(r'\b[A-Za-z_]+\.', '', str(hint))
 
 # %% ../nbs/28_checks.ipynb #963aab2e
 _MOST = 2**44  # numbers in a tensor: no machine holds them
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    "What beartype says, but of all elements of a container (it looks at one of them, by chance), and with lists where tuples are wanted, as PyTorch takes them."
+    if len(parts := _parts(hint)) > 1: return any(_fits(value, part) for part in parts)
+    of = get_args(hint)
+    if get_origin(hint) is tuple and isinstance(value, list): value = tuple(value)
+    if not is_bearable(value, hint, conf=_CONF): return False
+    if isinstance(value, Mapping) and len(of) == 2: return all(_fits(k, of[0]) and _fits(v, of[1]) for k, v in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)) and of and (len(of) == 1 or of[-1] is Ellipsis): return all(_fits(v, of[0]) for v in value)
+    return True
 
 
 def _refusal(name: str, value: Any, hint: Any, tensors: dict[str, tuple[Tensor, str]]) -> Exception:
@@ -79,18 +95,21 @@ def _refusal(name: str, value: Any, hint: Any, tensors: dict[str, tuple[Tensor, 
 
 
 def _parameter(network: Any) -> Tensor | None:
-    "A network's first floating-point parameter; a constructor has none yet."
+    "A network's first floating-point parameter, if it is anywhere; a constructor has none yet."
     if not isinstance(network, nn.Module) or '_parameters' not in vars(network): return None
-    return next((p for p in chain(network._parameters.values(), network.parameters()) if p is not None and p.is_floating_point()), None)
+    first = next((p for p in chain(network._parameters.values(), network.parameters()) if p is not None and p.is_floating_point()), None)
+    return None if first is None or first.is_meta else first
 
 
-def _check(names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check(names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    "Raises, or says whether the same call will pass again whatever the circumstances."
     tensors: dict[str, tuple[Tensor, str]] = {}
     with jaxtyped('context'):  # a size that is named twice is the same size within it
         for name, value in (*zip(names, args), *kwargs.items()):
             if name not in hints: continue
             hint = hints[name]
-            if not is_bearable(value, hint, conf=_CONF): raise _refusal(name, value, hint, tensors)
+            if isinstance(value, torch.fx.Proxy): return False  # somebody traces the function, with nothing in its hands
+            if not _fits(value, hint): raise _refusal(name, value, hint, tensors)
             if not isinstance(value, Tensor): continue
             if value.layout != torch.strided: raise TypeError(f'{name} must be dense, not {described(value)} with the layout {value.layout}')
             if value.numel() > _MOST: raise ValueError(f'{name} must have fewer than 2**44 numbers, not {described(value)}')
@@ -98,11 +117,14 @@ def _check(names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwarg
             for other, (t, _) in tensors.items():
                 if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
             tensors[name] = value, _shape(arrays[0])
-    if not (tensors and args and (first := _parameter(args[0])) is not None): return
+    if not tensors or names[:1] != ['self'] or not args or (first := _parameter(args[0])) is None: return True
+    lasting = True
     for name, (t, _) in tensors.items():
-        if t.device != first.device: raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
-        if t.is_floating_point() and t.dtype != first.dtype and not (getattr(args[0], 'any_precision', False) or torch.is_autocast_enabled(t.device.type)):
-            raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')
+        if t.device != first.device and first in set(args[0]._parameters.values()): raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
+        if not t.is_floating_point() or t.dtype == first.dtype or t.is_meta or getattr(args[0], 'any_precision', False): continue
+        if not torch.is_autocast_enabled(t.device.type): raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')
+        lasting = False
+    return lasting
 
 # %% ../nbs/28_checks.ipynb #44d5cfd3
 def _essence(value: Any) -> Any:
@@ -123,11 +145,14 @@ def _checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            call = (*map(_essence, args), *kwargs, *map(_essence, kwargs.values()), torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda'))
-            if call not in good:
+            call = (*map(_essence, args), *kwargs, *map(_essence, kwargs.values()))
+            try: passed = call in good
+            except TypeError: passed = True  # sizes that are symbols: shapes are being worked out, not numbers
+            if not passed:
                 if not hints: hints.update(get_type_hints(function), **{'return': None})  # at the first call: then everything that it names is defined
-                _check(names, hints, args, kwargs)
-                if None not in call and len(good) < 1000: good.add(call)
+                if _check(names, hints, args, kwargs) and None not in call:
+                    if len(good) > 1000: good.clear()
+                    good.add(call)
         return function(*args, **kwargs)
 
     return wrapper
@@ -139,7 +164,8 @@ def checked(
     """Decorator: calls are compared with the annotations of their arguments, before anything else happens.
 
     Raises `TypeError` for a value of another type, a tensor of another dtype or one that is sparse, `ValueError` for another shape or device or more than 2**44 numbers; the sentence names the argument, what it must be and what it was.
-    Methods of a network also compare floating-point tensors with its parameters, except under autocast or where the class says `any_precision = True`. What is annotated as a plain `Tensor` may be on any device. Nothing is compared while `torch.compile` or a tracer reads the function."""
+    Methods of a network also compare floating-point tensors with its first parameter, except under autocast or where it has an attribute `any_precision` that is true. What is annotated as a plain `Tensor` may be on any device.
+    Nothing is compared while `torch.compile`, `torch.fx` or a tracer reads the function, or sizes are symbols."""
     if not isinstance(thing, type): return _checked_function(thing)  # type: ignore[return-value]
     for name, member in list(vars(thing).items()):
         if inspect.isfunction(member) and (name == '__init__' or not name.startswith('_')): setattr(thing, name, _checked_function(member))

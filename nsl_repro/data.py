@@ -249,9 +249,10 @@ def to_device(
     device: str | torch.device,
 ) -> Tensor:  # on `device`
     "Move a tensor without waiting for the device: through pinned memory where there is a GPU."
-    if device == "":
-        raise ValueError("device must be the name of a device, not an empty text.")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be the name of a device, not {device!r}: {error}") from None
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -56,7 +56,7 @@ class PDDM(nn.Module):
         normalise_pair: bool = False,                   # normalise u and v before their layers, too [ours]
     ):
         super().__init__()
-        width, width_c = map(int, hidden if isinstance(hidden, tuple) else (dim if hidden is None else hidden,) * 2)
+        width, width_c = map(int, hidden if isinstance(hidden, (tuple, list)) else (dim if hidden is None else hidden,) * 2)
         if min(dim, width, width_c) < 1: raise ValueError(f"dim and hidden must be positive, got dim={dim} and hidden={hidden}.")
         self.dim, self.normalise_pair = dim, normalise_pair
         self.W_u, self.W_v = nn.Linear(dim, width), nn.Linear(dim, width)

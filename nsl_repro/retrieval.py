@@ -42,7 +42,7 @@ def _row_scorer(score: str | Callable, gallery: Tensor) -> Callable[[Tensor], Te
     if score == 'cosine':
         g = F.normalize(gallery.double(), dim=1)
         return lambda a: (F.normalize(a.double(), dim=1) @ g.T).float()
-    if isinstance(score, str): raise _unknown(score, 'a function of queries and images')
+    if isinstance(score, (str, type)): raise _unknown(score, 'a function of queries and images')
     matrix = getattr(score, 'matrix', score)
     def rows(a: Tensor) -> Tensor:
         S = matrix(a, gallery)
@@ -87,6 +87,7 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callab
     N, M = len(queries), len(gallery) - own                                             # M: the length of a full list
     if k < 1 or (N and k > M): raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
     if rerank is not None and rerank < 1: raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
+    if isinstance(score, type): raise _unknown(score, 'a function of queries and images')
     if rerank is not None and isinstance(score, str): raise ValueError(f"rerank needs a learned score, got {score!r}.")
     if queries.shape[1] != (dim := getattr(score, 'dim', queries.shape[1])): raise ValueError(f"queries must have {dim} features, as score takes, got {queries.shape[1]}.")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")

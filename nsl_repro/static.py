@@ -43,7 +43,9 @@ def _check_geometry(kernel_size: int | tuple[int, int], stride: int | tuple[int,
 def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, ...], padding: int | str | tuple[int, ...], dilation: int | tuple[int, ...], padding_mode: str = 'zeros') -> None:
     "One sentence for an image (B, C, H, W) or (C, H, W) that a convolution cannot take."
     if torch.jit.is_tracing(): return    # sizes are no numbers then
-    if x.shape[-3] != channels: raise ValueError(f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}.")
+    if x.shape[-3] != channels:
+        last = " (channels come before height and width)" if x.shape[-1] == channels else ""
+        raise ValueError(f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}{last}.")
     reach = [d * (k - 1) for k, d in zip(_pair(kernel_size), _pair(dilation))]
     pads = [(r + 1) // 2 for r in reach] if padding == 'same' else (0, 0) if padding == 'valid' else _pair(padding)
     beyond = {'reflect': 1, 'circular': 0}.get(padding_mode, -2**31)    # a padding that copies the image takes this much more of it than is padded
@@ -88,6 +90,9 @@ class NeuralSimilarity(nn.Module):
             if self.init == 'eye3': self.M_s.copy_(torch.eye(self.kernel_size[0]).flatten())
             elif self.kind == 'diagonal': self.M_s.fill_(1)
             else: nn.init.eye_(self.M_s)
+
+    @property
+    def any_precision(self) -> bool: return self.kind == 'diagonal'    # a product of numbers, which PyTorch promotes
 
     def forward(self, W: Float[Tensor, '... kh kw']) -> Tensor:    # a weight (C_out, C_in/groups, kh, kw) -> the same shape
         if W.shape[-2:] != self.kernel_size:
