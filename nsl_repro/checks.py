@@ -54,7 +54,7 @@ def _parts(hint: Any) -> tuple[Any, ...]:  # of a union: the kinds that are allo
 def _is_array(hint: Any) -> bool: return isinstance(hint, type) and issubclass(hint, AbstractArray)
 
 
-def _shape(hint: Any) -> str: return ', '.join('...' if '...' in dim or dim[0] == '*' else dim.lstrip('#') for dim in hint.dim_str.split()) or 'no dimensions'
+def _shape(hint: Any) -> str: return ', '.join(dim.strip('*#') + '...' * ('*' in dim) for dim in hint.dim_str.split()) or 'no dimensions'
 
 
 def _words(hint: Any) -> str:

@@ -132,7 +132,7 @@ def block_diagonal(
 def neural_similarity(
     W: Float[Tensor, '*#batch C K'],    # the filter, K = HV taps a channel; leading dimensions (the batch's) broadcast
     X: Float[Tensor, '*#batch C K'],    # the patch
-    M_s: Float[Tensor, '... K'],         # the similarity (*#batch, K, K), or its diagonal (*#batch, K) for kind='diagonal'
+    M_s: Float[Tensor, '... K'],         # the similarity (batch..., K, K), or its diagonal (batch..., K) for kind='diagonal'
     kind: str = 'unconstrained',        # 'unconstrained' (UNS) or 'diagonal' (DNS)
 ) -> Tensor:                            # (*batch)
     """The neural similarity `sum_c w_c^T M_s x_c`. [code]
