@@ -1,6 +1,6 @@
 """Numbers stay finite where the mathematics is, half precision stays within a stated error, and a training that leaves them says so at once.
 
-The errors of `ERRORS` are shares of the largest value of the float64 result; 1,000 random configurations an operator in CI, 10,000 with NSL_SOAK=1."""
+The errors of `ERRORS` are shares of the largest value of the float64 result, those of `SCORES` of 1 at least; 1,000 random configurations an operator in CI, 10,000 with NSL_SOAK=1."""
 import copy
 import inspect
 import math
@@ -115,10 +115,10 @@ OPERATORS = {
     "global_similarity": lambda g: (attention.global_similarity, (vectors(g, 2, 3, 4, 5).tanh(), vectors(g, 2, 3, 4, 5).tanh(), vectors(g, 2, 6, 4, 5))),
     "GlobalNeuralSimilarity": lambda g, C=8: layer(lambda: attention.GlobalNeuralSimilarity(C, pick(g, "cosine", "linear", "sigmoid"), 4), C, g),
     "orthogonality_penalty": lambda g, C=4: penalty(sphere.SphereConv2d(C, pick(g, 3, 60), 3), attention.orthogonality_penalty, g),
-    "PDDM": lambda g, d=8: (layer(lambda: unit(d, g), 1, g)[0], (on_sphere(g, 7, d), on_sphere(g, 7, d))),
-    "PDDM.matrix": lambda g, d=8: (layer(lambda: Call(unit(d, g), pddm.PDDM.matrix), 1, g)[0], (on_sphere(g, 7, d), on_sphere(g, 5, d))[: pick(g, 1, 2)]),
-    "PDDMDistance": lambda g, d=8: (layer(lambda: plugins.PDDMDistance(unit(d, g)), 1, g)[0], (vectors(g, 7, d), vectors(g, 5, d))[: pick(g, 1, 2)]),
-    "PDDMLoss": lambda g, d=8: (layer(lambda: Call(plugins.PDDMLoss(unit(d, g)), lambda loss, z: loss(z, torch.arange(6) % 3, TRIPLETS)), 1, g)[0], (vectors(g, 6, d),)),
+    "PDDM": lambda g, d=32: (layer(lambda: unit(d, g), 1, g)[0], (on_sphere(g, 7, d), on_sphere(g, 7, d))),
+    "PDDM.matrix": lambda g, d=32: (layer(lambda: Call(unit(d, g), pddm.PDDM.matrix), 1, g)[0], (on_sphere(g, 7, d), on_sphere(g, 5, d))[: pick(g, 1, 2)]),
+    "PDDMDistance": lambda g, d=32: (layer(lambda: plugins.PDDMDistance(unit(d, g)), 1, g)[0], (vectors(g, 7, d), vectors(g, 5, d))[: pick(g, 1, 2)]),
+    "PDDMLoss": lambda g, d=32: (layer(lambda: Call(plugins.PDDMLoss(unit(d, g)), lambda loss, z: loss(z, torch.arange(6) % 3, TRIPLETS)), 1, g)[0], (vectors(g, 6, d),)),
     "negative_distance": lambda g, d=8: (pddm.negative_distance, (on_sphere(g, 7, d), on_sphere(g, 7, d))),
     "prototypical_logits": lambda g, d=8: (partial(fewshot.prototypical_logits, similarity=pick(g, "euclidean", "cosine")), (vectors(g, 7, d), vectors(g, 3, d))),
     "CosineHead": lambda g, d=8: (fewshot.CosineHead(vectors(g, 3, d)), (vectors(g, 7, d),)),
@@ -130,8 +130,12 @@ OPERATORS = {
 }
 ERRORS = {  # bfloat16, float16
     "bilinear_similarity": (0.06, 0.01), "neural_similarity": (0.05, 0.005), "StaticNSLConv2d": (0.02, 0.0025), "dynamic_conv2d": (0.02, 0.002), "DynamicNSLConv2d": (0.025, 0.004), "patch_norm": (1e-6, 1e-6), "filter_norm": (1e-6, 1e-6),
-    "angle_response": (1e-6, 1e-6), "SphereConv2d": (0.06, 0.006), "global_similarity": (0.02, 0.0025), "GlobalNeuralSimilarity": (0.015, 0.0025), "PDDM": (0.15, 0.02), "negative_distance": (1e-6, 1e-6),
-    "prototypical_logits": (0.02, 0.0025), "BatchStatistics": (1e-6, 1e-6), "prototypes": (0.01, 0.001), "LiftedStructure": (1e-5, 1e-5), "DoubleHeaderHingeLoss": (1e-5, 1e-5), "classification_loss": (1e-5, 1e-5)}
+    "angle_response": (1e-6, 1e-6), "SphereConv2d": (0.06, 0.006), "global_similarity": (0.02, 0.0025), "GlobalNeuralSimilarity": (0.015, 0.0025), "PDDM": (0.02, 0.003), "negative_distance": (1e-6, 1e-6),
+    "prototypical_logits": (0.02, 0.0025), "BatchStatistics": (1e-6, 1e-6), "prototypes": (0.01, 0.001), "LiftedStructure": (1e-5, 1e-5), "DoubleHeaderHingeLoss": (1e-5, 1e-5), "classification_loss": (1e-5, 1e-5),
+    "block_diagonal": (1e-6, 1e-6), "NeuralSimilarity": (0.015, 0.002), "similarity_decay": (1e-6, 1e-6), "shape_penalty": (1e-6, 1e-6), "SimilarityPredictor": (0.04, 0.02), "SharedPredictor": (0.025, 0.003),
+    "orthogonality_penalty": (1e-6, 1e-6), "PDDM.matrix": (0.02, 0.003), "PDDMDistance": (0.02, 0.003), "PDDMLoss": (0.015, 0.0015), "CosineHead": (0.02, 0.0025)}
+
+SCORES = {"PDDM", "PDDM.matrix", "PDDMDistance"}  # of which differences count, against a margin of 0.5; a width of 8 would sometimes have no unit alive, and rounding decide whether one is
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -146,7 +150,7 @@ def test_half_precision(name, measured):
             for n, dtype in enumerate((torch.bfloat16, torch.float16)):
                 with torch.autocast("cpu", dtype):
                     found = f(*(x.float() for x in inputs))
-                scale = scale or wanted.abs().max().clamp_min(1e-3).item()
+                scale = scale or wanted.abs().max().clamp_min(1.0 if name in SCORES else 1e-3).item()
                 assert found.shape == wanted.shape and found.isfinite().all(), name
                 worst[n] = max(worst[n], (found.double() - wanted).abs().max().item() / scale)
     measured(configurations=CONFIGURATIONS, bfloat16=worst[0], float16=worst[1], bound_bfloat16=ERRORS[name][0], bound_float16=ERRORS[name][1])
