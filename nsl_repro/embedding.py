@@ -323,7 +323,7 @@ def make_objective(
     found = _method(method)
     if unknown := set(hyper) - set(found.space): raise ValueError(f"{method} has no hyper-parameter {', '.join(sorted(unknown))}; it has {', '.join(found.space) or 'none'}")
     for name, value in hyper.items():
-        if not isinstance(value, (int, float)): raise TypeError(f'{name} must be a number, not {described(value)}')
+        if not isinstance(value, (int, float, np.integer, np.floating)): raise TypeError(f'{name} must be a number, not {described(value)}')
     return found.build and found.build(dim, **{name: values[0] for name, values in found.space.items()} | hyper)
 
 # %% ../nbs/20_embedding.ipynb #4420ec61
@@ -336,10 +336,11 @@ def embedding_spread(
     embeddings: Float[Tensor, 'N D'],  # of any scale
 ) -> float:  # 0 at one point, about 1 at random; NaN for fewer than two
     "How far embeddings lie from one another, as a share of their length."
-    z = embeddings.double()
-    n, length = len(z), z.square().sum().item()
-    if n < 2 or length == 0: return 0. if n >= 2 else math.nan
-    return math.sqrt((z - z.mean(0)).square().sum().item() * n / ((n - 1) * length))
+    z, n = embeddings.double(), len(embeddings)
+    if n < 2: return math.nan
+    if not z.any(): return 0.
+    z = z / z.abs().max()  # so that no square is too large or too small
+    return math.sqrt((z - z.mean(0)).square().sum().item() * n / ((n - 1) * z.square().sum().item()))
 
 # %% ../nbs/20_embedding.ipynb #e6083874
 @checked
@@ -364,7 +365,8 @@ def train_embedding(
 ) -> TrainResult:
     """Train `net` and the objective's own parameters in place with Adam.
 
-    Metrics: `train_loss` (mean over the last segment), `step_ms` (median over segments), `diverged_step` if it diverged, `skipped_steps` with `on_nonfinite='skip'`, `collapsed_step` and `embedding_spread` if the embeddings of an `EmbeddingNet` collapsed, which is a warning, too. Curves: `step, train_loss, measured_step` and what `measure` returns.
+    Metrics: `train_loss` (mean over the last segment), `step_ms` (median over segments), `diverged_step` if it diverged, `skipped_steps` with `on_nonfinite='skip'`, `collapsed_step` and `embedding_spread` if the embeddings collapsed, which is a warning, too. Curves: `step, train_loss, measured_step` and what `measure` returns.
+    Collapse is looked for in an `EmbeddingNet` only, in the last batch of each segment: `collapsed_step` is the end, in steps, of the first segment whose batch had an `embedding_spread` below `COLLAPSED`.
     Raises `ValueError` when the checkpoint belongs to another run, and for more than one process, `NonFinite` for a step that is not finite.
     """
     if steps < 1 or segments < 1: raise ValueError(f'steps and segments must be at least 1, but were {steps} and {segments}')

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import math
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -383,7 +384,7 @@ def evaluate_episodes(
     episodes: int | Sequence[int] = 600,   # how many, from number 0; or which
 ) -> EpisodeScores:
     "Accuracy over episodes, without gradients. Raises `ValueError` for no episodes."
-    numbers = range(episodes) if isinstance(episodes, int) else list(episodes)
+    numbers = range(episodes) if isinstance(episodes, (int, np.integer)) else list(episodes)
     if not len(numbers): raise ValueError(f"episodes must be at least 1, not {episodes}")
     right = []
     with torch.no_grad():

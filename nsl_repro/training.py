@@ -249,9 +249,9 @@ def evaluate(
 
 # %% ../nbs/12_training.ipynb #f57fd90e
 class NonFinite(ArithmeticError):
-    "The loss or a gradient is not finite. `step` counts from 1, `where` is the first place that was found, `rows` are the indices of the batch."
+    "The loss or a gradient is not finite. `step` counts from 1, `where` is the first place that was found, `rows` is what the batch consists of."
 
-    def __init__(self, step: int, where: str, rows: list[int], unit: str = 'images'):
+    def __init__(self, step: int, where: str, rows: list, unit: str = 'images'):
         super().__init__(step, where, rows, unit)
         self.step, self.where, self.rows, self.unit = step, where, rows, unit
 
@@ -266,6 +266,10 @@ _unwrapped = getattr(torch.func, 'debug_unwrap', lambda t: t)  # the numbers of 
 def _is_bad(values: Any) -> bool:  # one tensor or several
     tensors = (_unwrapped(v) for v in (values if isinstance(values, (tuple, list)) else [values]) if isinstance(v, Tensor) and v.is_floating_point())
     return not all(t.isfinite().all() for t in tensors)
+
+
+def _listed(rows: Iterable) -> list:  # what is in tensors as numbers, anything else as it is
+    return [v for row in ([rows] if isinstance(rows, Tensor) else rows) for v in (row.flatten().tolist() if isinstance(row, Tensor) else [row])]
 
 
 def _first_bad(model: nn.Module, forward: Callable[[], Any], device: torch.device) -> str:
@@ -311,11 +315,13 @@ class FiniteSteps:
         self,
         loss: Float[Tensor, ''],  # of the step
         step: int,  # from 0
-        rows: Iterable,  # of int: what the batch consists of
+        rows: Iterable,  # what the batch consists of, for the sentence: indices, names, ...
         forward: Callable[[], Any],  # the step's forward pass once more
     ) -> bool:  # whether to make the step
-        "To be asked when all gradients are there, and nothing has been done to them."
+        "To be asked when all gradients are there, and nothing has been done to them. Raises `ValueError` before there is any."
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not gradients and any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError('loss must have been back-propagated before it is looked at, but no parameter of model has a gradient')
         together = self.accelerator if self.accelerator and self.accelerator.num_processes > 1 else None
 
         def bad(power: float) -> list[float]:  # whether the loss and whether the gradients are not finite
@@ -340,7 +346,7 @@ class FiniteSteps:
         if self.on_nonfinite == 'skip':
             self.skipped += 1
             return False
-        found = NonFinite(step + 1, where or 'the loss', [int(i) for i in rows], self.unit)
+        found = NonFinite(step + 1, where or 'the loss', _listed(rows), self.unit)
         if self.on_nonfinite == 'raise': raise found
         self.diverged = step + 1
         if not together or together.is_main_process: warnings.warn(str(found), stacklevel=5)  # of the call of the training

@@ -122,7 +122,7 @@ GOOD = {
     "training.regulariser": (training.regulariser, dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe)),
     "training.make_optimizer": (training.make_optimizer, dict(model=nn.Linear(2, 2), recipe=recipe)),
     "training.FiniteSteps": (training.FiniteSteps, dict(model=small(), on_nonfinite="skip", unit="images")),
-    "training.FiniteSteps.allow": (training.FiniteSteps(small(), "skip").allow, dict(loss=torch.tensor(1.0), step=3, rows=[1, 2], forward=len)),
+    "training.FiniteSteps.allow": (training.FiniteSteps(small().requires_grad_(False), "skip").allow, dict(loss=torch.tensor(1.0), step=3, rows=[1, 2], forward=len)),
     "training.make_accelerator": (training.make_accelerator, dict(device="cpu", precision="float32", tracker="none")),
     "retrieval.nearest": (retrieval.nearest, dict(queries=z, gallery=z.flip(0), k=3, score="cosine", rerank=None, chunk=4)),
     "retrieval.nearest.learned": (retrieval.nearest, dict(queries=z, gallery=z.flip(0), k=3, score=unit(), rerank=4, chunk=4)),
