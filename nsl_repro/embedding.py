@@ -89,6 +89,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         if in_dim < 1 or dim < 1: raise ValueError(f'in_dim and dim must be positive, but were {in_dim} and {dim}')
         self.backbone, self.linear = backbone, nn.Linear(in_dim, dim)
+        self.any_precision = backbone is not None  # a backbone may convert its input itself
 
     def forward(
         self,
