@@ -69,6 +69,7 @@ class QuadrupletMiner(BaseMiner):
         labels: Tensor,                      # (N,) integers, on any device
         ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,    # for the losses of pytorch-metric-learning that mine by it: the same two again
     ) -> tuple[Tensor, Tensor, Tensor]:      # anchors, positives, negatives
+        "The triplets of a batch's quadruplets."
         if labels.shape != embeddings.shape[:1]: raise ValueError(f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}.")
         return super().forward(embeddings, labels, ref_emb, ref_labels)
 
@@ -116,6 +117,7 @@ class PDDMLoss(BaseMetricLossFunction):
         indices_tuple: tuple[Tensor, ...] | None = None,     # a miner's triplets or pairs; None: it mines itself
         ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,    # with indices_tuple: where positives and negatives come from; None: the batch
     ) -> Tensor:                                             # ()
+        "The loss of a batch; 0 where it has nothing to mine."
         if labels.shape != embeddings.shape[:1]: raise ValueError(f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}.")
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
