@@ -71,7 +71,9 @@ def pytest_terminal_summary(terminalreporter, config):
     path, commit = Path(file), subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     run = dict(commit=commit, date=time.strftime("%Y-%m-%d"), python=platform.python_version(), cores=os.cpu_count())
-    record.setdefault("long" if os.environ.get("NSL_SOAK") else "fast", {}).update({test: figures | run for test, figures in tests.items()})
-    there = {test: f"def {name}(" in (ROOT / "tests" / "reliability" / file).read_text(encoding="utf-8") for kind in record.values() for test in kind for file, name in [test.split("[")[0].split("::")]}
-    record = {kind: {test: figures for test, figures in tests.items() if there[test]} for kind, tests in record.items()}  # tests that are no more say nothing
+    section = record.setdefault("long" if os.environ.get("NSL_SOAK") else "fast", {})
+    again = {test.split("[")[0] for test in tests}  # all of their cases are new
+    section |= {test: None for test in section if test.split("[")[0] in again} | {test: figures | run for test, figures in tests.items()}
+    there = lambda test: f"def {test.split('::')[1].split('[')[0]}(" in (ROOT / "tests" / "reliability" / test.split("::")[0]).read_text(encoding="utf-8")
+    record = {kind: {test: figures for test, figures in found.items() if figures and there(test)} for kind, found in record.items()}
     path.write_text(json.dumps({k: dict(sorted(v.items())) for k, v in sorted(record.items())}, indent=1) + "\n", encoding="utf-8")
