@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import numpy as np
 import torch
 import torch.fx
-from beartype import BeartypeConf, BeartypeHintOverrides
+from beartype import BeartypeConf, FrozenDict
 from beartype.door import is_bearable
 from beartype.vale import Is
 from jaxtyping import AbstractArray, jaxtyped
@@ -43,7 +43,7 @@ def described(value: Any) -> str:
 _INTEGER = Annotated[int | np.integer, Is[lambda v: not isinstance(v, bool) and -2**63 <= v < 2**63]]
 _NUMBER = Annotated[float | int | np.floating | np.integer, Is[lambda v: v == v]]
 _OTHERS = {int: _INTEGER, float: _NUMBER, bool: bool | np.bool_}  # what is as good
-_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides(_OTHERS))  # type: ignore[operator]
+_CONF = BeartypeConf(hint_overrides=FrozenDict(_OTHERS))
 _KINDS = {'Float': 'a floating-point tensor', 'Integer': 'an integer tensor', 'Bool': 'a Boolean tensor', 'UInt8': 'a tensor of uint8'}
 
 
