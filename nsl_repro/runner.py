@@ -132,7 +132,9 @@ def read_parameters(
             assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value
             default = ast.literal_eval(line.value)
         except (AssertionError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise ValueError(f"{where}: must be `name: type = literal  # help`, was `{(ast.get_source_segment(source, line) or '').strip()[:200]}`") from None
+            from nsl_repro.results import _short
+
+            raise ValueError(f"{where}: must be `name: type = literal  # help`, was `{_short(ast.get_source_segment(source, line) or '')}`") from None
         try:
             kind = _as_type(line.annotation)
         except ValueError as e:
