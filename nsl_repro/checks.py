@@ -61,7 +61,8 @@ def _words(hint: Any) -> str:
     "What an annotation wants, for a sentence."
     if len(parts := _parts(hint)) > 1: return ' or '.join(map(_words, parts))
     if _is_array(hint):
-        return _KINDS.get(hint.__name__.split('[')[0], 'a tensor') + ('' if hint.dim_str == '...' else f' ({_shape(hint)})')
+        kind = _KINDS.get(hint.__name__.split('[')[0], 'a tensor')
+        return (kind.replace('tensor', 'array') if hint.array_type is np.ndarray else kind) + ('' if hint.dim_str == '...' else f' ({_shape(hint)})')
     if hint in (None, type(None)): return 'None'
     if hint is int: return 'an integer'
     if hint is float: return 'a number'

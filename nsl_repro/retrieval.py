@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -42,8 +43,8 @@ def _row_scorer(score: str | Callable, gallery: Tensor) -> Callable[[Tensor], Te
     if score == 'cosine':
         g = F.normalize(gallery.double(), dim=1)
         return lambda a: (F.normalize(a.double(), dim=1) @ g.T).float()
-    if isinstance(score, (str, type)): raise _unknown(score, 'a function of queries and images')
     matrix = getattr(score, 'matrix', score)
+    if isinstance(score, type) or not callable(matrix): raise _unknown(score, 'a function of queries and images')
     def rows(a: Tensor) -> Tensor:
         S = matrix(a, gallery)
         if S.shape != (len(a), len(gallery)):
@@ -87,7 +88,7 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callab
     N, M = len(queries), len(gallery) - own                                             # M: the length of a full list
     if k < 1 or (N and k > M): raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
     if rerank is not None and rerank < 1: raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
-    if isinstance(score, type): raise _unknown(score, 'a function of queries and images')
+    if isinstance(score, type) or not isinstance(score, str) and not callable(getattr(score, 'matrix', score)): raise _unknown(score, 'a function of queries and images')
     if rerank is not None and isinstance(score, str): raise ValueError(f"rerank needs a learned score, got {score!r}.")
     if queries.shape[1] != (dim := getattr(score, 'dim', queries.shape[1])): raise ValueError(f"queries must have {dim} features, as score takes, got {queries.shape[1]}.")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")
@@ -102,7 +103,7 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callab
         values, indices = _top(scores, max(k, n))
         if n:
             candidates = indices[:, :n].sort(1).values                                    # by index, so that ties keep the rule
-            if hasattr(score, 'matrix'):
+            if hasattr(score, 'matrix') and callable(score):
                 S = _pair_scores(score, a, each.repeat_interleave(n), gallery, candidates.flatten()).view(-1, n)
             else: S = torch.cat([_row_scorer(score, gallery[c])(q[None]) for q, c in zip(a, candidates)])
             best, order = _top(S, n)
@@ -113,10 +114,10 @@ def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callab
 @checked
 @torch.no_grad()
 def nearest(
-    queries: Float[Tensor, 'N D'],
-    gallery: Float[Tensor, 'M D'] | None = None,      # None: the queries themselves, each left out of its own list by its index
+    queries: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],
+    gallery: Float[Tensor, 'M D'] | Float[np.ndarray, 'M D'] | None = None,      # None: the queries themselves, each left out of its own list by its index
     k: int = 10,                                      # how many to find, at most M (or N - 1)
-    score: str | Callable = 'euclidean',              # 'euclidean', 'cosine', a function (n, D), (M, D) -> (n, M), or one of pairs that has such a one as its `matrix`: a `PDDM`
+    score: Any = 'euclidean',                         # 'euclidean', 'cosine', a function (n, D), (M, D) -> (n, M), or what has such a one as its `matrix`: a `PDDM`
     rerank: int | None = None,                        # put only the so many nearest by Euclidean distance in the order of the score; None: score everything
     chunk: int | None = None,                         # queries at a time; None: as many as make 8 million scores
 ) -> tuple[Tensor, Tensor]:                           # values (N, k) float32, higher is nearer ('euclidean': minus the squared distance), and indices (N, k) int64
@@ -124,6 +125,7 @@ def nearest(
 
     Values behind the re-ranked candidates are nan: nothing scored them. A function without `matrix` that re-ranks is called once a query.
     Raises `ValueError` for sizes that do not fit, a k that is too large, an unknown score, and embeddings or scores that are not finite."""
+    queries, gallery = torch.as_tensor(queries), None if gallery is None else torch.as_tensor(gallery)
     found = list(_ranked(queries, gallery, k, score, rerank, chunk)) or [(torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))]
     return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
 
@@ -188,14 +190,15 @@ def map_at_r(
 # %% ../nbs/13_retrieval.ipynb #e37a7d69
 @checked
 def nmi(
-    embeddings: Float[Tensor, 'N D'],
-    labels: Tensor,                      # (N,) integers, on any device
+    embeddings: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],
+    labels: Tensor | np.ndarray | list[int],    # (N,) integers, on any device
     seed: int = 0,                       # where k-means starts, below 2**32
 ) -> float:                              # percent
     "Normalised mutual information of the classes and the k-means clusters, as many as classes; scikit-learn's, one start by k-means++."
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 
+    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
     _check_finite(embeddings, 'embeddings')
     _check_labels(labels, embeddings)
     if not embeddings.numel(): raise ValueError(f"embeddings must have at least one row and one column, got {tuple(embeddings.shape)}.")
@@ -210,10 +213,10 @@ _nmi = nmi  # `evaluate_retrieval` has a switch of that name
 @checked
 @torch.no_grad()
 def evaluate_retrieval(
-    embeddings: Float[Tensor, 'N D'],               # every image is a query, all others its gallery
-    labels: Tensor,                                 # (N,) integers, on any device
+    embeddings: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],               # every image is a query, all others its gallery
+    labels: Tensor | np.ndarray | list[int],    # (N,) integers, on any device
     ks: Sequence[int] = (1, 2, 4, 8, 16, 32),       # a K beyond the gallery means all of it
-    score: str | Callable = 'euclidean',            # as in `nearest`
+    score: Any = 'euclidean',                       # as in `nearest`
     rerank: int | None = None,                      # as in `nearest`
     nmi: bool = False,                              # k-means, too: slow
     prefix: str = '',                               # put before every key
@@ -223,6 +226,7 @@ def evaluate_retrieval(
     """Recall@K and MAP@R of one embedding under one score.
 
     Raises `ValueError` as `nearest` and `recall_at_k` do."""
+    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
     _check_finite(embeddings, 'embeddings')
     _check_labels(labels, embeddings)
     labels = labels.to(embeddings.device)
@@ -244,8 +248,8 @@ def evaluate_retrieval(
 @checked
 @torch.no_grad()
 def score_pairs(
-    embeddings: Float[Tensor, 'N D'],
-    labels: Tensor,                     # (N,) integers, on any device
+    embeddings: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],
+    labels: Tensor | np.ndarray | list[int],    # (N,) integers, on any device
     score: str | Callable,              # 'euclidean' (minus the squared distance), 'cosine', or a function of pairs, (n, D), (n, D) -> (n,), such as a `PDDM`
     n: int = 20_000,                    # pairs of each kind
     seed: int = 0,
@@ -253,7 +257,7 @@ def score_pairs(
     """Scores of positive and negative pairs, each kind uniform over all its pairs. The same seed means the same pairs, whatever the score.
 
     Raises `ValueError` if there is no positive pair or no negative one."""
-    x = embeddings
+    x, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
     _check_finite(x, 'embeddings')
     _check_labels(labels, x)
     if n < 1: raise ValueError(f"n must be positive, got {n}.")
