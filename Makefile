@@ -42,8 +42,8 @@ bench: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|08_triton)'
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/08_triton.ipynb  # needs a process in which nobody has imported Triton yet
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|03_gpu)'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/kernels/03_gpu.ipynb  # needs a process in which nobody has imported Triton yet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sync.py --ignore=tests/test_experiments.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
@@ -75,7 +75,7 @@ notebooks: $(READY)
 	$(BIN)/nbdev_export
 
 readme: $(READY)
-	$(BIN)/python -c 'from nsl_repro.pages import update_readme; print("changed" if update_readme() else "nothing to change")'
+	$(BIN)/python -c 'from nsl_repro.results.pages import update_readme; print("changed" if update_readme() else "nothing to change")'
 
 package: $(READY)
 	rm -rf dist

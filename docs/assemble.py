@@ -22,10 +22,16 @@ SOURCE = ROOT / "_docs" / "source"
 SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 GITHUB, BRANCH = SETTINGS["DEFAULT"]["git_url"], SETTINGS["DEFAULT"]["branch"]
-SECTIONS = {  # name of the page -> (title, what it says, which notebooks are in it)
-    "reading": ("Read in order", "The mathematics and the layers. Each builds on the one before it.", "nbs/0[0-9]_*.ipynb"),
-    "library": ("Library", "Data, models, training, measuring, and what makes them useful in a model of your own.", "nbs/[1-9][0-9]_*.ipynb"),
-    "experiments/index": ("Experiments", "One question of a paper a notebook, with its answer.", "nbs/experiments/[!_.]*.ipynb"),
+SECTIONS = {  # name of the page, in the folder of its notebooks, in the order of reading -> (title, what it says)
+    "nsl/index": ("Neural similarity", "The mathematics and the layers of the first paper. Each notebook builds on the one before it."),
+    "pddm/index": ("PDDM", "The position-dependent metric of the second paper: the unit, its mining and its loss."),
+    "kernels/index": ("Kernels", "The dynamic convolution at nearly the price of a convolution."),
+    "experiments/index": ("Experiments", "One question of a paper per notebook, with its answer."),
+    "data/index": ("Data", "Images, photographs and frozen features, and the order in which a training sees them."),
+    "training/index": ("Training", "Networks, recipes and loops that can be killed at any moment."),
+    "results/index": ("Results", "The ledger of runs, intervals, verdicts, tables and figures."),
+    "command/index": ("Command line", "The command `nsl-repro`."),
+    "base/index": ("Base", "What everything stands on: checked arguments, whole files, downloads."),
 }
 PROJECT = {"readme": "README.md", "data": "data/README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
 
@@ -158,7 +164,7 @@ def notebook_page(file: str) -> str:
         links.append(f"[API of `nsl_repro.{module}`]({relative(f'api/{module}.md', page)})")
     cells.insert(1, nbformat.v4.new_markdown_cell(":::{container} page-links\n" + " ".join(links) + "\n:::"))
     if page == "index":
-        tree = [*SECTIONS, "api/index", "results", "README <readme>", "Data <data>", "contributing", "changelog"]
+        tree = [*SECTIONS, "reliability", "api/index", "results", "README <readme>", "Data <data>", "contributing", "changelog"]
         cells.append(nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n\n" + "\n".join(tree) + "\n```"))
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
@@ -175,8 +181,8 @@ def cards(entries: list[tuple[str, str, str]]) -> str:  # (title, file in the so
 
 def section_page(page: str) -> str:
     "What is in a section."
-    title, line, pattern = SECTIONS[page]
-    files = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern)) if path.relative_to(ROOT).as_posix() in PAGES]
+    title, line = SECTIONS[page]
+    files = [file for file, name in PAGES.items() if posixpath.dirname(name) == posixpath.dirname(page)]
     names = {f: (f"{Path(f).stem[:2]} · " if Path(f).stem[:2].isdigit() else "") + heading(f)[0] for f in files}
     tree = "\n".join(f"{names[f]} </{PAGES[f]}>" for f in files)
     entries = [(names[f], relative(f"{PAGES[f]}.ipynb", page), heading(f)[1]) for f in files]
@@ -185,7 +191,7 @@ def section_page(page: str) -> str:
 
 def constants(module: str) -> str:
     "The constants of a module, each with the comment behind it."
-    text = (ROOT / "nsl_repro" / f"{module}.py").read_text(encoding="utf-8")
+    text = (ROOT / "nsl_repro" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     found = []
     for name in (n.rpartition(".")[2] for n in NAMES if n.rpartition(".")[0] == f"nsl_repro.{module}"):
         if match := re.search(rf"(?m)^{name}\b(?:: [^=\n]*)? = (?P<value>[^#\n]*?)(?:  # (?P<comment>.*))?$", text):
@@ -199,7 +205,7 @@ def api_page(module: str) -> str:
     file = MODULES[module]
     return (
         f"# nsl_repro.{module}\n\n:::{{container}} page-links\n[Explained, derived and tested: {heading(file)[0]}]({relative(PAGES[file] + '.ipynb', 'api/index')})"
-        f" [GitHub]({GITHUB}/blob/{BRANCH}/nsl_repro/{module}.py)\n:::\n\n"
+        f" [GitHub]({GITHUB}/blob/{BRANCH}/nsl_repro/{module.replace('.', '/')}.py)\n:::\n\n"
         f"```{{eval-rst}}\n.. automodule:: nsl_repro.{module}\n   :members:\n   :undoc-members:\n{constants(module)}\n```\n"
     )
 
@@ -220,8 +226,8 @@ def findings() -> bytes:
     import matplotlib
 
     matplotlib.use("agg")
-    from nsl_repro.pages import plot_findings
-    from nsl_repro.results import load_ledger
+    from nsl_repro.results.pages import plot_findings
+    from nsl_repro.results.tables import load_ledger
 
     picture = io.BytesIO()
     plot_findings(load_ledger()).figure.savefig(picture, dpi=120, bbox_inches="tight", metadata={"Software": None})
@@ -230,7 +236,7 @@ def findings() -> bytes:
 
 def assemble() -> None:
     "Write all sources, and remove those whose origin is gone."
-    from nsl_repro.pages import results_page
+    from nsl_repro.results.pages import results_page
 
     made: dict[str, str | bytes] = {}
     for file, page in PAGES.items():

@@ -65,11 +65,11 @@ html_use_index = html_domain_indices = False  # the API's pages and the search a
 html_baseurl = SETTINGS["DEFAULT"]["doc_host"] + SETTINGS["DEFAULT"]["doc_baseurl"] + "/"
 html_favicon = "static/logo.svg"
 html_context = {"default_mode": "auto"}
-html_sidebars = {page: [] for page in ("index", "results", *PROJECT)}  # pages without a section
+html_sidebars = {page: [] for page in ("index", "results", "reliability", *PROJECT)}  # pages without a section
 html_theme_options = {
     "logo": {"text": project, "image_light": "static/logo.svg", "image_dark": "static/logo.svg"},
     "icon_links": [{"name": "GitHub", "url": GITHUB, "icon": "fa-brands fa-github"}],
-    "header_links_before_dropdown": 5,
+    "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     "show_nav_level": 1,
     "show_toc_level": 2,

@@ -105,7 +105,7 @@ def link_names(app, doctree):
         while inside is not None and not isinstance(inside, (nodes.reference, nodes.title, addnodes.pending_xref)):
             inside = inside.parent
         if target and inside is None:
-            link = addnodes.pending_xref("", refdomain="py", reftype="mod" if target.count(".") == 1 else "obj", reftarget=target, refexplicit=True)
+            link = addnodes.pending_xref("", refdomain="py", reftype="mod" if target.count(".") == 2 else "obj", reftarget=target, refexplicit=True)
             literal.replace_self(link)
             link += literal
 

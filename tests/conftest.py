@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = [sys.executable, "-c", "from nsl_repro.runner import main; main()"]
+COMMAND = [sys.executable, "-c", "from nsl_repro.command.runner import main; main()"]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    "With NSL_RECORD=FILE the figures go into that file, for nbs/16_reliability; what NSL_SOAK=1 measures has a section of its own there."
+    "With NSL_RECORD=FILE the figures go into that file, for nbs/reliability; what NSL_SOAK=1 measures has a section of its own there."
     tests = config.stash.get(FOUND, {})
     for test, figures in sorted(tests.items()):
         if said := [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if k not in ("outcome", "seconds")]:

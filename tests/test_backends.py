@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from nsl_repro.dynamic import DynamicNSLConv2d, SimilarityPredictor, dynamic_conv2d
-from nsl_repro.kernels import why_not
+from nsl_repro.nsl.dynamic import DynamicNSLConv2d, SimilarityPredictor, dynamic_conv2d
+from nsl_repro.kernels.cpu import why_not
 
 KINDS = ("diagonal", "unconstrained")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -196,8 +196,8 @@ def test_training_is_the_same(backend, method):
     In float64, where rounding stays small: in float32 two runs of this network that differ by rounding alone part within ten steps."""
     if backend == "reference" or INTERPRETED:
         pytest.skip("nothing to compare" if backend == "reference" else "too slow for the interpreter")
-    from nsl_repro.data import load_dataset
-    from nsl_repro.models import cnn9
+    from nsl_repro.data.images import load_dataset
+    from nsl_repro.training.models import cnn9
 
     images, labels = (t[:256] for t in (load_dataset("digits")[0].images, load_dataset("digits")[0].labels))
     images, labels = (images.double() / 127.5 - 1).to(device(backend)), labels.to(device(backend))

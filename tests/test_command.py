@@ -9,8 +9,8 @@ from conftest import COMMAND, ROOT
 from typer.testing import CliRunner
 
 import nsl_repro
-from nsl_repro import runner
-from nsl_repro.results import new_entry, write_entry
+from nsl_repro.command import runner
+from nsl_repro.results.tables import new_entry, write_entry
 
 
 def invoke(*args):
@@ -168,7 +168,7 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch):
 
 def shell(line, **environment):
     "A line for bash, with nsl-repro as a function."
-    command = f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.runner import main; main()" "$@"; }}; set -o pipefail; {line}'
+    command = f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.command.runner import main; main()" "$@"; }}; set -o pipefail; {line}'
     return subprocess.run(["bash", "-c", command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
 
 
@@ -226,7 +226,7 @@ def test_the_command_is_quick_because_it_imports_little():
     code = """if True:
         import io, os, sys
         from contextlib import redirect_stdout
-        from nsl_repro.runner import app
+        from nsl_repro.command.runner import app
         for args in (["list"], ["data", "describe", "cub"], ["list", "--results"], ["data", "get", "digits"], None):
             if args is None: os.environ |= {"_NSL_REPRO_COMPLETE": "complete_bash", "COMP_WORDS": "n run nsl_cifar -p pre", "COMP_CWORD": "4"}
             try:

@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import ROOT
 
-from nsl_repro.imagenet import launch, make_engine, sweep
-from nsl_repro.results import load_ledger
+from nsl_repro.training.imagenet import launch, make_engine, sweep
+from nsl_repro.results.tables import load_ledger
 
 # In float64, so that whatever is not the order of summation shows: that alone is about 1e-16 a sum, and far below 1e-9 after twelve steps.
 SHARED = """
 import math, os, signal, sys
 import torch
-from nsl_repro.data import to_input
-from nsl_repro.imagenet import ImageNetRecipe, Pictures, build_network, evaluate_images, load_splits, make_engine, train_network
-from nsl_repro.training import NonFinite, make_accelerator
+from nsl_repro.data.images import to_input
+from nsl_repro.training.imagenet import ImageNetRecipe, Pictures, build_network, evaluate_images, load_splits, make_engine, train_network
+from nsl_repro.training.classify import NonFinite, make_accelerator
 
 recipe = ImageNetRecipe(batch_size=16, micro_batch=4, lr=.05, schedule='cosine', warmup=.2, label_smoothing=.1)
 splits = load_splits('digits', train_images=200, validation_images=13, test_images=103)

@@ -17,12 +17,12 @@ from browser import chromium, listen
 from conftest import ROOT
 from fastcore.docments import docments
 
-from nsl_repro.dynamic import dynamic_conv2d
+from nsl_repro.nsl.dynamic import dynamic_conv2d
 
 HTML = ROOT / "_docs" / "html"
 SCREENSHOTS = ROOT / "_docs" / "screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-KINDS = ["index", "02_dynamic", "experiments/nsl_cifar", "api/dynamic", "results", "reading"]  # a page of each kind
+KINDS = ["index", "nsl/06_dynamic", "experiments/nsl_cifar", "api/nsl.dynamic", "results", "nsl/index"]  # a page of each kind
 
 # What is wrong with the page that is shown, as sentences.
 LOOK = """async () => {
@@ -111,8 +111,8 @@ def test_every_notebook_and_module_has_a_page(pages):
     for path in (ROOT / "nbs").rglob("[!_.]*.ipynb"):
         if ".ipynb_checkpoints" not in path.parts:
             assert path.relative_to(ROOT / "nbs").with_suffix("").as_posix() in pages
-    for path in (ROOT / "nsl_repro").glob("[!_]*.py"):
-        assert f"api/{path.stem}" in pages
+    for path in (ROOT / "nsl_repro").glob("*/[!_]*.py"):
+        assert f"api/{path.parent.name}.{path.stem}" in pages
     assert {"index", "results", "readme", "changelog", "data", "search"} <= set(pages)
 
 
@@ -151,9 +151,9 @@ def test_nothing_is_loaded_from_elsewhere(pages):
 
 
 def test_a_name_leads_to_its_cell_and_the_cell_to_its_name(pages):
-    assert "../02_dynamic.html#source-dynamic_conv2d" in pages["api/dynamic"].links
-    assert "api/dynamic.html#nsl_repro.dynamic.dynamic_conv2d" in pages["02_dynamic"].links
-    text = re.sub(r"<[^>]+>", "", (HTML / "api" / "dynamic.html").read_text(encoding="utf-8"))
+    assert "../nsl/06_dynamic.html#source-dynamic_conv2d" in pages["api/nsl.dynamic"].links
+    assert "../api/nsl.dynamic.html#nsl_repro.nsl.dynamic.dynamic_conv2d" in pages["nsl/06_dynamic"].links
+    text = re.sub(r"<[^>]+>", "", (HTML / "api" / "nsl.dynamic.html").read_text(encoding="utf-8"))
     said = [what["docment"] for what in docments(dynamic_conv2d, full=True).values() if what["docment"]]
     assert len(said) > 3 and all(one.split("`")[0].strip() in text for one in said)
 
@@ -195,7 +195,7 @@ def test_colours_and_screenshots(address, browser, scheme):
 def test_search_finds_a_word_and_a_name(address, browser):
     page = browser.new_page(viewport=DESKTOP)
     heard = listen(page)
-    for words, expected in (("similarity", "00_similarity.html"), ("dynamic_conv2d", "api/dynamic.html")):
+    for words, expected in (("similarity", "nsl/01_similarity.html"), ("dynamic_conv2d", "api/nsl.dynamic.html")):
         page.goto(f"{address}/index.html")
         page.keyboard.press("Control+k")
         page.keyboard.type(words)

@@ -15,10 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
-from nsl_repro import downloads, runner
+from nsl_repro.base import downloads
+from nsl_repro.command import runner
 
 PAYLOAD = os.urandom(1 << 20)
-CODE = "import sys; from nsl_repro.downloads import download; download(sys.argv[1], sys.argv[2], md5=sys.argv[3], wait=0)"
+CODE = "import sys; from nsl_repro.base.downloads import download; download(sys.argv[1], sys.argv[2], md5=sys.argv[3], wait=0)"
 
 
 @pytest.fixture

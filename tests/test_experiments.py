@@ -4,8 +4,8 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
-from nsl_repro.results import load_ledger, method_style, write_entry
-from nsl_repro.runner import NO_DATA, read_parameters
+from nsl_repro.results.tables import load_ledger, method_style, write_entry
+from nsl_repro.command.runner import NO_DATA, read_parameters
 
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
 EMBEDDED = {"digits", "synthetic"}  # never missing

@@ -1,7 +1,7 @@
 """JupyterLab, as `make lab` starts it, in a real browser: notebooks run from top to bottom in a fresh kernel and progress bars are widgets.
 
 JupyterLab works on a copy: the committed notebooks are not touched. Pictures are left in `_docs/screenshots`. The tour also runs through papermill,
-beside the browser. `NSL_LAB=all` runs every notebook of the library in JupyterLab (an hour), `NSL_LAB=13_retrieval,15_results` those named.
+beside the browser. `NSL_LAB=all` runs every notebook of the library in JupyterLab (an hour), `NSL_LAB=training/06_retrieval,nsl/02_static` those named.
 """
 import json
 import os
@@ -21,9 +21,9 @@ from conftest import ROOT
 
 SCREENSHOTS = ROOT / "_docs" / "screenshots"
 TRAIN = """from torch import nn
-from nsl_repro.data import load_dataset
-from nsl_repro.dynamic import DynamicNSLConv2d
-from nsl_repro.training import RECIPES, make_accelerator, train
+from nsl_repro.data.images import load_dataset
+from nsl_repro.nsl.dynamic import DynamicNSLConv2d
+from nsl_repro.training.classify import RECIPES, make_accelerator, train
 
 images, test_images = load_dataset('digits')
 net = nn.Sequential(DynamicNSLConv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
@@ -39,7 +39,7 @@ ENDED = f"() => {CELLS}.every(c => c.executionCount) || {CELLS}.some(c => c.outp
 def chosen() -> list[str]:
     "The notebooks to run in JupyterLab."
     wanted = os.environ.get("NSL_LAB", "")
-    known = sorted(path.stem for path in (ROOT / "nbs").glob("[!_.]*.ipynb"))
+    known = sorted(p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("[!_.]*.ipynb") if p.parent.name != "experiments")
     return known if wanted == "all" else ["index", *filter(None, wanted.split(","))]
 
 

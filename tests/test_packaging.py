@@ -14,7 +14,7 @@ EACH_ALONE = """
 import importlib, os, sys, torch
 for name in sys.argv[1:]:
     if not (child := os.fork()):  # in which no other module of the package has been imported
-        importlib.import_module(f'nsl_repro.{name}')
+        importlib.import_module(name)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, name
 """
@@ -52,10 +52,10 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
         ("nbs/experiments", "_experiments", "[!_.]*.ipynb"),
         ("data", "_data", "*[sy].json"),  # paper_results, reliability
         ("data/results", "_data/results", "*.json"),
-        ("nsl_repro", "", "*.py"),
     ]:
         for path in (ROOT / folder).glob(pattern):
-            assert f"nsl_repro/{package}/{path.name}".replace("//", "/") in names
+            assert f"nsl_repro/{package}/{path.name}" in names
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "nsl_repro").rglob("*.py")} <= names
     assert "nsl_repro/py.typed" in names  # type checkers read the annotations of packages that say so
     assert not [n for n in names if n.startswith(("tests", "data", "nbs")) or "cifar-" in n]
 
@@ -63,9 +63,9 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
 def test_an_installed_package_works(python, tmp_path):
     installed = call(python, "-c", "import nsl_repro; print(nsl_repro.__version__, nsl_repro.__file__)", cwd=tmp_path)
     assert "site-packages" in installed
-    modules = sorted(p.stem for p in (ROOT / "nsl_repro").glob("[!_]*.py") if p.stem != "plugins")
+    modules = sorted(f"nsl_repro.{p.parent.name}.{p.stem}" for p in (ROOT / "nsl_repro").glob("*/[!_]*.py") if p.stem != "plugins")
     call(python, "-c", EACH_ALONE, *modules, cwd=tmp_path)
-    told = call(python, "-c", "try: import nsl_repro.plugins\nexcept ImportError as e: print(e)", cwd=tmp_path)
+    told = call(python, "-c", "try: import nsl_repro.pddm.plugins\nexcept ImportError as e: print(e)", cwd=tmp_path)
     assert "pip install 'nsl_repro[metric]'" in told  # the one module that is nothing without an extra
     command = python.with_name("nsl-repro")
     listed = call(command, "list", cwd=tmp_path)
@@ -91,7 +91,7 @@ def test_import_is_quick(python, tmp_path):
 
 
 def test_help_needs_no_torch(python, tmp_path):
-    assert call(python, "-c", f"import nsl_repro.runner; {SLOW}", cwd=tmp_path).split() == []
+    assert call(python, "-c", f"import nsl_repro.command.runner; {SLOW}", cwd=tmp_path).split() == []
 
 
 def test_readme_starts_with_the_two_commands():

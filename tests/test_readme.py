@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from nsl_repro.pages import drawn_from, fill, learned_digest, readme_parts
-from nsl_repro.results import entry_name, load_ledger
-from nsl_repro.runner import find_notebook, parse_assignments, read_parameters, resolve
+from nsl_repro.results.pages import drawn_from, fill, learned_digest, readme_parts
+from nsl_repro.results.tables import entry_name, load_ledger
+from nsl_repro.command.runner import find_notebook, parse_assignments, read_parameters, resolve
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
@@ -34,8 +34,8 @@ def test_examples_run(code, tmp_path, monkeypatch):
     import torch
     from PIL import Image
 
-    from nsl_repro.models import cnn9
-    from nsl_repro.weights import Preprocessing, keep_model
+    from nsl_repro.training.models import cnn9
+    from nsl_repro.training.weights import Preprocessing, keep_model
 
     for c in range(8):  # the folder of photographs that one of them speaks of
         (tmp_path / "photos" / f"class {c}").mkdir(parents=True)

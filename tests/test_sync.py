@@ -53,7 +53,7 @@ def test_notebooks_are_clean(copy):
 def test_library_is_what_the_notebooks_export(copy):
     before = files(copy)
     for module in (copy / "nsl_repro").rglob("*.py"):  # a module whose notebook is gone must not survive
-        if module.name != "__init__.py":
+        if module.name != "__init__.py" or module.parent.name != "nsl_repro":
             module.unlink()
     nbdev("nbdev_export", copy)
     assert not (diff := differences(before, files(copy))), f"the library is not what the notebooks export: {REMEDY}\n{diff}"
@@ -94,7 +94,7 @@ def test_notebook_is_executed_and_small(path):
             assert len(str(output)) < 140_000, f"an output is over 100 kB (base64 included): {cell.source[:60]}"
 
 
-@pytest.mark.parametrize("path", sorted(Path(ROOT, "nbs").glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(Path(ROOT, "nbs").rglob("[0-9]*.ipynb")), ids=lambda p: p.stem)
 def test_no_two_exported_cells_with_nothing_between(path):
     exported = [cell.cell_type == "code" and cell.source.startswith("#| export") for cell in nbformat.read(path, 4).cells]
     assert not any(a and b for a, b in zip(exported, exported[1:])), "a sentence, a picture or a test must stand between two exported cells"

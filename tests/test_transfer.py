@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nsl_repro.results import load_ledger
+from nsl_repro.results.tables import load_ledger
 
 pytest.importorskip("pytorch_metric_learning")
 WNIDS = ["n01530575", "n01532829", "n01558993", "n01614925", "n01704323", "n01749939", "n01770081", "n01784675", "n01843383", "n01855672", "n01910747", "n01930112"]

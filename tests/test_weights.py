@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nsl_repro import load
-from nsl_repro.data import channel_statistics, hold_out, limit, load_dataset, to_input
-from nsl_repro.models import cnn9
-from nsl_repro.results import load_ledger, run_folder
-from nsl_repro.training import RECIPES, load_checkpoint, make_accelerator, train
-from nsl_repro.weights import TOLERANCE, export
+from nsl_repro.data.images import channel_statistics, hold_out, limit, load_dataset, to_input
+from nsl_repro.training.models import cnn9
+from nsl_repro.results.tables import load_ledger, run_folder
+from nsl_repro.training.classify import RECIPES, load_checkpoint, make_accelerator, train
+from nsl_repro.training.weights import TOLERANCE, export
 
 METHODS = ["static_dns", "dynamic_uns"]
 ELSEWHERE = """

@@ -19,14 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from nsl_repro import downloads
-from nsl_repro.downloads import DataNotFound, DownloadFailed, check_files, download, fetch_data
-from nsl_repro.embedding import photo_tensor
-from nsl_repro.features import frozen_features
-from nsl_repro.fewshot import image_set
-from nsl_repro.imagenet import PRESETS, decoded, sweep
-from nsl_repro.photos import DamagedData, check_photos, load_photos, photo_faults, photos_from_folder
-from nsl_repro.runner import prepare
+from nsl_repro.base import downloads
+from nsl_repro.base.downloads import DataNotFound, DownloadFailed, check_files, download, fetch_data
+from nsl_repro.training.embedding import photo_tensor
+from nsl_repro.data.features import frozen_features
+from nsl_repro.training.fewshot import image_set
+from nsl_repro.training.imagenet import PRESETS, decoded, sweep
+from nsl_repro.data.photos import DamagedData, check_photos, load_photos, photo_faults, photos_from_folder
+from nsl_repro.command.runner import prepare
 
 CLASSES, EACH = 12, 8
 
@@ -223,7 +223,7 @@ CACHES = {
 @pytest.mark.parametrize("what", CACHES)
 def test_feature_caches(what, published, tmp_path):
     "A cache that is cut, or not of these images and this network, is computed anew."
-    from nsl_repro.features import Backbone
+    from nsl_repro.data.features import Backbone
 
     photos = photos_from_folder(published / "mini-imagenet" / "test")
     network = Backbone(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), "mean", 3)

@@ -10,12 +10,12 @@ from PIL import Image
 from typer.testing import CliRunner
 from victim import LOOPS, outcome, record, start
 
-from nsl_repro import runner
-from nsl_repro.downloads import DataNotFound
-from nsl_repro.files import CannotWrite, write_whole
-from nsl_repro.photos import photos_from_folder
-from nsl_repro.results import load_ledger
-from nsl_repro.training import load_checkpoint
+from nsl_repro.command import runner
+from nsl_repro.base.downloads import DataNotFound
+from nsl_repro.base.files import CannotWrite, write_whole
+from nsl_repro.data.photos import photos_from_folder
+from nsl_repro.results.tables import load_ledger
+from nsl_repro.training.classify import load_checkpoint
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_folder_of_somebody_else(loop, tmp_path):
 
 
 def test_the_command_on_a_disk_that_fills_up(nsl_repro, notebook, small_disk):
-    cells = ["n: int = 0\noutput: str = ''", "from pathlib import Path\nfrom nsl_repro.files import write_whole\nwrite_whole(Path(output) / 'before.json', '{}')",
+    cells = ["n: int = 0\noutput: str = ''", "from pathlib import Path\nfrom nsl_repro.base.files import write_whole\nwrite_whole(Path(output) / 'before.json', '{}')",
              "with open(Path(output) / 'filler', 'wb', buffering=0) as f:\n    try:\n        while f.write(bytes(4096)): pass\n    except OSError: pass\n    print('full')",
              "write_whole(Path(output) / 'result.json', '[' + '1, ' * 10_000 + '1]')"]  # fmt: skip
     done = nsl_repro("run", notebook("greedy", *cells), "-o", small_disk)

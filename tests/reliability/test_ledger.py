@@ -7,9 +7,9 @@ from copy import deepcopy
 import pytest
 from victim import HERE, SOAK, start
 
-from nsl_repro import results
-from nsl_repro.results import load_ledger, new_entry, paper_results, read_entry, recorded_run, write_entry
-from nsl_repro.runner import read_parameters
+from nsl_repro.results import tables as results
+from nsl_repro.results.tables import load_ledger, new_entry, paper_results, read_entry, recorded_run, write_entry
+from nsl_repro.command.runner import read_parameters
 
 ENTRY = dict(schema=1, experiment="toy", dataset="digits", method="cnn", preset="smoke", seed=0, parameters={"lr": 0.1, "drops": [1, 2]}, metrics={"test_accuracy": 90.0},
              curves={"step": [1, 2]}, wall_time_s=1.0, device="cpu", versions={"python": "3"}, commit="", dirty=False)  # fmt: skip

@@ -17,8 +17,10 @@ import victim
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from nsl_repro import attention, dynamic, embedding, fewshot, imagenet, models, pddm, plugins, retrieval, similarity, sphere, static, training
-from nsl_repro.data import augment, batch_indices, channel_statistics, to_input
+from nsl_repro.nsl import attention, dynamic, similarity, sphere, static
+from nsl_repro.pddm import plugins, unit as pddm
+from nsl_repro.training import classify as training, embedding, fewshot, imagenet, models, retrieval
+from nsl_repro.data.images import augment, batch_indices, channel_statistics, to_input
 
 CONFIGURATIONS = 10_000 if os.environ.get("NSL_SOAK") else 1_000
 

@@ -99,7 +99,7 @@ def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path, me
     sweep = notebook(
         "sweep",
         "seeds: list[int] = [0, 1, 2, 3]\noutput: str = ''",
-        "import time\nfrom pathlib import Path\nfrom nsl_repro.results import recorded_run\n"
+        "import time\nfrom pathlib import Path\nfrom nsl_repro.results.tables import recorded_run\n"
         "def run(seed):\n"
         "    def work(folder):\n"
         "        for step in range(len(list(folder.glob('step*'))), 4): time.sleep(.1); (folder / f'step{step}').touch()\n"

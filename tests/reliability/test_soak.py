@@ -42,11 +42,11 @@ def one_process(out: Path):
     import torch
 
     from nsl_repro import load
-    from nsl_repro.data import hold_out, limit, load_dataset
-    from nsl_repro.models import cnn9
-    from nsl_repro.results import comparison_table, load_ledger, plot_accuracy, recorded_run, run_folder
-    from nsl_repro.training import RECIPES, make_accelerator, train
-    from nsl_repro.weights import Preprocessing, keep_model
+    from nsl_repro.data.images import hold_out, limit, load_dataset
+    from nsl_repro.training.models import cnn9
+    from nsl_repro.results.tables import comparison_table, load_ledger, plot_accuracy, recorded_run, run_folder
+    from nsl_repro.training.classify import RECIPES, make_accelerator, train
+    from nsl_repro.training.weights import Preprocessing, keep_model
 
     recipe = replace(RECIPES["clean"], batch_size=32)
     arguments = dict(method="dynamic_dns", width=0.125, in_channels=1, image_size=16)
@@ -76,13 +76,13 @@ def one_process(out: Path):
 
 def through_papermill(out: Path):
     "A whole experiment in a kernel of its own, as the command runs it."
-    from nsl_repro.runner import run_experiment
+    from nsl_repro.command.runner import run_experiment
 
     notebook = out / "short.ipynb"
     cells = [
         dict(cell_type="markdown", id="a", metadata={}, source="# Short\n\n> A notebook."),
         dict(cell_type="code", id="b", metadata=dict(tags=["parameters"]), source='seed: int = 0  # of the run\noutput: str = ""  # folder', outputs=[], execution_count=None),
-        dict(cell_type="code", id="c", metadata={}, source="from nsl_repro.results import recorded_run\n"
+        dict(cell_type="code", id="c", metadata={}, source="from nsl_repro.results.tables import recorded_run\n"
              "recorded_run(lambda folder: (dict(seed=seed), {}, 0.0), output, experiment='short', dataset='digits', method='none', preset='smoke', seed=seed, parameters={}, device='cpu')",
              outputs=[], execution_count=None),
     ]

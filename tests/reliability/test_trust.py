@@ -20,15 +20,17 @@ from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from PIL import Image
 
-from nsl_repro import downloads, features, load
-from nsl_repro.data import load_dataset
-from nsl_repro.downloads import DataNotFound
-from nsl_repro.models import cnn9
-from nsl_repro.photos import DamagedData, read_image
-from nsl_repro.results import load_ledger, read_entry
-from nsl_repro.runner import parse_value, prepare, read_parameters, run_experiment
-from nsl_repro.training import load_checkpoint
-from nsl_repro.weights import Preprocessing, keep_model, read_config
+from nsl_repro import load
+from nsl_repro.base import downloads
+from nsl_repro.data import features
+from nsl_repro.data.images import load_dataset
+from nsl_repro.base.downloads import DataNotFound
+from nsl_repro.training.models import cnn9
+from nsl_repro.data.photos import DamagedData, read_image
+from nsl_repro.results.tables import load_ledger, read_entry
+from nsl_repro.command.runner import parse_value, prepare, read_parameters, run_experiment
+from nsl_repro.training.classify import load_checkpoint
+from nsl_repro.training.weights import Preprocessing, keep_model, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -208,10 +210,10 @@ REVIEWED = {  # (file, call): why
     ("tests/reliability/test_trust.py", "pickle.load"): "the canary sings",
     ("tests/reliability/test_trust.py", "torch.load"): "the canary sings",
     ("tests/reliability/test_trust.py", "weights_only="): "the canary sings",
-    ("nbs/27_files.ipynb", "os.system"): "a fixed line, to kill a process of the cell's own a moment later",
-    ("nbs/27_files.ipynb", ".system"): "the same",
-    ("nbs/01_static.ipynb", "pickle.loads"): "layers that the cell itself has pickled: that they can be is what is shown",
-    ("nbs/25_weights.ipynb", "pickle.loads"): "shows with a pickle made in the same cell why weights are no pickles",
+    ("nbs/base/02_files.ipynb", "os.system"): "a fixed line, to kill a process of the cell's own a moment later",
+    ("nbs/base/02_files.ipynb", ".system"): "the same",
+    ("nbs/nsl/02_static.ipynb", "pickle.loads"): "layers that the cell itself has pickled: that they can be is what is shown",
+    ("nbs/training/10_weights.ipynb", "pickle.loads"): "shows with a pickle made in the same cell why weights are no pickles",
 }
 
 
@@ -262,7 +264,7 @@ def found(file, text):
 MAGICS = {  # on Colab alone, the project itself (its newest state, and the versions that pip finds: the lock is for the two commands)
     "get_ipython().run_line_magic('pip', 'install -q \"nsl_repro[notebooks] @ git+https://github.com/nsl-repro/nsl_repro\"')",
 }
-PICTURES = {"nsl_repro/pages.py", "nbs/26_pages.ipynb", "nbs/19_features.ipynb"}  # that the same code has drawn
+PICTURES = {"nsl_repro/results/pages.py", "nbs/results/07_pages.ipynb", "nbs/data/06_features.ipynb"}  # that the same code has drawn
 
 
 def test_no_call_runs_what_it_reads():

@@ -20,8 +20,10 @@ os.environ.update(OMP_NUM_THREADS="1", NSL_PROGRESS="off")  # forked processes m
 
 import torch  # noqa: E402
 
-from nsl_repro import embedding, fewshot, files, imagenet, models, results, training, weights  # noqa: E402
-from nsl_repro.data import hold_out, limit, load_dataset, to_input  # noqa: E402
+from nsl_repro.base import files  # noqa: E402
+from nsl_repro.results import tables as results  # noqa: E402
+from nsl_repro.training import classify as training, embedding, fewshot, imagenet, models, weights  # noqa: E402
+from nsl_repro.data.images import hold_out, limit, load_dataset, to_input  # noqa: E402
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
 TIMINGS = {"step_ms", "loader_share", "images_per_s"}  # what no two runs have in common
