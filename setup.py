@@ -1,4 +1,5 @@
 """Packaging from settings.ini. The experiment notebooks and the ledger travel inside the wheel."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,13 +9,30 @@ here = Path(__file__).parent
 cfg = ConfigParser()
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-metric = cfg["metric_requirements"].split()  # PDDM beside pytorch-metric-learning, pre-trained backbones
+metric = cfg[
+    "metric_requirements"
+].split()  # PDDM beside pytorch-metric-learning, pre-trained backbones
 run = metric + cfg["run_requirements"].split()  # the experiments
 onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
-notebooks = run + onnx + tracking + cfg["notebooks_requirements"].split()  # all notebooks, in Colab or elsewhere
-docs = notebooks + [f"{need}; python_version >= '3.11'" for need in cfg["docs_requirements"].split()]  # the site; its parsers need that Python
-extras = {"metric": metric, "run": run, "onnx": onnx, "tracking": tracking, "notebooks": notebooks, "docs": docs, "dev": docs + cfg["dev_requirements"].split()}
-shipped = {"nsl_repro._experiments": "nbs/experiments", "nsl_repro._data": "data"}  # folders that travel as packages
+notebooks = (
+    run + onnx + tracking + cfg["notebooks_requirements"].split()
+)  # all notebooks, in Colab or elsewhere
+docs = notebooks + [
+    f"{need}; python_version >= '3.11'" for need in cfg["docs_requirements"].split()
+]  # the site; its parsers need that Python
+extras = {
+    "metric": metric,
+    "run": run,
+    "onnx": onnx,
+    "tracking": tracking,
+    "notebooks": notebooks,
+    "docs": docs,
+    "dev": docs + cfg["dev_requirements"].split(),
+}
+shipped = {
+    "nsl_repro._experiments": "nbs/experiments",
+    "nsl_repro._data": "data",
+}  # folders that travel as packages
 shipped = {package: folder for package, folder in shipped.items() if (here / folder).is_dir()}
 
 setup(
@@ -29,7 +47,11 @@ setup(
     keywords=cfg["keywords"],
     packages=[*find_packages(include=["nsl_repro", "nsl_repro.*"]), *shipped],
     package_dir=shipped,
-    package_data={"nsl_repro": ["py.typed"], "nsl_repro._experiments": ["*.ipynb"], "nsl_repro._data": ["paper_results.json", "reliability.json", "results/*.json"]},
+    package_data={
+        "nsl_repro": ["py.typed"],
+        "nsl_repro._experiments": ["*.ipynb"],
+        "nsl_repro._data": ["paper_results.json", "reliability.json", "results/*.json"],
+    },
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

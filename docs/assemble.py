@@ -4,6 +4,7 @@ The notebooks are the pages; nothing is written twice. Each is copied without wh
 repository (a page, or else a file on GitHub; a target that does not exist is an error), and every exported cell says what it exports. One page a
 module and the page of results are written from the library itself. A file that has not changed is not touched, so that Sphinx reads it only once.
 """
+
 import ast
 import copy
 import io
@@ -23,17 +24,31 @@ SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 GITHUB, BRANCH = SETTINGS["DEFAULT"]["git_url"], SETTINGS["DEFAULT"]["branch"]
 SECTIONS = {  # name of the page, in the folder of its notebooks, in the order of reading -> (title, what it says)
-    "nsl/index": ("Neural similarity", "The mathematics and the layers of the first paper. Each notebook builds on the one before it."),
-    "pddm/index": ("PDDM", "The position-dependent metric of the second paper: the unit, its mining and its loss."),
+    "nsl/index": (
+        "Neural similarity",
+        "The mathematics and the layers of the first paper. Each notebook builds on the one before it.",
+    ),
+    "pddm/index": (
+        "PDDM",
+        "The position-dependent metric of the second paper: the unit, its mining and its loss.",
+    ),
     "kernels/index": ("Kernels", "The dynamic convolution at nearly the price of a convolution."),
     "experiments/index": ("Experiments", "One question of a paper per notebook, with its answer."),
-    "data/index": ("Data", "Images, photographs and frozen features, and the order in which a training sees them."),
+    "data/index": (
+        "Data",
+        "Images, photographs and frozen features, and the order in which a training sees them.",
+    ),
     "training/index": ("Training", "Networks, recipes and loops that can be killed at any moment."),
     "results/index": ("Results", "The ledger of runs, intervals, verdicts, tables and figures."),
     "command/index": ("Command line", "The command `nsl-repro`."),
     "base/index": ("Base", "What everything stands on: checked arguments, whole files, downloads."),
 }
-PROJECT = {"readme": "README.md", "data": "data/README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+PROJECT = {
+    "readme": "README.md",
+    "data": "data/README.md",
+    "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
+}
 
 
 def find_pages() -> dict[str, str]:  # file in the repository -> name of its page
@@ -41,7 +56,9 @@ def find_pages() -> dict[str, str]:  # file in the repository -> name of its pag
     pages = {file: name for name, file in PROJECT.items()}
     for path in sorted((ROOT / "nbs").rglob("[!_.]*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts:
-            pages[path.relative_to(ROOT).as_posix()] = path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+            pages[path.relative_to(ROOT).as_posix()] = (
+                path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+            )
     return pages
 
 
@@ -72,9 +89,15 @@ def relink(text: str, file: str) -> str:
             return f"]({relative(name, PAGES[file])}{'#' + anchor if anchor else ''})"
         if (ROOT / path).exists() and not path.startswith(".."):
             return f"]({GITHUB}/{'tree' if (ROOT / path).is_dir() else 'blob'}/{BRANCH}/{path})"
-        raise ValueError(f"{file}: the link {target!r} must lead to a file of the repository, but there is no {path}.")
+        raise ValueError(
+            f"{file}: the link {target!r} must lead to a file of the repository, but there is no {path}."
+        )
 
-    return re.sub(r"(?s)```.*?```|`[^`\n]*`|!\[[^\]]*\]\((?P<picture>(?!https?:|attachment:)[^)\s]+)\)|\]\((?P<target>[^)\s]+)\)", resolve, text)
+    return re.sub(
+        r"(?s)```.*?```|`[^`\n]*`|!\[[^\]]*\]\((?P<picture>(?!https?:|attachment:)[^)\s]+)\)|\]\((?P<target>[^)\s]+)\)",
+        resolve,
+        text,
+    )
 
 
 @cache
@@ -113,7 +136,9 @@ def read_directives(source: str) -> tuple[list[str], str]:  # (directives, the r
     return here, "\n".join(line for line in lines if not line.startswith("#|")).strip("\n")
 
 
-def read_exports() -> tuple[dict[str, str], dict[str, str]]:  # module -> its notebook; full name -> the page whose cell defines it
+def read_exports() -> tuple[
+    dict[str, str], dict[str, str]
+]:  # module -> its notebook; full name -> the page whose cell defines it
     "Which notebook explains which module, and which of its cells which name."
     modules, names = {}, {}
     for file in PAGES:
@@ -126,7 +151,9 @@ def read_exports() -> tuple[dict[str, str], dict[str, str]]:  # module -> its no
                         module = directive.split()[1]
                         modules[module] = file
                     if directive == "export":
-                        names.update({f"nsl_repro.{module}.{name}": PAGES[file] for name in defined(source)})
+                        names.update(
+                            {f"nsl_repro.{module}.{name}": PAGES[file] for name in defined(source)}
+                        )
     return modules, names
 
 
@@ -140,13 +167,21 @@ def notebook_page(file: str) -> str:
     cells, section = [], ""
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = relink(cell.source.replace(BADGE.format(url=colab_url(file)), "").rstrip(), file)
+            cell.source = relink(
+                cell.source.replace(BADGE.format(url=colab_url(file)), "").rstrip(), file
+            )
             section = (re.findall(r"(?m)^#+ (.*)", cell.source) or [section])[-1]
         elif cell.cell_type == "code":
             directives, source = read_directives(cell.source)
-            unknown = [d for d in directives if d.split()[0].rstrip(":") not in ("default_exp", "export", "hide", "eval")]
+            unknown = [
+                d
+                for d in directives
+                if d.split()[0].rstrip(":") not in ("default_exp", "export", "hide", "eval")
+            ]
             if unknown:
-                raise ValueError(f"{file}: docs/assemble.py must know what to do with a directive, but does not know {unknown[0]!r}.")
+                raise ValueError(
+                    f"{file}: docs/assemble.py must know what to do with a directive, but does not know {unknown[0]!r}."
+                )
             if "hide" in directives or not source:
                 continue
             cell.source = source
@@ -154,22 +189,44 @@ def notebook_page(file: str) -> str:
                 cell.metadata.setdefault("tags", []).append("exported")
                 names = defined(source)
                 if names:
-                    links = " ".join(f'<a id="source-{n}"></a>{{py:obj}}`{n} <nsl_repro.{module}.{n}>`' for n in names)
-                    cells.append(nbformat.v4.new_markdown_cell(f":::{{container}} exports\n{links}\n:::"))
+                    links = " ".join(
+                        f'<a id="source-{n}"></a>{{py:obj}}`{n} <nsl_repro.{module}.{n}>`'
+                        for n in names
+                    )
+                    cells.append(
+                        nbformat.v4.new_markdown_cell(f":::{{container}} exports\n{links}\n:::")
+                    )
             if section:
-                cell.metadata["mystnb"] = {"image": {"alt": f"Figure: {re.sub(r'[$`*]', '', section)}"}}
+                cell.metadata["mystnb"] = {
+                    "image": {"alt": f"Figure: {re.sub(r'[$`*]', '', section)}"}
+                }
         cells.append(cell)
     links = [f"[Open in Colab]({colab_url(file)})", f"[GitHub]({GITHUB}/blob/{BRANCH}/{file})"]
     if module:
         links.append(f"[API of `nsl_repro.{module}`]({relative(f'api/{module}.md', page)})")
-    cells.insert(1, nbformat.v4.new_markdown_cell(":::{container} page-links\n" + " ".join(links) + "\n:::"))
+    cells.insert(
+        1, nbformat.v4.new_markdown_cell(":::{container} page-links\n" + " ".join(links) + "\n:::")
+    )
     if page == "index":
-        tree = [*SECTIONS, "reliability", "api/index", "results", "README <readme>", "Data <data>", "contributing", "changelog"]
-        cells.append(nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n\n" + "\n".join(tree) + "\n```"))
+        tree = [
+            *SECTIONS,
+            "reliability",
+            "api/index",
+            "results",
+            "README <readme>",
+            "Data <data>",
+            "contributing",
+            "changelog",
+        ]
+        cells.append(
+            nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n\n" + "\n".join(tree) + "\n```")
+        )
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for number, cell in enumerate(nb.cells):
-        cell["id"] = f"cell-{number}"  # the same at every build, so that an unchanged page is not read again
+        cell["id"] = (
+            f"cell-{number}"  # the same at every build, so that an unchanged page is not read again
+        )
     return nbformat.writes(nb)
 
 
@@ -182,8 +239,13 @@ def cards(entries: list[tuple[str, str, str]]) -> str:  # (title, file in the so
 def section_page(page: str) -> str:
     "What is in a section."
     title, line = SECTIONS[page]
-    files = [file for file, name in PAGES.items() if posixpath.dirname(name) == posixpath.dirname(page)]
-    names = {f: (f"{Path(f).stem[:2]} · " if Path(f).stem[:2].isdigit() else "") + heading(f)[0] for f in files}
+    files = [
+        file for file, name in PAGES.items() if posixpath.dirname(name) == posixpath.dirname(page)
+    ]
+    names = {
+        f: (f"{Path(f).stem[:2]} · " if Path(f).stem[:2].isdigit() else "") + heading(f)[0]
+        for f in files
+    }
     tree = "\n".join(f"{names[f]} </{PAGES[f]}>" for f in files)
     entries = [(names[f], relative(f"{PAGES[f]}.ipynb", page), heading(f)[1]) for f in files]
     return f"# {title}\n\n{line}\n\n{cards(entries)}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
@@ -193,10 +255,21 @@ def constants(module: str) -> str:
     "The constants of a module, each with the comment behind it."
     text = (ROOT / "nsl_repro" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     found = []
-    for name in (n.rpartition(".")[2] for n in NAMES if n.rpartition(".")[0] == f"nsl_repro.{module}"):
-        if match := re.search(rf"(?m)^{name}\b(?:: [^=\n]*)? = (?P<value>[^#\n]*?)(?:  # (?P<comment>.*))?$", text):
-            value = f"   :value: {match['value']}\n" if match["value"].count("(") == match["value"].count(")") and "{" not in match["value"] else ""
-            found.append(f".. py:data:: {name}\n   :module: nsl_repro.{module}\n{value}\n   {to_rst(match['comment'] or '')}\n")
+    for name in (
+        n.rpartition(".")[2] for n in NAMES if n.rpartition(".")[0] == f"nsl_repro.{module}"
+    ):
+        if match := re.search(
+            rf"(?m)^{name}\b(?:: [^=\n]*)? = (?P<value>[^#\n]*?)(?:  # (?P<comment>.*))?$", text
+        ):
+            value = (
+                f"   :value: {match['value']}\n"
+                if match["value"].count("(") == match["value"].count(")")
+                and "{" not in match["value"]
+                else ""
+            )
+            found.append(
+                f".. py:data:: {name}\n   :module: nsl_repro.{module}\n{value}\n   {to_rst(match['comment'] or '')}\n"
+            )
     return "\n.. rubric:: Constants\n\n" + "\n".join(found) if found else ""
 
 
@@ -213,7 +286,14 @@ def api_page(module: str) -> str:
 def api_index() -> str:
     "All modules."
     names = sorted(MODULES, key=MODULES.get)
-    entries = [(f"nsl_repro.{m}", f"{m}.md", f"{heading(MODULES[m])[1]} [Notebook]({relative(PAGES[MODULES[m]] + '.ipynb', 'api/index')})") for m in names]
+    entries = [
+        (
+            f"nsl_repro.{m}",
+            f"{m}.md",
+            f"{heading(MODULES[m])[1]} [Notebook]({relative(PAGES[MODULES[m]] + '.ipynb', 'api/index')})",
+        )
+        for m in names
+    ]
     tree = "\n".join(names)
     return (
         "# API\n\nEvery public name of the library: signature, shapes, units, errors and where it comes from. *source* leads to the cell of the"
@@ -230,7 +310,9 @@ def findings() -> bytes:
     from nsl_repro.results.tables import load_ledger
 
     picture = io.BytesIO()
-    plot_findings(load_ledger()).figure.savefig(picture, dpi=120, bbox_inches="tight", metadata={"Software": None})
+    plot_findings(load_ledger()).figure.savefig(
+        picture, dpi=120, bbox_inches="tight", metadata={"Software": None}
+    )
     return picture.getvalue()
 
 
@@ -246,7 +328,11 @@ def assemble() -> None:
             made[f"{page}.md"] = relink((ROOT / file).read_text(encoding="utf-8"), file)
     made |= {f"{page}.md": section_page(page) for page in SECTIONS}
     made |= {f"api/{module}.md": api_page(module) for module in MODULES}
-    made |= {"api/index.md": api_index(), "results.md": results_page(picture="findings.png"), "findings.png": findings()}
+    made |= {
+        "api/index.md": api_index(),
+        "results.md": results_page(picture="findings.png"),
+        "findings.png": findings(),
+    }
     made |= {f"files/{name}": path.read_bytes() for name, path in FILES.items()}
     for name, content in made.items():
         path, content = SOURCE / name, content.encode() if isinstance(content, str) else content

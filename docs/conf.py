@@ -1,4 +1,5 @@
 """The site: `make docs` builds it in `_docs/html` from the notebooks, the docstrings and the ledger."""
+
 import hashlib
 import os
 import re
@@ -18,7 +19,15 @@ project = SETTINGS["DEFAULT"]["title"]
 author = SETTINGS["DEFAULT"]["author"]
 copyright = SETTINGS["DEFAULT"]["copyright"]
 version = release = SETTINGS["DEFAULT"]["version"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "sphinx.ext.mathjax", "sphinx-mathjax-offline", "sphinx_copybutton", "docments"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.linkcode",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "docments",
+]
 
 # pages
 smartquotes_action = "D"  # dashes only: H' is a height, not a quotation
@@ -40,12 +49,20 @@ python_display_short_literal_types = True
 python_maximum_signature_line_length = 100
 add_module_names = False
 toc_object_entries_show_parents = "hide"
-nitpick_ignore_regex = [("py:.*", r"(?!nsl_repro\.).*|.*\._\w+")]  # types of other libraries are not linked: their inventories are on other hosts
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!nsl_repro\.).*|.*\._\w+")
+]  # types of other libraries are not linked: their inventories are on other hosts
 short = Counter(name.rpartition(".")[2] for name in NAMES)
-docments_names = {n.rpartition(".")[2]: n for n in NAMES if short[n.rpartition(".")[2]] == 1 and not re.fullmatch("[a-z]+", n.rpartition(".")[2])}  # words are words
+docments_names = {
+    n.rpartition(".")[2]: n
+    for n in NAMES
+    if short[n.rpartition(".")[2]] == 1 and not re.fullmatch("[a-z]+", n.rpartition(".")[2])
+}  # words are words
 docments_names |= {name: name for name in [*NAMES, *(f"nsl_repro.{module}" for module in MODULES)]}
 
-docments_code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))).hexdigest()  # another way to build: all pages anew
+docments_code = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))
+).hexdigest()  # another way to build: all pages anew
 
 
 def linkcode_resolve(domain, info):
@@ -65,7 +82,9 @@ html_use_index = html_domain_indices = False  # the API's pages and the search a
 html_baseurl = SETTINGS["DEFAULT"]["doc_host"] + SETTINGS["DEFAULT"]["doc_baseurl"] + "/"
 html_favicon = "static/logo.svg"
 html_context = {"default_mode": "auto"}
-html_sidebars = {page: [] for page in ("index", "results", "reliability", *PROJECT)}  # pages without a section
+html_sidebars = {
+    page: [] for page in ("index", "results", "reliability", *PROJECT)
+}  # pages without a section
 html_theme_options = {
     "logo": {"text": project, "image_light": "static/logo.svg", "image_dark": "static/logo.svg"},
     "icon_links": [{"name": "GitHub", "url": GITHUB, "icon": "fa-brands fa-github"}],

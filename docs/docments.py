@@ -1,4 +1,5 @@
 """A Sphinx extension: autodoc for a library whose docstrings are Markdown and whose parameters are described by comments (docments)."""
+
 import inspect
 import re
 from dataclasses import is_dataclass
@@ -39,18 +40,28 @@ def paragraph(text: str) -> str:
 
 def has_fields(obj) -> bool:
     "Whether a class is described by its fields: a dataclass, a named tuple or a pydantic model."
-    return inspect.isclass(obj) and (is_dataclass(obj) or issubclass(obj, BaseModel) or hasattr(obj, "_fields"))
+    return inspect.isclass(obj) and (
+        is_dataclass(obj) or issubclass(obj, BaseModel) or hasattr(obj, "_fields")
+    )
 
 
-def parameters(obj) -> dict[str, str]:  # name -> comment or ''; 'return' among them where it is described
+def parameters(
+    obj,
+) -> dict[str, str]:  # name -> comment or ''; 'return' among them where it is described
     "The parameters of a function or class and what their comments say."
     if has_fields(obj):
-        names = list(getattr(obj, "model_fields", None) or getattr(obj, "__dataclass_fields__", None) or obj._fields)
+        names = list(
+            getattr(obj, "model_fields", None)
+            or getattr(obj, "__dataclass_fields__", None)
+            or obj._fields
+        )
         said = {}
     else:
         names = [p.name for p in inspect.signature(obj).parameters.values() if p.name != "self"]
         said = {name: what["docment"] for name, what in docments(obj, full=True).items()}
-    in_source = dict(re.findall(r"(?m)^ +\**(\w+)\s*[:=].*?  # (.*)$", inspect.getsource(obj)))  # fields, and **options
+    in_source = dict(
+        re.findall(r"(?m)^ +\**(\w+)\s*[:=].*?  # (.*)$", inspect.getsource(obj))
+    )  # fields, and **options
     found = {name: said.get(name) or in_source.get(name) or "" for name in names}
     return {**found, "return": said["return"]} if said.get("return") else found
 
@@ -61,13 +72,20 @@ def plain_types(obj) -> dict[str, str]:  # name -> its type
     raw = inspect.get_annotations(owner)
     if "Annotated[" not in " ".join(map(str, raw.values())):
         return {}
-    return {name: stringify_annotation(hint, "smart") for name, hint in get_type_hints(owner).items() if name in raw and name != "return"}
+    return {
+        name: stringify_annotation(hint, "smart")
+        for name, hint in get_type_hints(owner).items()
+        if name in raw and name != "return"
+    }
 
 
 def help_texts(command) -> dict[str, str]:  # name -> help
     "What the arguments and options of a function of the command line say."
     hints = {} if inspect.isclass(command) else inspect.get_annotations(command)
-    texts = {name: getattr(next(iter(getattr(hint, "__metadata__", ())), None), "help", None) for name, hint in hints.items()}
+    texts = {
+        name: getattr(next(iter(getattr(hint, "__metadata__", ())), None), "help", None)
+        for name, hint in hints.items()
+    }
     return {name: text for name, text in texts.items() if text}
 
 
@@ -77,24 +95,40 @@ def describe(app, what, name, obj, options, lines):
         lines.clear()
         return
     lines[:] = "\n\n".join(map(paragraph, "\n".join(lines).strip().split("\n\n"))).splitlines()
-    if what in ("function", "class", "method", "exception") and (inspect.isclass(obj) or inspect.isroutine(obj)):
+    if what in ("function", "class", "method", "exception") and (
+        inspect.isclass(obj) or inspect.isroutine(obj)
+    ):
         try:
             described = {**parameters(obj), **help_texts(obj)}
-        except (OSError, TypeError, ValueError):  # no source, no signature: an alias, a class made by a call
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+        ):  # no source, no signature: an alias, a class made by a call
             return
         if lines and lines[-1]:
             lines.append("")
         for parameter, text in described.items():
             text = to_rst(text.replace("\n", " "))
-            lines.append(f":returns: {text}" if parameter == "return" else f":param {parameter}: {text}")
-        lines.extend(f":type {name}: {kind}" for name, kind in plain_types(obj).items() if name in described)
+            lines.append(
+                f":returns: {text}" if parameter == "return" else f":param {parameter}: {text}"
+            )
+        lines.extend(
+            f":type {name}: {kind}" for name, kind in plain_types(obj).items() if name in described
+        )
         lines.append("")
 
 
 def skip(app, what, name, obj, skip, options):
     "Of a class: its methods and properties. Its fields are described as parameters, and other attributes are its own business."
-    shown = inspect.isroutine(obj) or isinstance(obj, (property, cached_property)) or inspect.isclass(obj)
-    return True if what in ("class", "exception") and not shown or name == "model_post_init" else None
+    shown = (
+        inspect.isroutine(obj)
+        or isinstance(obj, (property, cached_property))
+        or inspect.isclass(obj)
+    )
+    return (
+        True if what in ("class", "exception") and not shown or name == "model_post_init" else None
+    )
 
 
 def link_names(app, doctree):
@@ -102,10 +136,18 @@ def link_names(app, doctree):
     for literal in list(doctree.findall(nodes.literal)):
         target = app.config.docments_names.get(literal.astext().removesuffix("()"))
         inside = literal.parent
-        while inside is not None and not isinstance(inside, (nodes.reference, nodes.title, addnodes.pending_xref)):
+        while inside is not None and not isinstance(
+            inside, (nodes.reference, nodes.title, addnodes.pending_xref)
+        ):
             inside = inside.parent
         if target and inside is None:
-            link = addnodes.pending_xref("", refdomain="py", reftype="mod" if target.count(".") == 2 else "obj", reftarget=target, refexplicit=True)
+            link = addnodes.pending_xref(
+                "",
+                refdomain="py",
+                reftype="mod" if target.count(".") == 2 else "obj",
+                reftarget=target,
+                refexplicit=True,
+            )
             literal.replace_self(link)
             link += literal
 

@@ -1,4 +1,5 @@
 """A real browser for the tests of the site and of JupyterLab: the system's Chromium, cut off from every other host."""
+
 import shutil
 from contextlib import contextmanager
 
@@ -11,11 +12,15 @@ LOCAL = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # nothing le
 @contextmanager
 def chromium():
     "The browser, or a skipped test where there is none."
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.skip("there is no Chromium here: on Debian, apt install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", LOCAL])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", LOCAL]
+        )
         yield browser
         browser.close()
 
@@ -27,5 +32,12 @@ def listen(page, allowed=()) -> list[str]:  # a list that grows
     page.on("console", lambda m: note(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda e: note(f"script: {e}"))
     page.on("response", lambda r: note(f"{r.status} {r.url}") if r.status >= 400 else None)
-    page.on("request", lambda r: note(f"asks {r.url}") if not r.url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda r: (
+            note(f"asks {r.url}")
+            if not r.url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
+            else None
+        ),
+    )
     return wrong

@@ -1,4 +1,5 @@
 """What the tests share: the project's folder, the command as a user types it, small notebooks to run it on, and the figures that tests/reliability measures."""
+
 import json
 import os
 import platform
@@ -20,7 +21,14 @@ def nsl_repro():
 
     def run(*args, cwd=ROOT, timeout=300, **environment):
         env = {**os.environ, **environment}
-        return subprocess.run([*COMMAND, *map(str, args)], cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
+        return subprocess.run(
+            [*COMMAND, *map(str, args)],
+            cwd=cwd,
+            env=env,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+        )
 
     return run
 
@@ -30,7 +38,9 @@ def notebook(tmp_path):
     "Write a notebook whose first code cell is the parameters cell."
 
     def write(name, *cells):
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}\n\n> A notebook called {name}.")])
+        nb = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_markdown_cell(f"# {name}\n\n> A notebook called {name}.")]
+        )
         nb.cells += [nbformat.v4.new_code_cell(source) for source in cells]
         nb.cells[1].metadata.tags = ["parameters"]
         nbformat.write(nb, tmp_path / f"{name}.ipynb")
@@ -64,16 +74,42 @@ def pytest_terminal_summary(terminalreporter, config):
     "With NSL_RECORD=FILE the figures go into that file, for nbs/reliability; what NSL_SOAK=1 measures has a section of its own there."
     tests = config.stash.get(FOUND, {})
     for test, figures in sorted(tests.items()):
-        if said := [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items() if k not in ("outcome", "seconds")]:
+        if said := [
+            f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in figures.items()
+            if k not in ("outcome", "seconds")
+        ]:
             terminalreporter.write_line(f"{test}: {', '.join(said)}")
     if not (file := os.environ.get("NSL_RECORD")) or not tests:
         return
-    path, commit = Path(file), subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    path, commit = (
+        Path(file),
+        subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip(),
+    )
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    run = dict(commit=commit, date=time.strftime("%Y-%m-%d"), python=platform.python_version(), cores=os.cpu_count())
+    run = dict(
+        commit=commit,
+        date=time.strftime("%Y-%m-%d"),
+        python=platform.python_version(),
+        cores=os.cpu_count(),
+    )
     section = record.setdefault("long" if os.environ.get("NSL_SOAK") else "fast", {})
     again = {test.split("[")[0] for test in tests}  # all of their cases are new
-    section |= {test: None for test in section if test.split("[")[0] in again} | {test: figures | run for test, figures in tests.items()}
-    there = lambda test: f"def {test.split('::')[1].split('[')[0]}(" in (ROOT / "tests" / "reliability" / test.split("::")[0]).read_text(encoding="utf-8")
-    record = {kind: {test: figures for test, figures in found.items() if figures and there(test)} for kind, found in record.items()}
-    path.write_text(json.dumps({k: dict(sorted(v.items())) for k, v in sorted(record.items())}, indent=1) + "\n", encoding="utf-8")
+    section |= {test: None for test in section if test.split("[")[0] in again} | {
+        test: figures | run for test, figures in tests.items()
+    }
+    there = lambda test: (
+        f"def {test.split('::')[1].split('[')[0]}("
+        in (ROOT / "tests" / "reliability" / test.split("::")[0]).read_text(encoding="utf-8")
+    )
+    record = {
+        kind: {test: figures for test, figures in found.items() if figures and there(test)}
+        for kind, found in record.items()
+    }
+    path.write_text(
+        json.dumps({k: dict(sorted(v.items())) for k, v in sorted(record.items())}, indent=1)
+        + "\n",
+        encoding="utf-8",
+    )

@@ -1,6 +1,7 @@
 """One list of tests that every backend of the dynamic convolution passes.
 
 Triton's tests run on a GPU where there is one, and without one in a process of their own under Triton's interpreter."""
+
 import os
 import subprocess
 import sys
@@ -35,13 +36,32 @@ def kind(request):
     return request.param
 
 
-def problem(kind, B=2, C=3, n_filters=4, size=(5, 6), kernel=(3, 3), dtype=torch.float64, device="cpu", **geometry):
+def problem(
+    kind,
+    B=2,
+    C=3,
+    n_filters=4,
+    size=(5, 6),
+    kernel=(3, 3),
+    dtype=torch.float64,
+    device="cpu",
+    **geometry,
+):
     "Image, weight and similarity that fit together; they require gradients."
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
-    x, w, K = draw(B, C, *size), draw(n_filters, C, *kernel) / (C * kernel[0] * kernel[1]) ** 0.5, kernel[0] * kernel[1]
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(
+        device, dtype
+    )
+    x, w, K = (
+        draw(B, C, *size),
+        draw(n_filters, C, *kernel) / (C * kernel[0] * kernel[1]) ** 0.5,
+        kernel[0] * kernel[1],
+    )
     places = F.conv2d(torch.empty(1, 1, *size), torch.empty(1, 1, *kernel), **geometry).shape[-2:]
-    return [t.requires_grad_() for t in (x, w, draw(B, *((K,) if kind == "diagonal" else (K, K)), *places))]
+    return [
+        t.requires_grad_()
+        for t in (x, w, draw(B, *((K,) if kind == "diagonal" else (K, K)), *places))
+    ]
 
 
 def naive(x, w, M, **geometry):
@@ -49,13 +69,20 @@ def naive(x, w, M, **geometry):
     B, C = x.shape[:2]
     K = w[0, 0].numel()
     patches = F.unfold(x, w.shape[2:], **geometry).view(B, C, K, -1)
-    matrix = torch.diag_embed(M.flatten(-2).mT) if M.ndim == 4 else M.flatten(-2).permute(0, 3, 1, 2)  # (B, L, K, K)
-    return torch.einsum("fck,blkj,bcjl->bfl", w.flatten(2), matrix, patches).unflatten(-1, M.shape[-2:])
+    matrix = (
+        torch.diag_embed(M.flatten(-2).mT) if M.ndim == 4 else M.flatten(-2).permute(0, 3, 1, 2)
+    )  # (B, L, K, K)
+    return torch.einsum("fck,blkj,bcjl->bfl", w.flatten(2), matrix, patches).unflatten(
+        -1, M.shape[-2:]
+    )
 
 
 def value_and_gradients(f, tensors):
     y = f(*tensors)
-    return y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)).sum(), tensors)
+    return y, *torch.autograd.grad(
+        (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)).sum(),
+        tensors,
+    )
 
 
 GEOMETRIES = {
@@ -75,7 +102,9 @@ GEOMETRIES = {
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_equals_the_definition(backend, kind, name):
-    sizes = {k: v for k, v in GEOMETRIES[name].items() if k in ("B", "C", "n_filters", "size", "kernel")}
+    sizes = {
+        k: v for k, v in GEOMETRIES[name].items() if k in ("B", "C", "n_filters", "size", "kernel")
+    }
     geometry = {k: v for k, v in GEOMETRIES[name].items() if k not in sizes}
     tensors = problem(kind, **sizes, **geometry, device=device(backend))
     ours = value_and_gradients(lambda *t: dynamic_conv2d(*t, **geometry, backend=backend), tensors)
@@ -84,9 +113,13 @@ def test_equals_the_definition(backend, kind, name):
 
 
 def test_derivatives(backend, kind):
-    tensors = problem(kind, B=1, C=2, n_filters=2, size=(3, 2), kernel=(2, 2), padding=1, device=device(backend))
+    tensors = problem(
+        kind, B=1, C=2, n_filters=2, size=(3, 2), kernel=(2, 2), padding=1, device=device(backend)
+    )
     op = lambda *t: dynamic_conv2d(*t, padding=1, backend=backend)
-    assert gradcheck(op, tensors, fast_mode=INTERPRETED) and gradgradcheck(op, tensors, fast_mode=INTERPRETED)
+    assert gradcheck(op, tensors, fast_mode=INTERPRETED) and gradgradcheck(
+        op, tensors, fast_mode=INTERPRETED
+    )
 
 
 def test_derivatives_of_derivatives_that_depend_on_each_other(backend, kind):
@@ -99,12 +132,20 @@ def test_derivatives_of_derivatives_that_depend_on_each_other(backend, kind):
         second = torch.autograd.grad(first.square().sum(), w, create_graph=True)[0]
         return second, torch.autograd.grad(second.sum(), M)[0]
 
-    for a, b in zip(third(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend)), third(lambda *t: naive(*t, padding=1))):
+    for a, b in zip(
+        third(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend)),
+        third(lambda *t: naive(*t, padding=1)),
+    ):
         torch.testing.assert_close(a, b)
 
 
 def test_transforms(backend, kind):
-    x, w, M = (t.detach() for t in problem(kind, B=1, C=2, n_filters=2, size=(3, 3), padding=1, device=device(backend)))
+    x, w, M = (
+        t.detach()
+        for t in problem(
+            kind, B=1, C=2, n_filters=2, size=(3, 3), padding=1, device=device(backend)
+        )
+    )
     loss = lambda f: lambda w: f(x, w, M).sin().sum()
     ours = torch.func.grad(loss(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend)))(w)
     torch.testing.assert_close(ours, torch.func.grad(loss(lambda *t: naive(*t, padding=1)))(w))
@@ -115,7 +156,12 @@ def test_memory_formats(backend, kind):
     y = naive(x, w, M, padding=1)
     lasts = M.detach().movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
     every_other = x.detach().repeat_interleave(2, -1)[..., ::2]
-    for image in (x, x.to(memory_format=torch.channels_last), every_other, x.detach().mT.contiguous().mT):
+    for image in (
+        x,
+        x.to(memory_format=torch.channels_last),
+        every_other,
+        x.detach().mT.contiguous().mT,
+    ):
         for similarity in (M, lasts, M.detach().repeat_interleave(2, 1)[:, ::2]):
             ours = dynamic_conv2d(image, w, similarity, padding=1, backend=backend)
             torch.testing.assert_close(ours, y)
@@ -124,31 +170,53 @@ def test_memory_formats(backend, kind):
 
 def test_empty_batch(backend, kind):
     x, w, M = problem(kind, padding=1, device=device(backend))
-    y, gx, gw, gM = value_and_gradients(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), [x[:0], w, M[:0]])
-    assert y.shape == (0, 4, 5, 6) and gx.shape == (0, 3, 5, 6) and gM.shape == M[:0].shape and not gw.any()
+    y, gx, gw, gM = value_and_gradients(
+        lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), [x[:0], w, M[:0]]
+    )
+    assert (
+        y.shape == (0, 4, 5, 6)
+        and gx.shape == (0, 3, 5, 6)
+        and gM.shape == M[:0].shape
+        and not gw.any()
+    )
 
 
 def test_groups_and_bias(backend, kind):
     x, w, M = problem(kind, C=2, n_filters=6, padding=1, device=device(backend))
     x2, bias = torch.cat([x, -x], 1), torch.randn(6, dtype=x.dtype, device=x.device)
     y = dynamic_conv2d(x2, w, M, padding="same", bias=bias, groups=2, backend=backend)
-    torch.testing.assert_close(y, torch.cat([naive(x, w[:3], M, padding=1), naive(-x, w[3:], M, padding=1)], 1) + bias[:, None, None])
+    torch.testing.assert_close(
+        y,
+        torch.cat([naive(x, w[:3], M, padding=1), naive(-x, w[3:], M, padding=1)], 1)
+        + bias[:, None, None],
+    )
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_precision(backend, kind, dtype):
     "Under autocast the result has the low precision, sums are at least float32, and the mixing keeps the precision of M."
-    tensors = problem(kind, C=16, n_filters=8, padding=1, dtype=torch.float32, device=device(backend))
+    tensors = problem(
+        kind, C=16, n_filters=8, padding=1, dtype=torch.float32, device=device(backend)
+    )
     exact = value_and_gradients(lambda *t: naive(*t, padding=1), tensors)
     with torch.autocast(device(backend), dtype):
-        low = value_and_gradients(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), tensors)
+        low = value_and_gradients(
+            lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), tensors
+        )
     assert low[0].dtype == dtype and all(g.dtype == torch.float32 for g in low[1:])
     for a, b in zip(low, exact):
         assert (a - b).abs().max() < 8 * torch.finfo(dtype).eps * b.abs().max()
     x, w, M = (t.detach() for t in tensors)
-    one = torch.ones_like(M) if kind == "diagonal" else torch.eye(9, device=M.device)[:, :, None, None].expand_as(M)
+    one = (
+        torch.ones_like(M)
+        if kind == "diagonal"
+        else torch.eye(9, device=M.device)[:, :, None, None].expand_as(M)
+    )
     with torch.autocast(device(backend), dtype):  # bfloat16 has no number between 1 and 1.0078
-        gain = [dynamic_conv2d(x.abs(), w.abs(), scale * one, padding=1, backend=backend).float().mean() for scale in (1.003, 1.0)]
+        gain = [
+            dynamic_conv2d(x.abs(), w.abs(), scale * one, padding=1, backend=backend).float().mean()
+            for scale in (1.003, 1.0)
+        ]
     assert 1.002 < gain[0] / gain[1] < 1.004
 
 
@@ -157,36 +225,56 @@ def test_one_graph(backend, kind):
     if INTERPRETED:
         pytest.skip("the interpreter is not compiled")
     tensors = problem(kind, padding=1, device=device(backend))
-    compiled = torch.compile(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), fullgraph=True, backend="aot_eager")
-    for a, b in zip(value_and_gradients(compiled, tensors), value_and_gradients(lambda *t: naive(*t, padding=1), tensors)):
+    compiled = torch.compile(
+        lambda *t: dynamic_conv2d(*t, padding=1, backend=backend),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for a, b in zip(
+        value_and_gradients(compiled, tensors),
+        value_and_gradients(lambda *t: naive(*t, padding=1), tensors),
+    ):
         torch.testing.assert_close(a, b)
     torch._dynamo.reset()
 
 
 def test_same_bits_every_time(backend, kind):
-    tensors = problem(kind, B=3, C=17, n_filters=9, padding=1, dtype=torch.float32, device=device(backend))
+    tensors = problem(
+        kind, B=3, C=17, n_filters=9, padding=1, dtype=torch.float32, device=device(backend)
+    )
     op = lambda *t: dynamic_conv2d(*t, padding=1, backend=backend)
     for a, b in zip(value_and_gradients(op, tensors), value_and_gradients(op, tensors)):
         assert torch.equal(a, b)
 
 
 def test_float32_is_accurate(backend, kind):
-    tensors = problem(kind, B=1, C=40, n_filters=20, padding=1, dtype=torch.float32, device=device(backend))
-    exact = value_and_gradients(lambda *t: naive(*t, padding=1), [t.detach().double().requires_grad_() for t in tensors])
+    tensors = problem(
+        kind, B=1, C=40, n_filters=20, padding=1, dtype=torch.float32, device=device(backend)
+    )
+    exact = value_and_gradients(
+        lambda *t: naive(*t, padding=1), [t.detach().double().requires_grad_() for t in tensors]
+    )
     allowed = 3e-3 if device(backend) == "cuda" and torch.backends.cudnn.allow_tf32 else 3e-6
-    for a, b in zip(value_and_gradients(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), tensors), exact):
+    for a, b in zip(
+        value_and_gradients(lambda *t: dynamic_conv2d(*t, padding=1, backend=backend), tensors),
+        exact,
+    ):
         assert (a - b).abs().max() < allowed * b.abs().max()
 
 
 def test_predictor_and_layer(backend, kind):
     "What the predictor returns, in the layout in which it returns it, through the whole layer."
     torch.manual_seed(0)
-    layer = DynamicNSLConv2d(4, 6, 3, padding=1, kind=kind, hidden=8, init_scales=(1.0, 0.1), backend=backend).to(device(backend))
+    layer = DynamicNSLConv2d(
+        4, 6, 3, padding=1, kind=kind, hidden=8, init_scales=(1.0, 0.1), backend=backend
+    ).to(device(backend))
     x = torch.randn(3, 4, 6, 6, device=device(backend)).to(memory_format=torch.channels_last)
     assert isinstance(layer.predictor, SimilarityPredictor)
     y = layer(x)
     layer.backend = "reference"
-    torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5 if device(backend) == "cpu" else 1e-2)
+    torch.testing.assert_close(
+        y, layer(x), rtol=1e-4, atol=1e-5 if device(backend) == "cpu" else 1e-2
+    )
 
 
 @pytest.mark.parametrize("method", ("dynamic_dns", "dynamic_uns"))
@@ -195,16 +283,22 @@ def test_training_is_the_same(backend, method):
 
     In float64, where rounding stays small: in float32 two runs of this network that differ by rounding alone part within ten steps."""
     if backend == "reference" or INTERPRETED:
-        pytest.skip("nothing to compare" if backend == "reference" else "too slow for the interpreter")
+        pytest.skip(
+            "nothing to compare" if backend == "reference" else "too slow for the interpreter"
+        )
     from nsl_repro.data.images import load_dataset
     from nsl_repro.training.models import cnn9
 
-    images, labels = (t[:256] for t in (load_dataset("digits")[0].images, load_dataset("digits")[0].labels))
+    images, labels = (
+        t[:256] for t in (load_dataset("digits")[0].images, load_dataset("digits")[0].labels)
+    )
     images, labels = (images.double() / 127.5 - 1).to(device(backend)), labels.to(device(backend))
 
     def losses(backend):
         torch.manual_seed(0)
-        net = cnn9(method, width=0.125, in_channels=1, image_size=16).to(images.device, images.dtype, memory_format=torch.channels_last)
+        net = cnn9(method, width=0.125, in_channels=1, image_size=16).to(
+            images.device, images.dtype, memory_format=torch.channels_last
+        )
         for layer in net.modules():
             if isinstance(layer, DynamicNSLConv2d):
                 layer.backend = backend
@@ -232,4 +326,6 @@ def test_triton_under_its_interpreter():
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton and not interpreter", __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0 and " passed" in done.stdout and "failed" not in done.stdout, done.stdout[-3000:]
+    assert done.returncode == 0 and " passed" in done.stdout and "failed" not in done.stdout, (
+        done.stdout[-3000:]
+    )

@@ -1,4 +1,5 @@
 """The command line as people get it wrong: a table of mistakes, each answered by one sentence; then completion, pipes and interruptions."""
+
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from nsl_repro.results.tables import new_entry, write_entry
 def invoke(*args):
     "Run the command in this process: exit status, standard output, error stream."
     result = CliRunner().invoke(runner.app, [str(a) for a in args], prog_name="nsl-repro")
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(
+        result.exception
+    )
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -26,8 +29,15 @@ def place(tmp_path_factory):
     from PIL import Image
 
     tmp = tmp_path_factory.mktemp("place")
-    toy = ["dataset: str = 'digits'\nseeds: list[int] = [0]\nlr: float = 0.1\ndata_root: str = ''\noutput: str = ''\ndownload: bool = False", "raise SystemExit('it started')"]
-    for name, cells in {"toy": toy, "untagged": ["x: int = 1"], "computed": ["x: int = 2 * 3"]}.items():
+    toy = [
+        "dataset: str = 'digits'\nseeds: list[int] = [0]\nlr: float = 0.1\ndata_root: str = ''\noutput: str = ''\ndownload: bool = False",
+        "raise SystemExit('it started')",
+    ]
+    for name, cells in {
+        "toy": toy,
+        "untagged": ["x: int = 1"],
+        "computed": ["x: int = 2 * 3"],
+    }.items():
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
         nb.cells[0].metadata.tags = ["parameters"] if name != "untagged" else []
         nbformat.write(nb, tmp / f"{name}.ipynb")
@@ -38,7 +48,11 @@ def place(tmp_path_factory):
         write_entry(new_entry(experiment="toy", dataset="digits", method=method, preset="smoke", seed=0, parameters={"lr": 0.1}, metrics={"test_accuracy": 90.0},
                               curves={}, wall_time_s=1.0, device="cpu"), tmp / "ledger")  # fmt: skip
     entry = next((tmp / "ledger" / "results").iterdir()).read_text()
-    for name, text in {"cut": entry[:80], "schema": entry.replace('"schema": 1', '"schema": 7'), "list": "[]"}.items():
+    for name, text in {
+        "cut": entry[:80],
+        "schema": entry.replace('"schema": 1', '"schema": 7'),
+        "list": "[]",
+    }.items():
         (tmp / name / "results").mkdir(parents=True)
         (tmp / name / "results" / "toy__x.json").write_text(text)
     (tmp / "binary" / "results").mkdir(parents=True)
@@ -83,18 +97,46 @@ MISTAKES = [
     ("run {}/toy.ipynb -p seeds=one", 2, "seeds must be list[int], was 'one'"),
     ("run {}/toy.ipynb -p lr=nan", 2, "lr must be float, was 'nan'"),
     ("run {}/toy.ipynb -p download=perhaps", 2, "download must be bool, was 'perhaps'"),
-    ("run nsl_cifar -p preset=papr", 2, "preset must be one of smoke, quick, small, paper, was 'papr', did you mean 'paper'?"),
-    ("run {}/toy.ipynb -p dataset=imagenette", 2, "dataset must be one of digits, cifar10, cifar100, cub, cars, mini_imagenet, imagenet, but was 'imagenette'"),
-    ("run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/nowhere", 3, "cifar10 was not found at {}/nowhere/cifar-10-batches-py"),
-    ("run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/file", 3, "cifar10 was not found at {}/file"),
-    ("run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/data", 3, "is damaged, the md5 of data_batch_1"),
-    ("run {}/toy.ipynb -p dataset=cars -p data_root={}/nowhere -p download=true", 3, "its original host is gone"),
+    (
+        "run nsl_cifar -p preset=papr",
+        2,
+        "preset must be one of smoke, quick, small, paper, was 'papr', did you mean 'paper'?",
+    ),
+    (
+        "run {}/toy.ipynb -p dataset=imagenette",
+        2,
+        "dataset must be one of digits, cifar10, cifar100, cub, cars, mini_imagenet, imagenet, but was 'imagenette'",
+    ),
+    (
+        "run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/nowhere",
+        3,
+        "cifar10 was not found at {}/nowhere/cifar-10-batches-py",
+    ),
+    (
+        "run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/file",
+        3,
+        "cifar10 was not found at {}/file",
+    ),
+    (
+        "run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/data",
+        3,
+        "is damaged, the md5 of data_batch_1",
+    ),
+    (
+        "run {}/toy.ipynb -p dataset=cars -p data_root={}/nowhere -p download=true",
+        3,
+        "its original host is gone",
+    ),
     ("run {}/toy.ipynb -o {}/file", 2, "{}/file"),
     ("run {}/toy.ipynb -o {}/file/below", 2, "{}/file"),
     ("run {}/toy.ipynb -o one -p output=other", 2, "output must be given once"),
     ("list nsl_cifr", 2, "did you mean 'nsl_cifar'?"),
     ("list --results -o {}/nowhere", 2, "the ledger has no result; nsl-repro run makes some"),
-    ("list --results zebra -o {}/ledger", 2, "the ledger has no result whose name begins with 'zebra'"),
+    (
+        "list --results zebra -o {}/ledger",
+        2,
+        "the ledger has no result whose name begins with 'zebra'",
+    ),
     ("list --results -v -o {}/cut", 2, "toy__x.json is not valid JSON"),
     ("table zebra -o {}/ledger", 2, "the ledger has no result with experiment zebra"),
     ("table --preset papr -o {}/ledger", 2, "the ledger has no result with preset papr"),
@@ -105,10 +147,26 @@ MISTAKES = [
     ("table -o {}/list", 2, "toy__x.json is not valid"),
     ("table -o {}/schema", 2, "toy__x.json is not valid: schema"),
     ("compare toy__digits__smoke__cnn -o {}/ledger", 2, "Missing argument 'B'"),
-    ("compare toy__digits__smoke__cmm__seed0 toy -o {}/ledger", 2, "begins with it, did you mean toy__digits__smoke__cnn__seed0__"),
-    ("compare toy toy -o {}/ledger", 2, "toy must be the name of one entry of the ledger, or its beginning, but these 2 begin with it"),
-    ("compare '' toy__digits__smoke__cnn -o {}/ledger", 2, "'' must be the name of one entry of the ledger"),
-    ("compare {}/absent.json toy -o {}/ledger", 2, "absent must be the name of one entry of the ledger"),
+    (
+        "compare toy__digits__smoke__cmm__seed0 toy -o {}/ledger",
+        2,
+        "begins with it, did you mean toy__digits__smoke__cnn__seed0__",
+    ),
+    (
+        "compare toy toy -o {}/ledger",
+        2,
+        "toy must be the name of one entry of the ledger, or its beginning, but these 2 begin with it",
+    ),
+    (
+        "compare '' toy__digits__smoke__cnn -o {}/ledger",
+        2,
+        "'' must be the name of one entry of the ledger",
+    ),
+    (
+        "compare {}/absent.json toy -o {}/ledger",
+        2,
+        "absent must be the name of one entry of the ledger",
+    ),
     ("compare {}/cut/results/toy__x.json toy -o {}/ledger", 2, "toy__x.json is not valid JSON"),
     ("data lst", 2, "No such command 'lst'. Did you mean 'list'? (see nsl-repro data --help)"),
     ("data list --root {}/file", 2, "the data root must be a folder, but {}/file is a file"),
@@ -116,7 +174,11 @@ MISTAKES = [
     ("data describe mnist", 2, "dataset must be one of digits"),
     ("data get ''", 2, "dataset must be one of digits"),
     ("data get cars --root {}/nowhere", 3, "its original host is gone"),
-    ("data get imagenet --force --root {}/nowhere", 3, "given out on request at https://www.image-net.org"),
+    (
+        "data get imagenet --force --root {}/nowhere",
+        3,
+        "given out on request at https://www.image-net.org",
+    ),
     ("data get cifar10 --root /proc/nowhere", 3, "cifar10 could not be brought to /proc/nowhere"),
     ("data check mnist", 2, "dataset must be one of digits"),
     ("data check cub --root {}/nowhere", 3, "cub was not found at {}/nowhere/CUB_200_2011"),
@@ -129,7 +191,9 @@ MISTAKES = [
 @pytest.mark.parametrize("typed, status, sentence", MISTAKES, ids=[m[0] for m in MISTAKES])
 def test_a_mistake_is_one_sentence(place, monkeypatch, typed, status, sentence):
     monkeypatch.setenv("NSL_PROGRESS", "off")
-    code, out, err = invoke(*("" if word == "''" else word.replace("{}", str(place)) for word in typed.split()))
+    code, out, err = invoke(
+        *("" if word == "''" else word.replace("{}", str(place)) for word in typed.split())
+    )
     assert code == status, err
     assert sentence.replace("{}", str(place)) in err
     assert err.startswith("nsl-repro: ") and len(err.strip().splitlines()) == 1, err
@@ -143,13 +207,18 @@ def test_check_names_every_wrong_file(place, monkeypatch):
     lines = out.splitlines()
     assert lines[0] == "digits: whole"
     assert any("CUB_200_2011/images/1.bird/3.jpg cannot be decoded" in line for line in lines)
-    assert any("data_batch_1, data_batch_2" in line for line in lines) and any("test, meta missing" in line for line in lines)
+    assert any("data_batch_1, data_batch_2" in line for line in lines) and any(
+        "test, meta missing" in line for line in lines
+    )
 
 
 def test_a_missing_package_is_named(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "papermill", None)
     code, _, err = invoke("run", place / "toy.ipynb", "-o", place / "out")
-    assert (code, err) == (2, "nsl-repro: running an experiment needs papermill: pip install 'nsl_repro[run]'\n")
+    assert (code, err) == (
+        2,
+        "nsl-repro: running an experiment needs papermill: pip install 'nsl_repro[run]'\n",
+    )
 
 
 def test_interrupted(monkeypatch):
@@ -169,12 +238,21 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch):
 def shell(line, **environment):
     "A line for bash, with nsl-repro as a function."
     command = f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.command.runner import main; main()" "$@"; }}; set -o pipefail; {line}'
-    return subprocess.run(["bash", "-c", command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_pipes_and_terminals():
     "A reader who leaves, a disk that is full, no input, a terminal that knows no letters but ASCII."
-    done = shell("nsl list --results | head -n 1; echo $?; nsl list > /dev/full; echo $?; PYTHONIOENCODING=ascii nsl --version < /dev/null 2>&1")
+    done = shell(
+        "nsl list --results | head -n 1; echo $?; nsl list > /dev/full; echo $?; PYTHONIOENCODING=ascii nsl --version < /dev/null 2>&1"
+    )
     lines = done.stdout.splitlines()
     assert lines[1] in ("0", "141"), done.stdout  # 0 if all of it fitted into the pipe
     assert lines[2:] == ["5", f"nsl-repro {nsl_repro.__version__}"]
@@ -184,9 +262,21 @@ def test_pipes_and_terminals():
 def test_help_shows_examples_and_the_exit_statuses_once():
     code, top, _ = invoke("--help")
     assert code == 0 and "141  nobody read the output" in top
-    for command in (["run"], ["list"], ["table"], ["compare"], ["data"], ["data", "list"], ["data", "describe"], ["data", "get"], ["data", "check"]):
+    for command in (
+        ["run"],
+        ["list"],
+        ["table"],
+        ["compare"],
+        ["data"],
+        ["data", "list"],
+        ["data", "describe"],
+        ["data", "get"],
+        ["data", "check"],
+    ):
         code, text, _ = invoke(*command, "--help")
-        assert code == 0 and "Examples:\n" in text and f"nsl-repro {' '.join(command)}" in text, text
+        assert code == 0 and "Examples:\n" in text and f"nsl-repro {' '.join(command)}" in text, (
+            text
+        )
         assert "Exit status" not in text
     assert invoke()[:2] == (0, top)
 
@@ -204,13 +294,25 @@ def test_completion_in_bash(monkeypatch, place):
     assert offered("ta") == ["table"] and offered("data", "de") == ["describe"]
     assert offered("run", "nsl_ci") == ["nsl_cifar"] and offered("run", "nothing") == []
     assert offered("run", "nsl_cifar", "-p", "pre") == ["preset=", "precision="]
-    assert offered("run", "nsl_cifar", "-p", "pres") == ["preset=", "preset=smoke", "preset=quick", "preset=small", "preset=paper"]
+    assert offered("run", "nsl_cifar", "-p", "pres") == [
+        "preset=",
+        "preset=smoke",
+        "preset=quick",
+        "preset=small",
+        "preset=paper",
+    ]
     assert offered("run", "nsl_cifar", "-p", "preset=q") == ["preset=quick"]
-    assert offered("run", "nsl_cifar", "-p", "preset", "=", "q") == ["quick"]  # how bash breaks the word
+    assert offered("run", "nsl_cifar", "-p", "preset", "=", "q") == [
+        "quick"
+    ]  # how bash breaks the word
     assert offered("run", "nsl_cifar", "-p", "preset", "=") == ["smoke", "quick", "small", "paper"]
-    assert offered("run", "nsl_cifar", "-p", "seeds", "=", "0", "-p", "methods", "=", "cnn,static_d") == ["cnn,static_dns"]
+    assert offered(
+        "run", "nsl_cifar", "-p", "seeds", "=", "0", "-p", "methods", "=", "cnn,static_d"
+    ) == ["cnn,static_dns"]
     assert offered("data", "get", "ci") == ["cifar10", "cifar100"]
-    assert offered("compare", "-o", str(place / "ledger"), "toy__digits__smoke__c")[0].startswith("toy__digits__smoke__cnn__seed0")
+    assert offered("compare", "-o", str(place / "ledger"), "toy__digits__smoke__c")[0].startswith(
+        "toy__digits__smoke__cnn__seed0"
+    )
     assert offered("compare", "-o", str(place / "file"), "toy") == []
 
 
@@ -235,5 +337,7 @@ def test_the_command_is_quick_because_it_imports_little():
             heavy = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "papermill"} & set(sys.modules)
             assert not heavy, (args, heavy)
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

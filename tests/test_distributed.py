@@ -1,4 +1,5 @@
 """Two processes under torchrun compute what one computes, and continue what one began, and the other way round."""
+
 import math
 import os
 import signal
@@ -29,7 +30,9 @@ def run(method, accelerator, checkpoint=None, on_step=None, spoil=None, steps=12
     if spoil: model.stage2[0][0].register_forward_hook(lambda layer, inputs, output: spoil(output) if layer.training else output)
     return model, train_network(model, splits, recipe=recipe, steps=steps, segments=3, accelerator=accelerator, checkpoint=checkpoint, on_step=on_step, **options)
 """
-TWO = SHARED + """
+TWO = (
+    SHARED
+    + """
 folder = sys.argv[1]
 engine = make_engine('cpu')
 assert engine.num_processes == 2
@@ -55,6 +58,7 @@ torch.save([model.state_dict(), result.metrics], f'{folder}/skipped_{engine.proc
 try: run('static_uns', engine, f'{folder}/odd.pt', lambda done: os.kill(os.getpid(), signal.SIGKILL) if done == 6 else None)  # with 8 the second checkpoint would be there
 finally: print('still alive', flush=True)
 """
+)
 
 
 def one():
@@ -68,7 +72,9 @@ def same(a, b):
     "Weights, running statistics and counters, but for rounding."
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-10, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], rtol=1e-9, atol=1e-10, msg=lambda m: f"{name}: {m}"
+        )
 
 
 def same_numbers(a, b):
@@ -95,9 +101,29 @@ def two(tmp_path_factory):
     with pytest.raises(Stopped):
         run("static_uns", engine, folder / "by_one.pt", stop)
     (folder / "two.py").write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", folder / "two.py", folder]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "NSL_PROGRESS": "off"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "still alive" not in done.stdout and f"Signal {signal.SIGKILL.value}" in done.stderr, done.stdout + done.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        folder / "two.py",
+        folder,
+    ]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NSL_PROGRESS": "off"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (
+        done.returncode != 0
+        and "still alive" not in done.stdout
+        and f"Signal {signal.SIGKILL.value}" in done.stderr
+    ), done.stdout + done.stderr
     return folder, done.stdout
 
 
@@ -116,7 +142,9 @@ def test_killed_and_continued_by_another_number_of_processes(two):
     folder, _ = two
     run, engine = one(), make_engine("cpu")
     whole, expected = run("static_uns", engine)
-    weights, metrics, curves = torch.load(folder / "continued.pt", weights_only=True)  # begun by one, finished by two
+    weights, metrics, curves = torch.load(
+        folder / "continued.pt", weights_only=True
+    )  # begun by one, finished by two
     same(whole.state_dict(), weights)
     same_numbers(expected.metrics, metrics)
     assert curves["processes"] == [1, 2, 2]
@@ -133,8 +161,13 @@ def test_padded_evaluation_is_refused(two):
 def test_processes_agree_on_a_step_that_is_not_finite(two):
     folder, said = two
     for rank in (0, 1):
-        assert f"process {rank}: step 3: the output of stage2.0.0 (StaticNSLConv2d) is not finite" in said
-    (weights, metrics), (others, _) = (torch.load(folder / f"skipped_{rank}.pt", weights_only=True) for rank in (0, 1))
+        assert (
+            f"process {rank}: step 3: the output of stage2.0.0 (StaticNSLConv2d) is not finite"
+            in said
+        )
+    (weights, metrics), (others, _) = (
+        torch.load(folder / f"skipped_{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
     same(weights, others)
     assert metrics["skipped_steps"] == 1 and all(w.isfinite().all() for w in weights.values())
 
@@ -147,10 +180,14 @@ def test_the_command_in_two_processes(tmp_path, monkeypatch, capfd):
     methods = ["static_dns", "dynamic_uns"]
     assert "static DNS" in capfd.readouterr().out
     entries = load_ledger(tmp_path)
-    assert sorted(e.method for e in entries) == sorted(methods) and {e.device for e in entries} == {"2 x cpu, 1 threads"}
+    assert sorted(e.method for e in entries) == sorted(methods) and {e.device for e in entries} == {
+        "2 x cpu, 1 threads"
+    }
     found = sweep(methods=methods, device="cpu", output=tmp_path)
     assert {e.method: e for e in found} == {e.method: e for e in entries}
     alone = sweep(methods=methods, device="cpu", output=tmp_path / "alone")
     for mine in alone:
         (other,) = [e for e in entries if e.method == mine.method]
-        assert mine.parameters == other.parameters and mine.metrics["test_loss"] == pytest.approx(other.metrics["test_loss"], rel=1e-4)  # float32
+        assert mine.parameters == other.parameters and mine.metrics["test_loss"] == pytest.approx(
+            other.metrics["test_loss"], rel=1e-4
+        )  # float32

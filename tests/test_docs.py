@@ -3,6 +3,7 @@
 Every page is loaded once, at the width of a desktop, and then narrowed to a phone's: that is when its maths, images, console, requests and overflow
 are checked. Links are checked in the files. Colours are checked on a page of each kind, light and dark. Pictures are left in `_docs/screenshots`.
 """
+
 import functools
 import html.parser
 import http.server
@@ -22,7 +23,14 @@ from nsl_repro.nsl.dynamic import dynamic_conv2d
 HTML = ROOT / "_docs" / "html"
 SCREENSHOTS = ROOT / "_docs" / "screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-KINDS = ["index", "nsl/06_dynamic", "experiments/nsl_cifar", "api/nsl.dynamic", "results", "nsl/index"]  # a page of each kind
+KINDS = [
+    "index",
+    "nsl/06_dynamic",
+    "experiments/nsl_cifar",
+    "api/nsl.dynamic",
+    "results",
+    "nsl/index",
+]  # a page of each kind
 
 # What is wrong with the page that is shown, as sentences.
 LOOK = """async () => {
@@ -71,9 +79,23 @@ class Page(html.parser.HTMLParser):
         self.ids |= {found.get("id"), found.get("name")} - {None}
         if tag == "a" and found.get("href"):
             self.links.append(found["href"])
-        elif tag == "link" and found.get("rel") in ("stylesheet", "preload", "icon", "modulepreload", "preconnect", "dns-prefetch", "search", "next", "prev"):
+        elif tag == "link" and found.get("rel") in (
+            "stylesheet",
+            "preload",
+            "icon",
+            "modulepreload",
+            "preconnect",
+            "dns-prefetch",
+            "search",
+            "next",
+            "prev",
+        ):
             self.loads.append(found["href"])
-        self.loads += [found[key] for key in ("src", "poster", "data") if found.get(key) and tag not in ("a", "link")]
+        self.loads += [
+            found[key]
+            for key in ("src", "poster", "data")
+            if found.get(key) and tag not in ("a", "link")
+        ]
 
     handle_startendtag = handle_starttag
 
@@ -81,10 +103,20 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="session")
 def pages():
     "Build the site, or bring it up to date: name -> page."
-    pytest.importorskip("sphinx", reason="Sphinx is not here: the site is built by Python 3.11 or newer")
-    done = subprocess.run([sys.executable, "docs"], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"the site does not build without warnings\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return {path.relative_to(HTML).with_suffix("").as_posix(): Page(path) for path in sorted(HTML.rglob("*.html")) if "_static" not in path.parts}
+    pytest.importorskip(
+        "sphinx", reason="Sphinx is not here: the site is built by Python 3.11 or newer"
+    )
+    done = subprocess.run(
+        [sys.executable, "docs"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, (
+        f"the site does not build without warnings\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    )
+    return {
+        path.relative_to(HTML).with_suffix("").as_posix(): Page(path)
+        for path in sorted(HTML.rglob("*.html"))
+        if "_static" not in path.parts
+    }
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +127,9 @@ def address(pages):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -130,7 +164,11 @@ def test_every_link_leads_somewhere(pages):
             parts = urllib.parse.urlsplit(link)
             if parts.scheme or link.startswith("//"):
                 continue
-            target = (HTML / name).parent / urllib.parse.unquote(parts.path) if parts.path else HTML / f"{name}.html"
+            target = (
+                (HTML / name).parent / urllib.parse.unquote(parts.path)
+                if parts.path
+                else HTML / f"{name}.html"
+            )
             target = target.resolve()
             if target.is_dir():
                 target /= "index.html"
@@ -147,14 +185,21 @@ def test_nothing_is_loaded_from_elsewhere(pages):
     for name, page in pages.items():
         assert not [load for load in page.loads if re.match(r"(https?:)?//", load)], name
     for path in HTML.rglob("*.css"):
-        assert not re.search(r"""url\(\s*["']?(https?:)?//""", path.read_text(encoding="utf-8")), path
+        assert not re.search(r"""url\(\s*["']?(https?:)?//""", path.read_text(encoding="utf-8")), (
+            path
+        )
 
 
 def test_a_name_leads_to_its_cell_and_the_cell_to_its_name(pages):
     assert "../nsl/06_dynamic.html#source-dynamic_conv2d" in pages["api/nsl.dynamic"].links
-    assert "../api/nsl.dynamic.html#nsl_repro.nsl.dynamic.dynamic_conv2d" in pages["nsl/06_dynamic"].links
+    assert (
+        "../api/nsl.dynamic.html#nsl_repro.nsl.dynamic.dynamic_conv2d"
+        in pages["nsl/06_dynamic"].links
+    )
     text = re.sub(r"<[^>]+>", "", (HTML / "api" / "nsl.dynamic.html").read_text(encoding="utf-8"))
-    said = [what["docment"] for what in docments(dynamic_conv2d, full=True).values() if what["docment"]]
+    said = [
+        what["docment"] for what in docments(dynamic_conv2d, full=True).values() if what["docment"]
+    ]
     assert len(said) > 3 and all(one.split("`")[0].strip() in text for one in said)
 
 
@@ -195,7 +240,10 @@ def test_colours_and_screenshots(address, browser, scheme):
 def test_search_finds_a_word_and_a_name(address, browser):
     page = browser.new_page(viewport=DESKTOP)
     heard = listen(page)
-    for words, expected in (("similarity", "nsl/01_similarity.html"), ("dynamic_conv2d", "api/nsl.dynamic.html")):
+    for words, expected in (
+        ("similarity", "nsl/01_similarity.html"),
+        ("dynamic_conv2d", "api/nsl.dynamic.html"),
+    ):
         page.goto(f"{address}/index.html")
         page.keyboard.press("Control+k")
         page.keyboard.type(words)

@@ -1,4 +1,5 @@
 """Downloads as they go wrong between processes: killed in the middle, two at once, no room left. Every server is in this process."""
+
 import hashlib
 import io
 import os
@@ -36,7 +37,9 @@ def server():
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
             self.send_response(206 if asked else 200)
             if asked:
-                self.send_header("Content-Range", f"bytes {start}-{len(http.body) - 1}/{len(http.body)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(http.body) - 1}/{len(http.body)}"
+                )
             self.send_header("Content-Length", str(len(http.body) - start))
             self.send_header("ETag", '"one"')
             self.end_headers()
@@ -62,7 +65,13 @@ def server():
 
 def start(url, path, **options):
     md5 = hashlib.md5(PAYLOAD).hexdigest()
-    return subprocess.Popen([sys.executable, "-c", CODE, url, str(path), md5], env={**os.environ, "NSL_PROGRESS": "off"}, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, url, str(path), md5],
+        env={**os.environ, "NSL_PROGRESS": "off"},
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def visible(folder):
@@ -101,7 +110,9 @@ def test_no_room(server, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY))
 
     full = start(f"{server.url}/file", tmp_path / "file", preexec_fn=limited)
-    assert "File too large" in full.communicate(timeout=60)[1] and server.asked == [None]  # no use in trying again
+    assert "File too large" in full.communicate(timeout=60)[1] and server.asked == [
+        None
+    ]  # no use in trying again
     assert not (tmp_path / "file").exists()
     after = start(f"{server.url}/file", tmp_path / "file")
     assert after.wait(30) == 0 and server.asked[1].startswith("bytes=2")
@@ -122,17 +133,32 @@ def test_data_get_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
             tar.addfile(info, io.BytesIO(contents[name]))
     server.body = stream.getvalue()
     md5 = lambda data: hashlib.md5(data).hexdigest()
-    tiny = replace(real, url=f"{server.url}/drops", md5=md5(server.body), size=len(server.body), files={k: md5(v) for k, v in contents.items()})
+    tiny = replace(
+        real,
+        url=f"{server.url}/drops",
+        md5=md5(server.body),
+        size=len(server.body),
+        files={k: md5(v) for k, v in contents.items()},
+    )
     monkeypatch.setitem(downloads.SOURCES, "cifar10", tiny)
 
     def get(*more):
-        result = CliRunner().invoke(runner.app, ["data", "get", "cifar10", "--root", str(tmp_path), *more], prog_name="nsl-repro")
+        result = CliRunner().invoke(
+            runner.app,
+            ["data", "get", "cifar10", "--root", str(tmp_path), *more],
+            prog_name="nsl-repro",
+        )
         return result.exit_code, result.stdout, result.stderr
 
     once = downloads.download
     monkeypatch.setattr(downloads, "download", lambda *a, **k: once(*a, **k, retries=1))
     code, _, err = get()
-    assert code == 3 and err.startswith("nsl-repro: cifar10 could not be brought to") and "is kept: try again to go on" in err and err.count("\n") == 1
+    assert (
+        code == 3
+        and err.startswith("nsl-repro: cifar10 could not be brought to")
+        and "is kept: try again to go on" in err
+        and err.count("\n") == 1
+    )
     assert visible(tmp_path) == ["drops.part", "drops.part.json"]
     monkeypatch.setattr(downloads, "download", lambda *a, **k: once(*a, **k, wait=0))
     code, out, _ = get()

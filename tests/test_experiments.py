@@ -1,4 +1,5 @@
 """Every experiment notebook runs at `smoke` through the command: with all the methods it offers on embedded data, with its default ones elsewhere."""
+
 from typing import get_args
 
 import pytest
@@ -9,7 +10,17 @@ from nsl_repro.command.runner import NO_DATA, read_parameters
 
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
 EMBEDDED = {"digits", "synthetic"}  # never missing
-EVERY_EXPERIMENT_HAS = {"dataset", "methods", "preset", "seeds", "device", "data_root", "output", "resume", "download"}
+EVERY_EXPERIMENT_HAS = {
+    "dataset",
+    "methods",
+    "preset",
+    "seeds",
+    "device",
+    "data_root",
+    "output",
+    "resume",
+    "download",
+}
 
 
 @pytest.fixture(params=EXPERIMENTS, ids=lambda path: path.stem)
@@ -19,8 +30,12 @@ def experiment(request):
 
 def test_parameters(experiment):
     parameters = read_parameters(experiment)
-    assert not (missing := EVERY_EXPERIMENT_HAS - set(parameters)), f"missing in the parameters cell: {missing}"
-    assert not (silent := [p.name for p in parameters.values() if not p.help]), f"without a comment: {silent}"
+    assert not (missing := EVERY_EXPERIMENT_HAS - set(parameters)), (
+        f"missing in the parameters cell: {missing}"
+    )
+    assert not (silent := [p.name for p in parameters.values() if not p.help]), (
+        f"without a comment: {silent}"
+    )
     for word in ("smoke", "quick", "small", "paper"):
         assert word in parameters["preset"].expects
 
@@ -38,10 +53,25 @@ def methods(path, dataset):
     return ["-p", "methods=" + ",".join(asked)] if asked else [], asked
 
 
-@pytest.mark.parametrize("path, dataset", [(p, d) for p in EXPERIMENTS for d in datasets(p)], ids=lambda x: x if isinstance(x, str) else x.stem)
+@pytest.mark.parametrize(
+    "path, dataset",
+    [(p, d) for p in EXPERIMENTS for d in datasets(p)],
+    ids=lambda x: x if isinstance(x, str) else x.stem,
+)
 def test_smoke(path, dataset, nsl_repro, tmp_path):
     typed, asked = methods(path, dataset)
-    done = nsl_repro("run", path.stem, "-p", "preset=smoke", "-p", f"dataset={dataset}", *typed, "-o", tmp_path, timeout=300)
+    done = nsl_repro(
+        "run",
+        path.stem,
+        "-p",
+        "preset=smoke",
+        "-p",
+        f"dataset={dataset}",
+        *typed,
+        "-o",
+        tmp_path,
+        timeout=300,
+    )
     if done.returncode == NO_DATA and dataset not in EMBEDDED:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -56,15 +86,37 @@ def test_smoke(path, dataset, nsl_repro, tmp_path):
 
 def test_another_network(nsl_repro, tmp_path):
     "ImageNet's other network; and a run that was made in two precisions, each of which gets a table of its own."
-    done = nsl_repro("run", "nsl_imagenet", "-p", "preset=smoke", "-p", "network=resnet18", "-p", "methods=cnn,dynamic_uns", "-o", tmp_path)
+    done = nsl_repro(
+        "run",
+        "nsl_imagenet",
+        "-p",
+        "preset=smoke",
+        "-p",
+        "network=resnet18",
+        "-p",
+        "methods=cnn,dynamic_uns",
+        "-o",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     entries = load_ledger(tmp_path)
-    assert {(e.method, e.parameters["network"]) for e in entries} == {("cnn", "resnet18"), ("dynamic_uns", "resnet18")}
-    write_entry(entries[0].model_copy(update={"parameters": {**entries[0].parameters, "precision": "bfloat16"}}), tmp_path)
+    assert {(e.method, e.parameters["network"]) for e in entries} == {
+        ("cnn", "resnet18"),
+        ("dynamic_uns", "resnet18"),
+    }
+    write_entry(
+        entries[0].model_copy(
+            update={"parameters": {**entries[0].parameters, "precision": "bfloat16"}}
+        ),
+        tmp_path,
+    )
     table = nsl_repro("table", "-o", tmp_path)
     assert table.returncode == 0, table.stderr
     for precision in ("float32", "bfloat16"):
-        assert f"nsl-repro run nsl_imagenet -p dataset=digits -p preset=smoke -p network=resnet18 -p precision={precision}" in table.stdout
+        assert (
+            f"nsl-repro run nsl_imagenet -p dataset=digits -p preset=smoke -p network=resnet18 -p precision={precision}"
+            in table.stdout
+        )
 
 
 def test_list_names_every_experiment(nsl_repro):

@@ -3,6 +3,7 @@
 JupyterLab works on a copy: the committed notebooks are not touched. Pictures are left in `_docs/screenshots`. The tour also runs through papermill,
 beside the browser. `NSL_LAB=all` runs every notebook of the library in JupyterLab (an hour), `NSL_LAB=training/06_retrieval,nsl/02_static` those named.
 """
+
 import json
 import os
 import re
@@ -39,14 +40,24 @@ ENDED = f"() => {CELLS}.every(c => c.executionCount) || {CELLS}.some(c => c.outp
 def chosen() -> list[str]:
     "The notebooks to run in JupyterLab."
     wanted = os.environ.get("NSL_LAB", "")
-    known = sorted(p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("[!_.]*.ipynb") if p.parent.name != "experiments")
+    known = sorted(
+        p.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+        for p in (ROOT / "nbs").rglob("[!_.]*.ipynb")
+        if p.parent.name != "experiments"
+    )
     return known if wanted == "all" else ["index", *filter(None, wanted.split(","))]
 
 
 def environment(folder) -> dict[str, str]:
     "No settings but the project's own; one thread, because two things run at once."
-    env = {k: v for k, v in os.environ.items() if k not in ("NSL_PROGRESS", "JPY_SESSION_NAME", "PYTEST_CURRENT_TEST")}
-    places = {f"JUPYTER_{what}_DIR": str(folder / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("NSL_PROGRESS", "JPY_SESSION_NAME", "PYTEST_CURRENT_TEST")
+    }
+    places = {
+        f"JUPYTER_{what}_DIR": str(folder / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")
+    }
     return {**env, **places, "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
 
 
@@ -54,7 +65,9 @@ def environment(folder) -> dict[str, str]:
 def project(tmp_path_factory):
     "A copy of the project's notebooks and ledger, and a small notebook that trains."
     project = tmp_path_factory.mktemp("lab") / "project"
-    shutil.copytree(ROOT / "nbs", project / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "nbs", project / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
     shutil.copytree(ROOT / "data" / "results", project / "data" / "results")
     for file in ("settings.ini", "data/paper_results.json", "data/README.md"):
         shutil.copy(ROOT / file, project / file)
@@ -68,8 +81,23 @@ def project(tmp_path_factory):
 def papermill(project):
     "The tour through papermill, started now and looked at later: a process, and the notebook that it writes."
     done = project.parent / "index.ipynb"
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", project / "nbs", project / "nbs" / "index.ipynb", done]
-    process = subprocess.Popen(list(map(str, command)), env=environment(project.parent), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        "--cwd",
+        project / "nbs",
+        project / "nbs" / "index.ipynb",
+        done,
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        env=environment(project.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     yield process, done
     process.kill()
 
@@ -77,20 +105,42 @@ def papermill(project):
 @pytest.fixture(scope="module")
 def lab(project):
     "JupyterLab with the options of `make lab`: its address and its token."
-    target = re.search(r"(?m)^lab:.*\n\t.*jupyter lab (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    target = re.search(
+        r"(?m)^lab:.*\n\t.*jupyter lab (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8")
+    )
     options = shlex.split(target[1].replace("$(ARGS)", ""))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex()
-    options += ["--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
+    options += [
+        "--no-browser",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     options += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    news = project.parent / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news = (
+        project.parent
+        / "config"
+        / "lab"
+        / "user-settings"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # they are on another host
     log = project.parent / "lab.log"
     with open(log, "w") as out:
-        process = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", *options], cwd=project, env=environment(project.parent), stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyter", "lab", *options],
+            cwd=project,
+            env=environment(project.parent),
+            stdout=out,
+            stderr=out,
+        )
     for _ in range(600):
         with socket.socket() as probe:
             if process.poll() is not None or probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -132,7 +182,9 @@ def look_at_bars(page, outputs, name) -> int:  # how many there are
     if bars:
         page.evaluate("""() => { const nb = jupyterapp.shell.currentWidget.content, of = o => 'application/vnd.jupyter.widget-view+json' in (o.data || {});
                          nb.scrollToItem(nb.widgets.findIndex(w => w.model.type == 'code' && w.model.outputs.toJSON().some(of)), 'center'); }""")
-        drawn = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .jupyter-widget-hprogress, .jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .widget-hprogress")
+        drawn = page.locator(
+            ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .jupyter-widget-hprogress, .jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .widget-hprogress"
+        )
         drawn.first.wait_for(state="visible", timeout=10_000)
         assert drawn.first.bounding_box()["width"] > 40
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -149,7 +201,9 @@ def test_a_notebook_runs(page, lab, papermill, name):
         page.goto(f"{lab[0]}/lab/tree/nbs/{name}.ipynb?reset")
     outputs = run_all(page, name)
     bars = look_at_bars(page, outputs, name)
-    assert outputs and bars >= ("JPY_SESSION_NAME" in (ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))  # it says that JupyterLab has bars
+    assert outputs and bars >= (
+        "JPY_SESSION_NAME" in (ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8")
+    )  # it says that JupyterLab has bars
 
 
 def test_a_progress_bar_is_a_widget(page, lab):
@@ -164,5 +218,9 @@ def test_the_tour_runs_through_papermill(papermill):
     process, done = papermill
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed[-3000:]
-    cells = [cell for cell in json.loads(done.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell
+        for cell in json.loads(done.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
     assert cells and all(cell["metadata"]["papermill"]["status"] == "completed" for cell in cells)

@@ -1,4 +1,5 @@
 """The wheel, in an environment that has nothing else: it imports, it imports fast, and it brings its experiments and its ledger."""
+
 import os
 import statistics
 import subprocess
@@ -22,8 +23,12 @@ for name in sys.argv[1:]:
 
 def call(*command, cwd, timeout=900):
     "Run a command away from the project, and fail with everything it printed."
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "NSL_"))}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "NSL_"))
+    }
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -56,17 +61,35 @@ def test_the_wheel_carries_experiments_and_figures(wheel):
         for path in (ROOT / folder).glob(pattern):
             assert f"nsl_repro/{package}/{path.name}" in names
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "nsl_repro").rglob("*.py")} <= names
-    assert "nsl_repro/py.typed" in names  # type checkers read the annotations of packages that say so
+    assert (
+        "nsl_repro/py.typed" in names
+    )  # type checkers read the annotations of packages that say so
     assert not [n for n in names if n.startswith(("tests", "data", "nbs")) or "cifar-" in n]
 
 
 def test_an_installed_package_works(python, tmp_path):
-    installed = call(python, "-c", "import nsl_repro; print(nsl_repro.__version__, nsl_repro.__file__)", cwd=tmp_path)
+    installed = call(
+        python,
+        "-c",
+        "import nsl_repro; print(nsl_repro.__version__, nsl_repro.__file__)",
+        cwd=tmp_path,
+    )
     assert "site-packages" in installed
-    modules = sorted(f"nsl_repro.{p.parent.name}.{p.stem}" for p in (ROOT / "nsl_repro").glob("*/[!_]*.py") if p.stem != "plugins")
+    modules = sorted(
+        f"nsl_repro.{p.parent.name}.{p.stem}"
+        for p in (ROOT / "nsl_repro").glob("*/[!_]*.py")
+        if p.stem != "plugins"
+    )
     call(python, "-c", EACH_ALONE, *modules, cwd=tmp_path)
-    told = call(python, "-c", "try: import nsl_repro.pddm.plugins\nexcept ImportError as e: print(e)", cwd=tmp_path)
-    assert "pip install 'nsl_repro[metric]'" in told  # the one module that is nothing without an extra
+    told = call(
+        python,
+        "-c",
+        "try: import nsl_repro.pddm.plugins\nexcept ImportError as e: print(e)",
+        cwd=tmp_path,
+    )
+    assert (
+        "pip install 'nsl_repro[metric]'" in told
+    )  # the one module that is nothing without an extra
     command = python.with_name("nsl-repro")
     listed = call(command, "list", cwd=tmp_path)
     for path in (ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"):
@@ -78,7 +101,15 @@ def test_an_installed_package_works(python, tmp_path):
 
 def test_running_without_papermill_says_what_to_install(python, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    command = [python.with_name("nsl-repro"), "run", "nsl_cifar", "-p", "dataset=digits", "-o", tmp_path / "out"]
+    command = [
+        python.with_name("nsl-repro"),
+        "run",
+        "nsl_cifar",
+        "-p",
+        "dataset=digits",
+        "-o",
+        tmp_path / "out",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'nsl_repro[run]'" in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
@@ -91,7 +122,9 @@ def test_import_is_quick(python, tmp_path):
 
 
 def test_help_needs_no_torch(python, tmp_path):
-    assert call(python, "-c", f"import nsl_repro.command.runner; {SLOW}", cwd=tmp_path).split() == []
+    assert (
+        call(python, "-c", f"import nsl_repro.command.runner; {SLOW}", cwd=tmp_path).split() == []
+    )
 
 
 def test_readme_starts_with_the_two_commands():
@@ -106,4 +139,6 @@ def test_one_version():
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
     assert f"\nversion = {nsl_repro.__version__}\n" in settings
     assert f"## {nsl_repro.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"version: {nsl_repro.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {nsl_repro.__version__}" in (ROOT / "CITATION.cff").read_text(
+        encoding="utf-8"
+    )

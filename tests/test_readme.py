@@ -1,4 +1,5 @@
 """The README: its tables are the ledger's, its picture shows the ledger's numbers, its examples run, its commands exist."""
+
 import re
 import shlex
 import subprocess
@@ -13,13 +14,25 @@ from nsl_repro.command.runner import find_notebook, parse_assignments, read_para
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
-LINES = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line.strip()]
+LINES = [
+    line
+    for language, block in BLOCKS
+    if language == "sh"
+    for line in block.splitlines()
+    if line.strip()
+]
 
 
 def test_tables_and_picture_are_the_ledgers():
     "Of the runs that are committed: a user's own may lie beside them."
-    tracked = subprocess.run(["git", "ls-files", "data/results"], cwd=ROOT, capture_output=True, text=True)
-    names = {Path(line).stem for line in tracked.stdout.splitlines()} if tracked.returncode == 0 else None
+    tracked = subprocess.run(
+        ["git", "ls-files", "data/results"], cwd=ROOT, capture_output=True, text=True
+    )
+    names = (
+        {Path(line).stem for line in tracked.stdout.splitlines()}
+        if tracked.returncode == 0
+        else None
+    )
     ledger = [e for e in load_ledger(ROOT / "data") if names is None or entry_name(e) in names]
     assert TEXT == fill(TEXT, readme_parts(ledger)), "run `make readme`"
     assert drawn_from(ROOT / "docs" / "learned.png") == learned_digest(ledger), "run `make readme`"
@@ -29,7 +42,11 @@ def test_there_are_no_other_blocks():
     assert {language for language, _ in BLOCKS} == {"sh", "python"}
 
 
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=["layer", "model", "metric", "load"])
+@pytest.mark.parametrize(
+    "code",
+    [code for language, code in BLOCKS if language == "python"],
+    ids=["layer", "model", "metric", "load"],
+)
 def test_examples_run(code, tmp_path, monkeypatch):
     import torch
     from PIL import Image
@@ -40,9 +57,19 @@ def test_examples_run(code, tmp_path, monkeypatch):
     for c in range(8):  # the folder of photographs that one of them speaks of
         (tmp_path / "photos" / f"class {c}").mkdir(parents=True)
         for i in range(5):
-            Image.new("RGB", (90, 80), (30 * c, 50 * i, 100)).save(tmp_path / "photos" / f"class {c}" / f"{i}.jpg")
-    net = cnn9("static_uns", num_classes=10, width=0.125, in_channels=1, image_size=16)  # the run that the last one loads
-    keep_model(tmp_path / "data" / "exports" / "mine", net, "cnn9", dict(method="static_uns", num_classes=10, width=0.125, in_channels=1, image_size=16), Preprocessing(input="raw", size=[1, 16, 16]))
+            Image.new("RGB", (90, 80), (30 * c, 50 * i, 100)).save(
+                tmp_path / "photos" / f"class {c}" / f"{i}.jpg"
+            )
+    net = cnn9(
+        "static_uns", num_classes=10, width=0.125, in_channels=1, image_size=16
+    )  # the run that the last one loads
+    keep_model(
+        tmp_path / "data" / "exports" / "mine",
+        net,
+        "cnn9",
+        dict(method="static_uns", num_classes=10, width=0.125, in_channels=1, image_size=16),
+        Preprocessing(input="raw", size=[1, 16, 16]),
+    )
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(code.replace("10 * size", "2 * size"), "README.md", "exec"), {})
@@ -60,8 +87,15 @@ def test_commands_exist(line, nsl_repro):
             checked(run[1:])
     elif words[0] == "nsl-repro" and words[1] == "run":
         checked(words[1:])
-    elif words[:3] in (["nsl-repro", "data", "get"], ["nsl-repro", "data", "check"]) or words[1] in ("export", "--install-completion"):
-        assert nsl_repro(*words[1 : 3 if words[1] == "data" else 2 if words[1] == "export" else 1], "--help").returncode == 0  # done for real in test_command.py, test_weights.py
+    elif words[:3] in (["nsl-repro", "data", "get"], ["nsl-repro", "data", "check"]) or words[
+        1
+    ] in ("export", "--install-completion"):
+        assert (
+            nsl_repro(
+                *words[1 : 3 if words[1] == "data" else 2 if words[1] == "export" else 1], "--help"
+            ).returncode
+            == 0
+        )  # done for real in test_command.py, test_weights.py
     elif words[0] == "nsl-repro":
         done = nsl_repro(*words[1:])
         assert done.returncode == 0, done.stderr
@@ -73,7 +107,10 @@ def checked(words: list[str]) -> None:
     "`run NAME -p NAME=VALUE ...` names an experiment, and values that it takes."
     assert words[0] == "run"
     parameters = read_parameters(find_notebook(words[1]))
-    assert resolve(parameters, parse_assignments([value for flag, value in zip(words, words[1:]) if flag == "-p"]))
+    assert resolve(
+        parameters,
+        parse_assignments([value for flag, value in zip(words, words[1:]) if flag == "-p"]),
+    )
 
 
 def test_links_lead_somewhere():

@@ -1,4 +1,5 @@
 """The runner as a user meets it: the command in a process of its own, and every fault that can be provoked."""
+
 import signal
 import subprocess
 import time
@@ -12,7 +13,11 @@ PARAMETERS = "dataset: str = 'digits'  # what to learn from\nseeds: list[int] = 
 
 
 def test_run_keeps_the_executed_notebook(nsl_repro, notebook, tmp_path):
-    toy = notebook("toy", PARAMETERS, "import sys; print('seeds', seeds); print('bar 1\\rbar 2\\n', file=sys.stderr)")
+    toy = notebook(
+        "toy",
+        PARAMETERS,
+        "import sys; print('seeds', seeds); print('bar 1\\rbar 2\\n', file=sys.stderr)",
+    )
     done = nsl_repro("run", toy, "-p", "seeds=1,2", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "seeds [1, 2]\n"
@@ -25,7 +30,9 @@ def test_run_keeps_the_executed_notebook(nsl_repro, notebook, tmp_path):
 def test_a_foreign_kernel_called_python3_is_not_used(nsl_repro, notebook, tmp_path):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
-    (kernel / "kernel.json").write_text('{"argv": ["false"], "display_name": "another", "language": "python"}')
+    (kernel / "kernel.json").write_text(
+        '{"argv": ["false"], "display_name": "another", "language": "python"}'
+    )
     toy = notebook("toy", PARAMETERS, "import sys; print(sys.executable)")
     done = nsl_repro("run", toy, "-o", tmp_path, JUPYTER_PATH=str(tmp_path / "jupyter"))
     assert done.returncode == 0, done.stderr
@@ -35,7 +42,11 @@ def test_a_foreign_kernel_called_python3_is_not_used(nsl_repro, notebook, tmp_pa
 @pytest.mark.parametrize(
     "arguments, status, sentence",
     [
-        (["-p", "sedes=1"], 2, "toy has no parameter 'sedes', did you mean 'seeds'?; it has: dataset, seeds, data_root, download"),
+        (
+            ["-p", "sedes=1"],
+            2,
+            "toy has no parameter 'sedes', did you mean 'seeds'?; it has: dataset, seeds, data_root, download",
+        ),
         (["-p", "seeds=one"], 2, "seeds must be list[int], was 'one' ('one' is not)"),
         (["-p", "download=perhaps"], 2, "download must be bool, was 'perhaps'"),
         (["-p", "seeds"], 2, "a parameter must be given as name=value, was 'seeds'"),
@@ -45,16 +56,22 @@ def test_a_foreign_kernel_called_python3_is_not_used(nsl_repro, notebook, tmp_pa
 )
 def test_refused_before_anything_starts(nsl_repro, notebook, tmp_path, arguments, status, sentence):
     toy = notebook("toy", PARAMETERS, "raise SystemExit('it started')")
-    done = nsl_repro("run", toy, "-o", tmp_path / "out", *[a.format(tmp=tmp_path) for a in arguments])
+    done = nsl_repro(
+        "run", toy, "-o", tmp_path / "out", *[a.format(tmp=tmp_path) for a in arguments]
+    )
     assert done.returncode == status, done.stderr
-    assert done.stderr.startswith("nsl-repro: ") and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("nsl-repro: ") and len(done.stderr.strip().splitlines()) == 1, (
+        done.stderr
+    )
     assert sentence.format(tmp=tmp_path) in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_data_names_path_remedy_and_alternative(nsl_repro, notebook, tmp_path):
     toy = notebook("toy", PARAMETERS, "print('it started')")
-    done = nsl_repro("run", toy, "-p", "dataset=cifar10", "-o", tmp_path, NSL_DATA=str(tmp_path / "empty"))
+    done = nsl_repro(
+        "run", toy, "-p", "dataset=cifar10", "-o", tmp_path, NSL_DATA=str(tmp_path / "empty")
+    )
     assert done.returncode == 3
     for word in (str(tmp_path / "empty"), "download=true", "digits"):
         assert word in done.stderr, f"the sentence does not name {word}: {done.stderr}"
@@ -62,7 +79,11 @@ def test_missing_data_names_path_remedy_and_alternative(nsl_repro, notebook, tmp
 
 
 def test_data_that_turns_out_to_be_missing(nsl_repro, notebook, tmp_path):
-    toy = notebook("toy", "x: int = 0", "from nsl_repro.data.images import DataNotFound; raise DataNotFound('it is not here')")
+    toy = notebook(
+        "toy",
+        "x: int = 0",
+        "from nsl_repro.data.images import DataNotFound; raise DataNotFound('it is not here')",
+    )
     done = nsl_repro("run", toy, "-o", tmp_path)
     assert (done.returncode, done.stderr.splitlines()[0]) == (3, "nsl-repro: it is not here")
 
@@ -77,7 +98,12 @@ def test_a_failing_cell(nsl_repro, notebook, tmp_path):
 
 
 def test_a_dead_kernel(nsl_repro, notebook, tmp_path):
-    dying = notebook("dying", "x: int = 0", "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    dying = notebook(
+        "dying",
+        "x: int = 0",
+        "print('before')",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    )
     done = nsl_repro("run", dying, "-o", tmp_path)
     assert done.returncode == 4
     assert "the kernel of dying died" in done.stderr and "Traceback" not in done.stderr
@@ -93,12 +119,22 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("how, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    "how, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
 def test_no_kernel_outlives_its_runner(notebook, tmp_path, how, status):
-    sleepy = notebook("sleepy", "x: int = 0", "import os, time; print(os.getpid(), flush=True); time.sleep(120)")
+    sleepy = notebook(
+        "sleepy", "x: int = 0", "import os, time; print(os.getpid(), flush=True); time.sleep(120)"
+    )
     runner = subprocess.Popen(
-        [*COMMAND, "run", str(sleepy), "-o", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit an ignored SIGINT
+        [*COMMAND, "run", str(sleepy), "-o", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs inherit an ignored SIGINT
     )
     try:
         kernel = int(runner.stdout.readline())

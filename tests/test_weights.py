@@ -1,4 +1,5 @@
 """What a run leaves goes to somebody else: another process, onnxruntime, TensorBoard. It is the same network there, with the same numbers."""
+
 import hashlib
 import json
 import os
@@ -36,14 +37,30 @@ numpy.save(sys.argv[3], logits.numpy())
 def curves(folder):
     "What TensorBoard reads there: name -> (steps, values)."
     events = EventAccumulator(str(folder)).Reload()
-    return {tag: list(zip(*((e.step, e.value) for e in events.Scalars(tag)))) for tag in events.Tags()["scalars"]}
+    return {
+        tag: list(zip(*((e.step, e.value) for e in events.Scalars(tag))))
+        for tag in events.Tags()["scalars"]
+    }
 
 
 @pytest.fixture(scope="module")
 def runs(nsl_repro, tmp_path_factory):
     "The folder of results, and its runs: one a method, tracked."
     root = tmp_path_factory.mktemp("results")
-    done = nsl_repro("run", "nsl_cifar", "-p", "preset=smoke", "-p", f"methods={','.join(METHODS)}", "-p", "tracker=tensorboard", "-p", "device=cpu", "-o", root)
+    done = nsl_repro(
+        "run",
+        "nsl_cifar",
+        "-p",
+        "preset=smoke",
+        "-p",
+        f"methods={','.join(METHODS)}",
+        "-p",
+        "tracker=tensorboard",
+        "-p",
+        "device=cpu",
+        "-o",
+        root,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return root, {e.method: e for e in load_ledger(root)}
 
@@ -61,35 +78,66 @@ def test_exported_and_loaded_elsewhere(method, runs, test_set, nsl_repro, tmp_pa
     assert (done.returncode, done.stdout.strip()) == (0, str(folder)), done.stderr
 
     np.save(tmp_path / "images.npy", test_set.images.numpy())
-    subprocess.run([sys.executable, "-c", ELSEWHERE, folder, tmp_path / "images.npy", tmp_path / "logits.npy"], cwd=tmp_path, check=True, timeout=120,
-                   env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, folder, tmp_path / "images.npy", tmp_path / "logits.npy"],
+        cwd=tmp_path,
+        check=True,
+        timeout=120,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
+    )
     logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
-    assert 100 * (logits.argmax(1) == test_set.labels).float().mean().item() == pytest.approx(entry.metrics["test_accuracy"])
+    assert 100 * (logits.argmax(1) == test_set.labels).float().mean().item() == pytest.approx(
+        entry.metrics["test_accuracy"]
+    )
 
     model = load(folder)
     trained = cnn9(**model.config.arguments).to(memory_format=torch.channels_last).eval()
     trained.load_state_dict(load_checkpoint(run_folder(entry, root) / "checkpoint.pt")["model"])
-    train_set = hold_out(limit(load_dataset("digits")[0], 256), 51)[0]  # what `smoke` trains on: a fifth is held out
-    inputs = to_input(test_set.images, "standardised", *channel_statistics(train_set.images)).contiguous(memory_format=torch.channels_last)
+    train_set = hold_out(limit(load_dataset("digits")[0], 256), 51)[
+        0
+    ]  # what `smoke` trains on: a fifth is held out
+    inputs = to_input(
+        test_set.images, "standardised", *channel_statistics(train_set.images)
+    ).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         assert model.preprocess(test_set.images).equal(inputs) and trained(inputs).equal(logits)
 
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     for n in (1, 100):
         found = torch.from_numpy(session.run(None, {"input": test_set.images[:n].numpy()})[0])
-        torch.testing.assert_close(found, logits[:n], rtol=0, atol=TOLERANCE * max(1, logits.abs().max().item()))
+        torch.testing.assert_close(
+            found, logits[:n], rtol=0, atol=TOLERANCE * max(1, logits.abs().max().item())
+        )
 
     card = ModelCard.load(folder / "README.md")
     front = card.data.to_dict()
-    assert [front[key] for key in ("license", "library_name", "datasets", "metrics")] == ["mit", "nsl_repro", ["digits"], ["accuracy"]]
-    assert f"| `test_accuracy` | {entry.metrics['test_accuracy']:.4g} |" in card.text and "CC BY 4.0" in card.text and "next to nothing" in card.text
+    assert [front[key] for key in ("license", "library_name", "datasets", "metrics")] == [
+        "mit",
+        "nsl_repro",
+        ["digits"],
+        ["accuracy"],
+    ]
+    assert (
+        f"| `test_accuracy` | {entry.metrics['test_accuracy']:.4g} |" in card.text
+        and "CC BY 4.0" in card.text
+        and "next to nothing" in card.text
+    )
     if entry.commit:
         assert entry.commit[:12] in card.text
 
 
 def test_a_pickle_is_never_opened(runs, tmp_path):
     root, _ = runs
-    folder, trap = export("nsl_cifar__digits__smoke__static_dns", tmp_path / "model", root), tmp_path / "sprung"
+    folder, trap = (
+        export("nsl_cifar__digits__smoke__static_dns", tmp_path / "model", root),
+        tmp_path / "sprung",
+    )
 
     class Trap:
         def __reduce__(self):
@@ -99,7 +147,9 @@ def test_a_pickle_is_never_opened(runs, tmp_path):
     with pytest.raises(ValueError, match="is damaged or belongs to another model"):
         load(folder)
     data = (folder / "model.safetensors").read_bytes()
-    config = json.loads((folder / "config.json").read_text()) | {"weights": hashlib.sha256(data).hexdigest()}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "weights": hashlib.sha256(data).hexdigest()
+    }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is not a safetensors file"):
         load(folder)
@@ -108,7 +158,9 @@ def test_a_pickle_is_never_opened(runs, tmp_path):
 
 def test_a_missing_package(runs, nsl_repro, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"onnxruntime, which is not installed: pip install 'nsl_repro\[onnx\]'"):
+    with pytest.raises(
+        ImportError, match=r"onnxruntime, which is not installed: pip install 'nsl_repro\[onnx\]'"
+    ):
         export("nsl_cifar__digits__smoke__static_dns", tmp_path / "model", runs[0], onnx=True)
     assert not list(tmp_path.iterdir())
 
@@ -120,7 +172,9 @@ def test_tracked(runs):
         assert set(found) == {"train_loss", "train_accuracy", "val_accuracy"}
         for name, (steps, values) in found.items():
             assert list(steps) == entry.curves["val_step" if name.startswith("val") else "step"]
-            assert values == tuple(np.float32(entry.curves[name]))  # TensorBoard's numbers have 32 bits
+            assert values == tuple(
+                np.float32(entry.curves[name])
+            )  # TensorBoard's numbers have 32 bits
 
 
 def test_tracked_and_interrupted(tmp_path):
@@ -135,11 +189,24 @@ def test_tracked_and_interrupted(tmp_path):
 
     def run(on_step=None):
         torch.manual_seed(0)
-        return train(cnn9("cnn", width=0.125, in_channels=1, image_size=16), images, None, held, recipe=replace(RECIPES["clean"], batch_size=16, lr=0.01), steps=8, segments=4, flip=False,
-                     accelerator=make_accelerator("cpu", tracker="tensorboard"), checkpoint=tmp_path / "checkpoint.pt", on_step=on_step)
+        return train(
+            cnn9("cnn", width=0.125, in_channels=1, image_size=16),
+            images,
+            None,
+            held,
+            recipe=replace(RECIPES["clean"], batch_size=16, lr=0.01),
+            steps=8,
+            segments=4,
+            flip=False,
+            accelerator=make_accelerator("cpu", tracker="tensorboard"),
+            checkpoint=tmp_path / "checkpoint.pt",
+            on_step=on_step,
+        )
 
     with pytest.raises(Interrupted):
         run(interrupt)
     expected = run().curves
     steps, values = curves(tmp_path / "tracker" / "nsl_repro")["val_accuracy"]
-    assert list(steps) == expected["val_step"] == [2, 4, 6, 8] and values == tuple(np.float32(expected["val_accuracy"]))
+    assert list(steps) == expected["val_step"] == [2, 4, 6, 8] and values == tuple(
+        np.float32(expected["val_accuracy"])
+    )

@@ -22,7 +22,7 @@ from beartype.vale import Is
 from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor, nn
 
-F = TypeVar('F', bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 # %% auto #0
 __all__ = ['F', 'described', 'checked']
@@ -30,48 +30,85 @@ __all__ = ['F', 'described', 'checked']
 # %% ../../nbs/base/01_checks.ipynb #37b3a43a
 def described(value: Any) -> str:
     "What a value is, in at most a line: numbers and texts as they are, a tensor by shape, type and device."
-    if isinstance(value, Tensor): return f'a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix("torch.")} on {value.device}'
-    if isinstance(value, np.ndarray): return f'a NumPy array {value.shape} of {value.dtype}, which torch.as_tensor would make one'
-    if isinstance(value, type): return f'the class {value.__name__}'
-    if isinstance(value, int) and value.bit_length() > 256: return f'an integer of {value.bit_length()} bits'
-    if callable(value): return f'the function {value.__name__}' if hasattr(value, '__name__') else f'a {type(value).__name__}'
-    text = ' '.join(repr(value).split()) if isinstance(value, (str, bytes, int, float, complex, type(None), list, tuple, dict, set)) else f'a {type(value).__name__}'
-    if isinstance(value, (list, tuple, dict, set)): text += f' (a {type(value).__name__})'
-    return text if len(text) <= 100 else f'{text[:60]}… (a {type(value).__name__} of {len(value)})'
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array {value.shape} of {value.dtype}, which torch.as_tensor would make one"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    if callable(value):
+        return (
+            f"the function {value.__name__}"
+            if hasattr(value, "__name__")
+            else f"a {type(value).__name__}"
+        )
+    text = (
+        " ".join(repr(value).split())
+        if isinstance(value, (str, bytes, int, float, complex, type(None), list, tuple, dict, set))
+        else f"a {type(value).__name__}"
+    )
+    if isinstance(value, (list, tuple, dict, set)):
+        text += f" (a {type(value).__name__})"
+    return text if len(text) <= 100 else f"{text[:60]}… (a {type(value).__name__} of {len(value)})"
 
 # %% ../../nbs/base/01_checks.ipynb #b04164b9
-_INTEGER = Annotated[int | np.integer, Is[lambda v: not isinstance(v, bool) and -2**63 <= v < 2**63]]
+_INTEGER = Annotated[
+    int | np.integer, Is[lambda v: not isinstance(v, bool) and -(2**63) <= v < 2**63]
+]
 _NUMBER = Annotated[float | int | np.floating | np.integer, Is[lambda v: v == v]]
 _OTHERS = {int: _INTEGER, float: _NUMBER, bool: bool | np.bool_}  # what is as good
 _CONF = BeartypeConf(hint_overrides=FrozenDict(_OTHERS))
-_KINDS = {'Float': 'a floating-point tensor', 'Integer': 'an integer tensor', 'Bool': 'a Boolean tensor', 'UInt8': 'a tensor of uint8'}
+_KINDS = {
+    "Float": "a floating-point tensor",
+    "Integer": "an integer tensor",
+    "Bool": "a Boolean tensor",
+    "UInt8": "a tensor of uint8",
+}
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:  # of a union: the kinds that are allowed
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _is_array(hint: Any) -> bool: return isinstance(hint, type) and issubclass(hint, AbstractArray)
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, AbstractArray)
 
 
-def _shape(hint: Any) -> str: return ', '.join(dim.strip('*#') + '...' * ('*' in dim) for dim in hint.dim_str.split()) or 'no dimensions'
+def _shape(hint: Any) -> str:
+    return (
+        ", ".join(dim.strip("*#") + "..." * ("*" in dim) for dim in hint.dim_str.split())
+        or "no dimensions"
+    )
 
 
 def _words(hint: Any) -> str:
     "What an annotation wants, for a sentence."
-    if len(parts := _parts(hint)) > 1: return ' or '.join(map(_words, parts))
+    if len(parts := _parts(hint)) > 1:
+        return " or ".join(map(_words, parts))
     if _is_array(hint):
-        kind = _KINDS.get(hint.__name__.split('[')[0], 'a tensor')
-        return (kind.replace('tensor', 'array') if hint.array_type is np.ndarray else kind) + ('' if hint.dim_str == '...' else f' ({_shape(hint)})')
-    if hint in (None, type(None)): return 'None'
-    if hint is int: return 'an integer'
-    if hint is float: return 'a number'
-    if hint is Tensor: return 'a tensor'
-    if hint is bool: return 'True or False'
-    if hint is str: return 'a string'
-    if hint in (torch.device, torch.dtype): return f'a {hint}'.replace("<class '", '').replace("'>", '')
-    if get_origin(hint) is None and isinstance(hint, type): return hint.__name__
-    return re.sub(r'\b[A-Za-z_]+\.', '', str(hint))
+        kind = _KINDS.get(hint.__name__.split("[")[0], "a tensor")
+        return (kind.replace("tensor", "array") if hint.array_type is np.ndarray else kind) + (
+            "" if hint.dim_str == "..." else f" ({_shape(hint)})"
+        )
+    if hint in (None, type(None)):
+        return "None"
+    if hint is int:
+        return "an integer"
+    if hint is float:
+        return "a number"
+    if hint is Tensor:
+        return "a tensor"
+    if hint is bool:
+        return "True or False"
+    if hint is str:
+        return "a string"
+    if hint in (torch.device, torch.dtype):
+        return f"a {hint}".replace("<class '", "").replace("'>", "")
+    if get_origin(hint) is None and isinstance(hint, type):
+        return hint.__name__
+    return re.sub(r"\b[A-Za-z_]+\.", "", str(hint))
 
 # %% ../../nbs/base/01_checks.ipynb #963aab2e
 _MOST = 2**44  # numbers in a tensor: no machine holds them
@@ -79,67 +116,130 @@ _MOST = 2**44  # numbers in a tensor: no machine holds them
 
 def _fits(value: Any, hint: Any) -> bool:
     "What beartype says, but of all elements of a container (it looks at one of them, by chance), and with lists where tuples are wanted, as PyTorch takes them."
-    if len(parts := _parts(hint)) > 1: return any(_fits(value, part) for part in parts)
+    if len(parts := _parts(hint)) > 1:
+        return any(_fits(value, part) for part in parts)
     of = get_args(hint)
-    if get_origin(hint) is tuple and isinstance(value, list): value = tuple(value)
-    if not is_bearable(value, hint, conf=_CONF): return False
-    if isinstance(value, Mapping) and len(of) == 2: return all(_fits(k, of[0]) and _fits(v, of[1]) for k, v in value.items())
-    if isinstance(value, (list, tuple, set, frozenset)) and of and (len(of) == 1 or of[-1] is Ellipsis): return all(_fits(v, of[0]) for v in value)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not is_bearable(value, hint, conf=_CONF):
+        return False
+    if isinstance(value, Mapping) and len(of) == 2:
+        return all(_fits(k, of[0]) and _fits(v, of[1]) for k, v in value.items())
+    if (
+        isinstance(value, (list, tuple, set, frozenset))
+        and of
+        and (len(of) == 1 or of[-1] is Ellipsis)
+    ):
+        return all(_fits(v, of[0]) for v in value)
     return True
 
 
 def _refusal(name: str, value: Any, hint: Any, tensors: dict[str, tuple[Tensor, str]]) -> Exception:
     arrays = [h for h in _parts(hint) if _is_array(h)]
-    of_a_kind = isinstance(value, Tensor) and any(h.__name__.startswith('Shaped[') or str(value.dtype).removeprefix('torch.') in h.dtypes for h in arrays)
-    beside = ', '.join(f'{n} {tuple(t.shape)} as ({said})' for n, (t, said) in tensors.items() if said != '...')
-    return (ValueError if of_a_kind else TypeError)(f'{name} must be {_words(hint)}, not {described(value)}' + (f', beside {beside}' if of_a_kind and beside else ''))
+    of_a_kind = isinstance(value, Tensor) and any(
+        h.__name__.startswith("Shaped[") or str(value.dtype).removeprefix("torch.") in h.dtypes
+        for h in arrays
+    )
+    beside = ", ".join(
+        f"{n} {tuple(t.shape)} as ({said})" for n, (t, said) in tensors.items() if said != "..."
+    )
+    return (ValueError if of_a_kind else TypeError)(
+        f"{name} must be {_words(hint)}, not {described(value)}"
+        + (f", beside {beside}" if of_a_kind and beside else "")
+    )
 
 
 def _parameter(network: Any) -> Tensor | None:
     "A network's first floating-point parameter, if it is anywhere; a constructor has none yet."
-    if not isinstance(network, nn.Module) or '_parameters' not in vars(network): return None
-    first = next((p for p in chain(network._parameters.values(), network.parameters()) if p is not None and p.is_floating_point()), None)
+    if not isinstance(network, nn.Module) or "_parameters" not in vars(network):
+        return None
+    first = next(
+        (
+            p
+            for p in chain(network._parameters.values(), network.parameters())
+            if p is not None and p.is_floating_point()
+        ),
+        None,
+    )
     return None if first is None or first.is_meta else first
 
 
-def _check(names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _check(
+    names: list[str], hints: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     "Raises, or says whether the same call will pass again whatever the circumstances."
     tensors: dict[str, tuple[Tensor, str]] = {}
-    with jaxtyped('context'):  # a size that is named twice is the same size within it
+    with jaxtyped("context"):  # a size that is named twice is the same size within it
         for name, value in (*zip(names, args), *kwargs.items()):
-            if name not in hints: continue
+            if name not in hints:
+                continue
             hint = hints[name]
-            if isinstance(value, torch.fx.Proxy): return False  # somebody traces the function, with nothing in its hands
-            if not _fits(value, hint): raise _refusal(name, value, hint, tensors)
-            if not isinstance(value, Tensor): continue
-            if value.layout != torch.strided: raise TypeError(f'{name} must be dense, not {described(value)} with the layout {value.layout}')
-            if value.numel() > _MOST: raise ValueError(f'{name} must have fewer than 2**44 numbers, not {described(value)}')
-            if not (arrays := [h for h in _parts(hint) if _is_array(h)]): continue  # a plain `Tensor` may be anywhere
+            if isinstance(value, torch.fx.Proxy):
+                return False  # somebody traces the function, with nothing in its hands
+            if not _fits(value, hint):
+                raise _refusal(name, value, hint, tensors)
+            if not isinstance(value, Tensor):
+                continue
+            if value.layout != torch.strided:
+                raise TypeError(
+                    f"{name} must be dense, not {described(value)} with the layout {value.layout}"
+                )
+            if value.numel() > _MOST:
+                raise ValueError(
+                    f"{name} must have fewer than 2**44 numbers, not {described(value)}"
+                )
+            if not (arrays := [h for h in _parts(hint) if _is_array(h)]):
+                continue  # a plain `Tensor` may be anywhere
             for other, (t, _) in tensors.items():
-                if t.device != value.device: raise ValueError(f'{name} must be on {t.device}, as {other} is, not {described(value)}')
+                if t.device != value.device:
+                    raise ValueError(
+                        f"{name} must be on {t.device}, as {other} is, not {described(value)}"
+                    )
             tensors[name] = value, _shape(arrays[0])
-    if not tensors or names[:1] != ['self'] or not args or (first := _parameter(args[0])) is None: return True
+    if not tensors or names[:1] != ["self"] or not args or (first := _parameter(args[0])) is None:
+        return True
     lasting = True
     for name, (t, _) in tensors.items():
-        if t.device != first.device and first in set(args[0]._parameters.values()): raise ValueError(f'{name} must be on {first.device}, as the parameters are, not {described(t)}')
-        if not t.is_floating_point() or t.dtype == first.dtype or t.is_meta or getattr(args[0], 'any_precision', False): continue
-        if not torch.is_autocast_enabled(t.device.type): raise TypeError(f'{name} must be {str(first.dtype).removeprefix("torch.")}, as the parameters are, not {described(t)}')
+        if t.device != first.device and first in set(args[0]._parameters.values()):
+            raise ValueError(
+                f"{name} must be on {first.device}, as the parameters are, not {described(t)}"
+            )
+        if (
+            not t.is_floating_point()
+            or t.dtype == first.dtype
+            or t.is_meta
+            or getattr(args[0], "any_precision", False)
+        ):
+            continue
+        if not torch.is_autocast_enabled(t.device.type):
+            raise TypeError(
+                f"{name} must be {str(first.dtype).removeprefix('torch.')}, as the parameters are, not {described(t)}"
+            )
         lasting = False
     return lasting
 
 # %% ../../nbs/base/01_checks.ipynb #44d5cfd3
 def _essence(value: Any) -> Any:
     "All of a value that its check can depend on, or None where that is not said in short."
-    if isinstance(value, Tensor): return value.shape, value.dtype, value.device, value.layout
-    if value is None or isinstance(value, (int, float, str, torch.device, torch.dtype)): return type(value), value
-    if isinstance(value, nn.Module): return type(value), None if (p := _parameter(value)) is None else (p.dtype, p.device)
-    if isinstance(value, types.FunctionType): return types.FunctionType
-    if not isinstance(value, tuple): return None
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device, value.layout
+    if value is None or isinstance(value, (int, float, str, torch.device, torch.dtype)):
+        return type(value), value
+    if isinstance(value, nn.Module):
+        return type(value), None if (p := _parameter(value)) is None else (p.dtype, p.device)
+    if isinstance(value, types.FunctionType):
+        return types.FunctionType
+    if not isinstance(value, tuple):
+        return None
     return None if None in (parts := tuple(map(_essence, value))) else (type(value), parts)
 
 
 def _checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    names = [n for n, p in inspect.signature(function).parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [
+        n
+        for n, p in inspect.signature(function).parameters.items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     hints: dict[str, Any] = {}
     good: set[tuple] = set()  # the essence of calls that have passed
 
@@ -147,12 +247,18 @@ def _checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             call = (*map(_essence, args), *kwargs, *map(_essence, kwargs.values()))
-            try: passed = call in good
-            except TypeError: passed = True  # sizes that are symbols: shapes are being worked out, not numbers
+            try:
+                passed = call in good
+            except TypeError:
+                passed = True  # sizes that are symbols: shapes are being worked out, not numbers
             if not passed:
-                if not hints: hints.update(get_type_hints(function), **{'return': None})  # at the first call: then everything that it names is defined
+                if not hints:
+                    hints.update(
+                        get_type_hints(function), **{"return": None}
+                    )  # at the first call: then everything that it names is defined
                 if _check(names, hints, args, kwargs) and None not in call:
-                    if len(good) > 1000: good.clear()
+                    if len(good) > 1000:
+                        good.clear()
                     good.add(call)
         return function(*args, **kwargs)
 
@@ -167,7 +273,9 @@ def checked(
     Raises `TypeError` for a value of another type, a tensor of another dtype or one that is sparse, `ValueError` for another shape or device or more than 2**44 numbers; the sentence names the argument, what it must be and what it was.
     Methods of a network also compare floating-point tensors with its first parameter, except under autocast or where it has an attribute `any_precision` that is true. What is annotated as a plain `Tensor` may be on any device.
     Nothing is compared while `torch.compile`, `torch.fx` or a tracer reads the function, or sizes are symbols."""
-    if not isinstance(thing, type): return _checked_function(thing)  # type: ignore[return-value]
+    if not isinstance(thing, type):
+        return _checked_function(thing)  # type: ignore[return-value]
     for name, member in list(vars(thing).items()):
-        if inspect.isfunction(member) and (name == '__init__' or not name.startswith('_')): setattr(thing, name, _checked_function(member))
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            setattr(thing, name, _checked_function(member))
     return thing

@@ -19,7 +19,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 # %% ../../nbs/base/04_downloads.ipynb #ae71c9c1
-def project_root() -> Path:  # the nearest parent of the working directory that holds this project's `settings.ini`, else the working directory
+def project_root() -> (
+    Path
+):  # the nearest parent of the working directory that holds this project's `settings.ini`, else the working directory
     "The root of this project as seen from the working directory."
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -61,13 +63,24 @@ def progress_bar(
 ) -> tqdm:
     "A progress bar that is readable in a terminal, in JupyterLab and in a log."
     mode = os.environ.get("NSL_PROGRESS", "")
-    options = dict(total=total, initial=initial, desc=description, **(dict(unit=unit, unit_scale=True) if unit else {}))
+    options = dict(
+        total=total,
+        initial=initial,
+        desc=description,
+        **(dict(unit=unit, unit_scale=True) if unit else {}),
+    )
     if not mode and {"JPY_SESSION_NAME", "COLAB_RELEASE_TAG", "VSCODE_CWD"} & set(os.environ):
         from tqdm.notebook import tqdm as widget
 
         return widget(**options)
     speed = ", {rate_fmt}" if unit else ""
-    form = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}" + unit + "{postfix} [{elapsed}<{remaining}" + speed + "]"
+    form = (
+        "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}"
+        + unit
+        + "{postfix} [{elapsed}<{remaining}"
+        + speed
+        + "]"
+    )
     if mode == "off":
         return tqdm(**options, disable=True)
     if mode == "live" or (not mode and sys.stderr.isatty()):
@@ -95,7 +108,9 @@ def checksum(
     return digest.hexdigest()
 
 
-def _notes(path: Path) -> dict:  # what was noted about a begun file; empty if nothing or nothing readable
+def _notes(
+    path: Path,
+) -> dict:  # what was noted about a begun file; empty if nothing or nothing readable
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -103,8 +118,14 @@ def _notes(path: Path) -> dict:  # what was noted about a begun file; empty if n
     return notes if isinstance(notes, dict) else {}
 
 
-def _ask(url: str, start: int, validator: str, timeout: float) -> http.client.HTTPResponse:  # the server's answer
-    headers = {"User-Agent": "nsl_repro", **({"Range": f"bytes={start}-"} if start else {}), **({"If-Range": validator} if start and validator else {})}
+def _ask(
+    url: str, start: int, validator: str, timeout: float
+) -> http.client.HTTPResponse:  # the server's answer
+    headers = {
+        "User-Agent": "nsl_repro",
+        **({"Range": f"bytes={start}-"} if start else {}),
+        **({"If-Range": validator} if start and validator else {}),
+    }
     try:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
@@ -113,30 +134,49 @@ def _ask(url: str, start: int, validator: str, timeout: float) -> http.client.HT
             return _ask(url, 0, "", timeout)
         if error.code in (408, 429) or error.code >= 500:
             raise _Broken(f"the server answered {error.code} {error.reason}") from error
-        raise DownloadFailed(f"{url} could not be downloaded: the server answered {error.code} {error.reason}.") from error
+        raise DownloadFailed(
+            f"{url} could not be downloaded: the server answered {error.code} {error.reason}."
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(str(getattr(error, "reason", "") or error) or type(error).__name__) from error
 
 
-def _attempt(url: str, part: Path, size: int | None, timeout: float, description: str) -> bool:  # whether bytes of an earlier attempt were kept
+def _attempt(
+    url: str, part: Path, size: int | None, timeout: float, description: str
+) -> bool:  # whether bytes of an earlier attempt were kept
     "Bring `part` to its full length, or raise `_Broken` with what has arrived in it."
     memory = part.with_name(part.name + ".json")
     notes = _notes(memory)
     start = part.stat().st_size if part.is_file() and notes.get("url") == url else 0
     with _ask(url, start, str(notes.get("validator") or ""), timeout) as response:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")) if response.status == 206 else None
+        found = (
+            re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            if response.status == 206
+            else None
+        )
         if response.status == 206 and not (found and int(found[1]) == start):
             part.unlink(missing_ok=True)
             raise _Broken("the server answered with another part of the file than it was asked for")
         start = start if found else 0
-        length = int(response.headers["Content-Length"]) if (response.headers.get("Content-Length") or "").isdigit() else None
+        length = (
+            int(response.headers["Content-Length"])
+            if (response.headers.get("Content-Length") or "").isdigit()
+            else None
+        )
         total = start + length if length is not None else size
         if size is not None and total != size:
-            raise DownloadFailed(f"{url} could not be downloaded: it must have {size:,} bytes, but the server offers {total:,}.")
+            raise DownloadFailed(
+                f"{url} could not be downloaded: it must have {size:,} bytes, but the server offers {total:,}."
+            )
         tag = response.headers.get("ETag") or ""
-        validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified") or ""
+        validator = (
+            tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified") or ""
+        )
         memory.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
-        with open(part, "ab" if start else "wb") as file, progress_bar(total, description, initial=start, unit="B") as bar:
+        with (
+            open(part, "ab" if start else "wb") as file,
+            progress_bar(total, description, initial=start, unit="B") as bar,
+        ):
             done = start
             while True:
                 try:
@@ -147,7 +187,9 @@ def _attempt(url: str, part: Path, size: int | None, timeout: float, description
                     break
                 done += len(block)
                 if total is not None and done > total:
-                    raise DownloadFailed(f"{url} could not be downloaded: it must have {total:,} bytes, but the server sent more.")
+                    raise DownloadFailed(
+                        f"{url} could not be downloaded: it must have {total:,} bytes, but the server sent more."
+                    )
                 file.write(block)
                 bar.update(len(block))
             file.flush()
@@ -174,13 +216,20 @@ def download(
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"url must begin with http:// or https://, was {url!r}.")
     algorithm, wanted = ("sha256", sha256.lower()) if sha256 else ("md5", md5.lower())
-    if not re.fullmatch(r"[0-9a-f]+", wanted) or len(wanted) != {"md5": 32, "sha256": 64}[algorithm]:
-        raise ValueError(f"md5 or sha256 must be given as {'64' if sha256 else '32'} hexadecimal digits, was {wanted!r}.")
+    if (
+        not re.fullmatch(r"[0-9a-f]+", wanted)
+        or len(wanted) != {"md5": 32, "sha256": 64}[algorithm]
+    ):
+        raise ValueError(
+            f"md5 or sha256 must be given as {'64' if sha256 else '32'} hexadecimal digits, was {wanted!r}."
+        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tries = 0
-    with FileLock(path.with_name(f".{path.name}.lock")):  # another process may be fetching it: wait for that one's
+    with FileLock(
+        path.with_name(f".{path.name}.lock")
+    ):  # another process may be fetching it: wait for that one's
         if path.is_file() and checksum(path, algorithm) == wanted:
             return path
         for begun in (part, part.with_name(part.name + ".json")):
@@ -194,8 +243,14 @@ def download(
                 after = part.stat().st_size if part.is_file() else 0
                 tries = 1 if after > before else tries + 1
                 if tries >= retries:
-                    kept = f", what has arrived ({after:,} bytes) is kept: try again to go on" if after else ""
-                    raise DownloadFailed(f"{url} could not be downloaded: {str(error).rstrip('.')}{kept}.") from error
+                    kept = (
+                        f", what has arrived ({after:,} bytes) is kept: try again to go on"
+                        if after
+                        else ""
+                    )
+                    raise DownloadFailed(
+                        f"{url} could not be downloaded: {str(error).rstrip('.')}{kept}."
+                    ) from error
                 time.sleep(min(60.0, wait * 2 ** (tries - 1)))
                 continue
             got = checksum(part, algorithm)
@@ -205,7 +260,9 @@ def download(
                 return path
             part.unlink()
             if not mixed:  # else these are pieces of two files: once more, from the start
-                raise DownloadFailed(f"{url} is not the published file: its {algorithm} is {got}, but must be {wanted}.")
+                raise DownloadFailed(
+                    f"{url} is not the published file: its {algorithm} is {got}, but must be {wanted}."
+                )
 
 # %% ../../nbs/base/04_downloads.ipynb #14f5ee20
 class BadArchive(ValueError):
@@ -221,11 +278,25 @@ class _Member(NamedTuple):
 
 def _tar_members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
     if not hasattr(tarfile, "data_filter"):
-        raise BadArchive(f"{archive} cannot be unpacked safely by Python {sys.version.split()[0]}: Python 3.10.12, 3.11.4 or newer is needed.")
-    kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.CHRTYPE: "device", tarfile.BLKTYPE: "device", tarfile.FIFOTYPE: "pipe"}
+        raise BadArchive(
+            f"{archive} cannot be unpacked safely by Python {sys.version.split()[0]}: Python 3.10.12, 3.11.4 or newer is needed."
+        )
+    kinds = {
+        tarfile.SYMTYPE: "symbolic link",
+        tarfile.LNKTYPE: "hard link",
+        tarfile.CHRTYPE: "device",
+        tarfile.BLKTYPE: "device",
+        tarfile.FIFOTYPE: "pipe",
+    }
     with tarfile.open(fileobj=file, mode="r:*") as tar:
         for m in tar:
-            kind = "file" if m.isreg() else "folder" if m.isdir() else kinds.get(m.type, "thing of an unknown kind")
+            kind = (
+                "file"
+                if m.isreg()
+                else "folder"
+                if m.isdir()
+                else kinds.get(m.type, "thing of an unknown kind")
+            )
             yield _Member(m.name, kind, m.size, partial(tar.extract, m, filter="data"))
 
 
@@ -234,7 +305,15 @@ def _zip_members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
         for m in zip.infolist():
             mode = m.external_attr >> 16
             odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
-            kind = ("symbolic link" if stat.S_ISLNK(mode) else "device") if odd else "encrypted file" if m.flag_bits & 1 else "folder" if m.is_dir() else "file"
+            kind = (
+                ("symbolic link" if stat.S_ISLNK(mode) else "device")
+                if odd
+                else "encrypted file"
+                if m.flag_bits & 1
+                else "folder"
+                if m.is_dir()
+                else "file"
+            )
             yield _Member(m.filename, kind, m.file_size, partial(zip.extract, m))
 
 
@@ -257,19 +336,33 @@ def unpack(
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-unpacking-"))
     try:
-        with open(archive, "rb") as file, progress_bar(archive.stat().st_size, f"{archive.name}, unpacking", unit="B") as bar:
+        with (
+            open(archive, "rb") as file,
+            progress_bar(archive.stat().st_size, f"{archive.name}, unpacking", unit="B") as bar,
+        ):
             members = (_zip_members if zipfile.is_zipfile(file) else _tar_members)(file, archive)
             file.seek(0)
             total = count = 0
             for member in members:
                 path = PurePosixPath(member.name.replace("\\", "/"))
-                if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", member.name) or "\0" in member.name:
-                    raise BadArchive(f"{archive} is refused: its member {member.name!r} would be written outside of the folder.")
+                if (
+                    path.is_absolute()
+                    or ".." in path.parts
+                    or re.match(r"[A-Za-z]:", member.name)
+                    or "\0" in member.name
+                ):
+                    raise BadArchive(
+                        f"{archive} is refused: its member {member.name!r} would be written outside of the folder."
+                    )
                 if member.kind not in ("file", "folder"):
-                    raise BadArchive(f"{archive} is refused: its member {member.name!r} is a {member.kind}, but must be a file or a folder.")
+                    raise BadArchive(
+                        f"{archive} is refused: its member {member.name!r} is a {member.kind}, but must be a file or a folder."
+                    )
                 total, count = total + member.size, count + 1
                 if total > limit or count > max_files:
-                    raise BadArchive(f"{archive} is refused: unpacked it has more than {limit:,} bytes or {max_files:,} files ({member.name!r} is too many).")
+                    raise BadArchive(
+                        f"{archive} is refused: unpacked it has more than {limit:,} bytes or {max_files:,} files ({member.name!r} is too many)."
+                    )
                 member.extract(hidden / "new")
                 bar.update(file.tell() - bar.n if file.tell() > bar.n else 0)
         new = hidden / "new" / top
@@ -284,7 +377,9 @@ def unpack(
                 os.replace(hidden / "old", folder)
             raise
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, UnicodeError) as error:
-        raise BadArchive(f"{archive} is damaged or no archive ({type(error).__name__}: {error}).") from error
+        raise BadArchive(
+            f"{archive} is damaged or no archive ({type(error).__name__}: {error})."
+        ) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     return folder
@@ -297,6 +392,7 @@ class DataNotFound(FileNotFoundError):
 @dataclass(frozen=True)
 class DataSource:
     "What has to be known about a data set before it is opened."
+
     name: str  # in parameters, on the command line and in the ledger
     description: str  # one line for people
     classes: int
@@ -304,14 +400,20 @@ class DataSource:
     pixels: str  # of an image, in words
     licence: str  # who made it, and on what terms
     page: str  # where its authors publish it; '' where that is gone or never was
-    folders: tuple[str, ...] = ()  # where it is looked for in the data root; '' is the root itself; none: it is embedded
+    folders: tuple[
+        str, ...
+    ] = ()  # where it is looked for in the data root; '' is the root itself; none: it is embedded
     marks: tuple[str, ...] = ()  # one of these, or of `files`, in a folder: the set is there
     by_hand: str = ""  # how to come by it without us; {root} is the data root
     url: str = ""  # of the official archive
     md5: str = ""  # of the archive
     size: int = 0  # of the archive, bytes
-    files: dict[str, str] = field(default_factory=dict)  # of the unpacked set: name -> published md5
-    protocol: tuple[int, int, int, int] | None = None  # training and test classes, training and test images of a retrieval protocol
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # of the unpacked set: name -> published md5
+    protocol: tuple[int, int, int, int] | None = (
+        None  # training and test classes, training and test images of a retrieval protocol
+    )
 
     @property
     def archive(self) -> str:
@@ -320,7 +422,11 @@ class DataSource:
 
     def remedy(self, root: str | os.PathLike | None = None) -> str:  # a clause, with a full stop
         "What someone does who does not have it."
-        ours = f"run `nsl-repro data get {self.name}`, or pass download=True (-p download=true on the command line), or " if self.url else ""
+        ours = (
+            f"run `nsl-repro data get {self.name}`, or pass download=True (-p download=true on the command line), or "
+            if self.url
+            else ""
+        )
         return ours + self.by_hand.format(root=data_root(root))
 
 
@@ -332,53 +438,113 @@ SOURCES: dict[str, DataSource] = {
     source.name: source
     for source in (
         DataSource(
-            "digits", "scikit-learn's 8x8 handwritten digits enlarged to 16x16: 1,297 + 500 images, embedded", 10, 1797, "16x16, grey",
-            "E. Alpaydin and C. Kaynak (Optical Recognition of Handwritten Digits, UCI Machine Learning Repository), CC BY 4.0", "",
+            "digits",
+            "scikit-learn's 8x8 handwritten digits enlarged to 16x16: 1,297 + 500 images, embedded",
+            10,
+            1797,
+            "16x16, grey",
+            "E. Alpaydin and C. Kaynak (Optical Recognition of Handwritten Digits, UCI Machine Learning Repository), CC BY 4.0",
+            "",
             by_hand="nothing has to be done: it comes inside scikit-learn.",
         ),
         DataSource(
-            "cifar10", "CIFAR-10: 50,000 + 10,000 photographs, 10 classes", 10, 60_000, "32x32, colour", _cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
-            ("cifar-10-batches-py",), (),
-            "unpack the original cifar-10-python.tar.gz in {root}, or set NSL_DATA to the folder that holds it," + _digits,
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071,
+            "cifar10",
+            "CIFAR-10: 50,000 + 10,000 photographs, 10 classes",
+            10,
+            60_000,
+            "32x32, colour",
+            _cifar,
+            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            ("cifar-10-batches-py",),
+            (),
+            "unpack the original cifar-10-python.tar.gz in {root}, or set NSL_DATA to the folder that holds it,"
+            + _digits,
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "c58f30108f718f92721af3b95e74349a",
+            170_498_071,
             {
-                "data_batch_1": "c99cafc152244af753f735de768cd75f", "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751", "data_batch_4": "634d18415352ddfa80567beed471001a",
-                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb", "test_batch": "40351d587109b95175f43aff81a1287e",
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                "test_batch": "40351d587109b95175f43aff81a1287e",
                 "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
             },
         ),
         DataSource(
-            "cifar100", "CIFAR-100, fine labels: 50,000 + 10,000 photographs, 100 classes", 100, 60_000, "32x32, colour", _cifar, "https://www.cs.toronto.edu/~kriz/cifar.html",
-            ("cifar-100-python",), (),
-            "unpack the original cifar-100-python.tar.gz in {root}, or set NSL_DATA to the folder that holds it," + _digits,
-            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437,
-            {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc", "meta": "7973b15100ade9c7d40fb424638fde48"},
+            "cifar100",
+            "CIFAR-100, fine labels: 50,000 + 10,000 photographs, 100 classes",
+            100,
+            60_000,
+            "32x32, colour",
+            _cifar,
+            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            ("cifar-100-python",),
+            (),
+            "unpack the original cifar-100-python.tar.gz in {root}, or set NSL_DATA to the folder that holds it,"
+            + _digits,
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "eb9058c3a382ffc7106e4002c42a8d85",
+            169_001_437,
+            {
+                "train": "16019d7e3df5f24257cddd939b257f8d",
+                "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+                "meta": "7973b15100ade9c7d40fb424638fde48",
+            },
         ),
         DataSource(
-            "cub", "CUB-200-2011: birds of 200 species, 11,788 photographs", 200, 11_788, "about 500 wide, colour",
-            "C. Wah, S. Branson, P. Welinder, P. Perona and S. Belongie (Caltech, 2011), for non-commercial research", "https://data.caltech.edu/records/65de6-vp158",
-            ("CUB_200_2011", ""), ("images.txt", "image_class_labels.txt", "classes.txt"),
+            "cub",
+            "CUB-200-2011: birds of 200 species, 11,788 photographs",
+            200,
+            11_788,
+            "about 500 wide, colour",
+            "C. Wah, S. Branson, P. Welinder, P. Perona and S. Belongie (Caltech, 2011), for non-commercial research",
+            "https://data.caltech.edu/records/65de6-vp158",
+            ("CUB_200_2011", ""),
+            ("images.txt", "image_class_labels.txt", "classes.txt"),
             "unpack the original CUB_200_2011.tgz in {root}, or set NSL_DATA to the folder that holds CUB_200_2011.",
-            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78", 1_150_585_339,
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            "97eceeb196236b17998738112f37df78",
+            1_150_585_339,
             protocol=(100, 100, 5864, 5924),
         ),
         DataSource(
-            "cars", "CARS196 (Stanford Cars): 196 models of cars, 16,185 photographs", 196, 16_185, "of many sizes, colour",
-            "J. Krause, M. Stark, J. Deng and L. Fei-Fei (2013), for non-commercial research", "",
-            ("stanford_cars", "CARS196", "cars196", ""), ("cars_annos.mat", "car_ims", "devkit/cars_train_annos.mat", "cars_train"),
+            "cars",
+            "CARS196 (Stanford Cars): 196 models of cars, 16,185 photographs",
+            196,
+            16_185,
+            "of many sizes, colour",
+            "J. Krause, M. Stark, J. Deng and L. Fei-Fei (2013), for non-commercial research",
+            "",
+            ("stanford_cars", "CARS196", "cars196", ""),
+            ("cars_annos.mat", "car_ims", "devkit/cars_train_annos.mat", "cars_train"),
             "its original host is gone, so it cannot be downloaded: put a copy of cars_annos.mat and car_ims/,"
             " or of devkit/, cars_train/ and cars_test/, in {root}/stanford_cars.",
             protocol=(98, 98, 8054, 8131),
         ),
         DataSource(
-            "mini_imagenet", "mini-ImageNet: 100 classes of ImageNet, 600 photographs each, split 64/16/20", 100, 60_000, "of many sizes, colour", _imagenet, "",
-            ("mini-imagenet", "mini_imagenet"), ("train", "val", "test"),
+            "mini_imagenet",
+            "mini-ImageNet: 100 classes of ImageNet, 600 photographs each, split 64/16/20",
+            100,
+            60_000,
+            "of many sizes, colour",
+            _imagenet,
+            "",
+            ("mini-imagenet", "mini_imagenet"),
+            ("train", "val", "test"),
             "it has no official archive: put its images in {root}/mini-imagenet/train, val and test (64, 16 and 20 classes), one folder a class.",
         ),
         DataSource(
-            "imagenet", "ImageNet (ILSVRC 2012): 1,281,167 + 50,000 photographs, 1,000 classes", 1000, 1_331_167, "of many sizes, colour", _imagenet, "https://www.image-net.org",
-            ("imagenet",), ("train", "val"),
+            "imagenet",
+            "ImageNet (ILSVRC 2012): 1,281,167 + 50,000 photographs, 1,000 classes",
+            1000,
+            1_331_167,
+            "of many sizes, colour",
+            _imagenet,
+            "https://www.image-net.org",
+            ("imagenet",),
+            ("train", "val"),
             "its archives are given out on request at https://www.image-net.org: put its images in {root}/imagenet/train and {root}/imagenet/val, one folder a class,"
             " or set NSL_DATA to the folder that holds imagenet.",
         ),
@@ -417,10 +583,14 @@ def check_files(
     remedy = source.remedy(root)
     missing = [file for file in source.files if not (folder / file).is_file()]
     if missing:
-        raise DataNotFound(f"{name} at {folder} is not complete (of its {len(source.files)} files, {', '.join(missing)} missing): {remedy}")
+        raise DataNotFound(
+            f"{name} at {folder} is not complete (of its {len(source.files)} files, {', '.join(missing)} missing): {remedy}"
+        )
     damaged = [file for file, md5 in source.files.items() if checksum(folder / file) != md5]
     if damaged:
-        raise DataNotFound(f"{name} at {folder} is damaged, the md5 of {', '.join(damaged)} is not the published one: {remedy}")
+        raise DataNotFound(
+            f"{name} at {folder} is damaged, the md5 of {', '.join(damaged)} is not the published one: {remedy}"
+        )
     return folder
 
 # %% ../../nbs/base/04_downloads.ipynb #0ce2abb0
@@ -445,7 +615,9 @@ def fetch_data(
         raise DataNotFound(f"{name} cannot be fetched: {source.remedy(root)}")
     if not source.url:
         return find_data(name, root)
-    if not force and _whole(name, root):  # nothing is written then: it may lie on somebody else's disk
+    if not force and _whole(
+        name, root
+    ):  # nothing is written then: it may lie on somebody else's disk
         return find_data(name, root)
     try:
         base.mkdir(parents=True, exist_ok=True)
@@ -457,16 +629,25 @@ def fetch_data(
                 shutil.rmtree(left, ignore_errors=True)
             ours = not archive.exists()
             download(source.url, archive, md5=source.md5, size=source.size)
-            unpack(archive, folder, top=folder.name, replace=force or bool(source.files), max_bytes=4 * source.size + 1_000_000)
+            unpack(
+                archive,
+                folder,
+                top=folder.name,
+                replace=force or bool(source.files),
+                max_bytes=4 * source.size + 1_000_000,
+            )
             if ours:
                 archive.unlink()
             return folder
     except (OSError, BadArchive) as error:
-        raise DataNotFound(f"{name} could not be brought to {base} ({str(error).rstrip('.')}): {source.by_hand.format(root=base)}") from error
+        raise DataNotFound(
+            f"{name} could not be brought to {base} ({str(error).rstrip('.')}): {source.by_hand.format(root=base)}"
+        ) from error
 
 # %% ../../nbs/base/04_downloads.ipynb #0f3024d9
 class DataState(NamedTuple):
     "What became of a data set on this machine."
+
     state: str  # 'embedded', 'present', 'incomplete', 'damaged' or 'missing'
     folder: Path | None  # where it is, or where it would be; None: nowhere
     faults: tuple[str, ...] = ()  # one sentence each
@@ -489,7 +670,9 @@ def data_state(
         try:
             check_files(name, root)
         except DataNotFound as error:
-            return DataState("damaged" if "damaged" in str(error) else "incomplete", folder, (str(error),))
+            return DataState(
+                "damaged" if "damaged" in str(error) else "incomplete", folder, (str(error),)
+            )
         return DataState("present", folder)
     from nsl_repro.data.photos import photo_faults
 

@@ -49,7 +49,11 @@ def write_whole(
     part = path.with_name(f"{begins}{os.getpid()}.part")
     with _said_in_a_sentence(path):
         for old in os.scandir(path.parent):
-            if old.name.startswith(begins) and old.name.endswith(".part") and not _runs(old.name[len(begins) : -5]):
+            if (
+                old.name.startswith(begins)
+                and old.name.endswith(".part")
+                and not _runs(old.name[len(begins) : -5])
+            ):
                 with suppress(FileNotFoundError):
                     os.unlink(old)
         try:
@@ -64,9 +68,7 @@ def write_whole(
     return path
 
 
-def make_folder(
-    folder: str | os.PathLike,
-) -> Path:  # the folder
+def make_folder(folder: str | os.PathLike) -> Path:  # the folder
     "Make a folder and those above it. Raises `CannotWrite`, one sentence."
     folder = Path(folder)
     with _said_in_a_sentence(folder):
@@ -87,7 +89,11 @@ def locked(
             lock.acquire(timeout=0)
         except Timeout:
             owner = file.read_text(encoding="utf-8") if file.exists() else ""
-            print(f"{folder.name} is under way in process {owner or 'another'}; waiting for it", file=sys.stderr, flush=True)
+            print(
+                f"{folder.name} is under way in process {owner or 'another'}; waiting for it",
+                file=sys.stderr,
+                flush=True,
+            )
             lock.acquire(poll_interval=0.2)
         try:
             file.write_text(str(os.getpid()), encoding="utf-8")

@@ -30,7 +30,11 @@ def experiments_dir() -> Path:  # the folder with the experiments' notebooks
     from nsl_repro.base.downloads import project_root
 
     library = Path(nsl_repro.__file__).resolve().parent
-    folders = [project_root() / "nbs" / "experiments", library.parent / "nbs" / "experiments", library / "_experiments"]
+    folders = [
+        project_root() / "nbs" / "experiments",
+        library.parent / "nbs" / "experiments",
+        library / "_experiments",
+    ]
     for folder in folders:  # where we stand, an editable installation, a wheel
         if folder.is_dir():
             return folder
@@ -48,11 +52,15 @@ def find_notebook(
     "The notebook of an experiment. Raises `ValueError` if there is none, with the closest name."
     if str(name).endswith(".ipynb"):
         if not Path(name).is_file():
-            raise ValueError(f"name must be an experiment or a notebook, but there is no file {name}")
+            raise ValueError(
+                f"name must be an experiment or a notebook, but there is no file {name}"
+            )
         return Path(name)
     known = experiments()
     if str(name) not in known:
-        raise ValueError(f"there is no experiment {str(name)!r}{_closest(str(name), known)}; there are: {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"there is no experiment {str(name)!r}{_closest(str(name), known)}; there are: {', '.join(known) or 'none'}"
+        )
     return known[str(name)]
 
 
@@ -65,6 +73,7 @@ def _closest(word: str, words: Iterable[str]) -> str:
 @dataclass(frozen=True)
 class Parameter:
     "One line of an experiment's parameters cell."
+
     name: str
     annotation: str  # the type as written, for people: `list[int]`
     type: Any  # the type itself
@@ -92,9 +101,13 @@ def _as_type(annotation: ast.expr) -> Any:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
             values = ast.literal_eval(values)
             return Literal[values if isinstance(values, tuple) else (values,)]
-        case ast.Subscript(value=ast.Name(id="list"), slice=item) if not ast.unparse(item).startswith("list"):
+        case ast.Subscript(value=ast.Name(id="list"), slice=item) if not ast.unparse(
+            item
+        ).startswith("list"):
             return list[_as_type(item)]  # type: ignore[misc]
-    raise ValueError(f"the type {ast.unparse(annotation)} is not one of str, int, float, bool, Literal[...] and lists of them")
+    raise ValueError(
+        f"the type {ast.unparse(annotation)} is not one of str, int, float, bool, Literal[...] and lists of them"
+    )
 
 # %% ../../nbs/command/02_runner.ipynb #4b170bec
 def read_parameters(
@@ -107,11 +120,19 @@ def read_parameters(
         if not Path(notebook).is_file() or Path(notebook).stat().st_size > 2**26:
             raise ValueError("it is no file, or has more than 64 MB")
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        tagged = [
+            "".join(cell["source"])
+            for cell in cells
+            if "parameters" in cell["metadata"].get("tags", [])
+        ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        raise ValueError(f"{notebook} must be a notebook, but is none ({type(e).__name__}: {str(e)[:200]})") from None
+        raise ValueError(
+            f"{notebook} must be a notebook, but is none ({type(e).__name__}: {str(e)[:200]})"
+        ) from None
     if len(tagged) != 1:
-        raise ValueError(f"{notebook} must have exactly one cell tagged 'parameters', but has {len(tagged)}")
+        raise ValueError(
+            f"{notebook} must have exactly one cell tagged 'parameters', but has {len(tagged)}"
+        )
     source = tagged[0]
     try:
         if len(source) > 100_000:
@@ -120,27 +141,46 @@ def read_parameters(
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     except SyntaxError as e:
-        raise ValueError(f"{Path(notebook).name}, parameters cell, line {e.lineno}: {e.msg}") from None
-    except (ValueError, RecursionError, MemoryError, tokenize.TokenError) as e:  # a zero byte, half a character, ten thousand brackets
-        raise ValueError(f"{Path(notebook).name}, parameters cell: {str(e)[:200] or 'it is nested too deeply'}") from None
+        raise ValueError(
+            f"{Path(notebook).name}, parameters cell, line {e.lineno}: {e.msg}"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as e:  # a zero byte, half a character, ten thousand brackets
+        raise ValueError(
+            f"{Path(notebook).name}, parameters cell: {str(e)[:200] or 'it is nested too deeply'}"
+        ) from None
     parameters = {}
     for line in lines:
         if isinstance(line, (ast.Import, ast.ImportFrom)):
             continue
         where = f"{Path(notebook).name}, parameters cell, line {line.lineno}"
         try:
-            assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value
+            assert (
+                isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value
+            )
             default = ast.literal_eval(line.value)
         except (AssertionError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             from nsl_repro.results.tables import _short
 
-            raise ValueError(f"{where}: must be `name: type = literal  # help`, was `{_short(ast.get_source_segment(source, line) or '')}`") from None
+            raise ValueError(
+                f"{where}: must be `name: type = literal  # help`, was `{_short(ast.get_source_segment(source, line) or '')}`"
+            ) from None
         try:
             kind = _as_type(line.annotation)
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from None
         name = line.target.id
-        parameter = Parameter(name, ast.unparse(line.annotation), kind, default, comments.get(line.end_lineno or line.lineno, ""))
+        parameter = Parameter(
+            name,
+            ast.unparse(line.annotation),
+            kind,
+            default,
+            comments.get(line.end_lineno or line.lineno, ""),
+        )
         parameters[name] = parameter
         try:
             parse_value(default, parameter)
@@ -161,19 +201,32 @@ def parse_value(
     adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
     def one(item):
-        if isinstance(item, str) and get_origin(kind) is Literal:  # Literal[1, 2] is typed as text, too
+        if (
+            isinstance(item, str) and get_origin(kind) is Literal
+        ):  # Literal[1, 2] is typed as text, too
             item = next((choice for choice in get_args(kind) if str(choice) == item), item)
         try:
-            return adapter.validate_strings(item) if isinstance(item, str) and kind in _scalars.values() else adapter.validate_python(item, strict=True)
+            return (
+                adapter.validate_strings(item)
+                if isinstance(item, str) and kind in _scalars.values()
+                else adapter.validate_python(item, strict=True)
+            )
         except ValidationError:
-            hint = _closest(str(item), map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+            hint = (
+                _closest(str(item), map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+            )
             part = f" ({item!r} is not)" if is_list else ""
-            raise ValueError(f"{parameter.name} must be {parameter.expects}, was {value!r}{part}{hint}") from None
+            raise ValueError(
+                f"{parameter.name} must be {parameter.expects}, was {value!r}{part}{hint}"
+            ) from None
 
     if not is_list:
         return one(value)
     if isinstance(value, str):
-        items = [item.strip().strip("'\"") for item in value.strip().removeprefix("[").removesuffix("]").split(",")]
+        items = [
+            item.strip().strip("'\"")
+            for item in value.strip().removeprefix("[").removesuffix("]").split(",")
+        ]
         return [one(item) for item in items] if any(items) else []
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{parameter.name} must be {parameter.expects}, was {value!r}")
@@ -188,7 +241,9 @@ def resolve(
     "Check every value asked for against the experiment's parameters. Raises `ValueError` for the first unknown or ill-typed one."
     for key in values:
         if key not in parameters:
-            raise ValueError(f"{name} has no parameter {key!r}{_closest(key, parameters)}; it has: {', '.join(parameters) or 'none'}")
+            raise ValueError(
+                f"{name} has no parameter {key!r}{_closest(key, parameters)}; it has: {', '.join(parameters) or 'none'}"
+            )
     return {key: parse_value(value, parameters[key]) for key, value in values.items()}
 
 
@@ -229,7 +284,12 @@ def _own_kernel() -> type:
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="Python 3",
         language="python",
-        env={**keep, "PYTHONPATH": os.pathsep.join(paths), "NSL_PROGRESS": os.environ.get("NSL_PROGRESS") or ("live" if sys.stderr.isatty() else "lines")},
+        env={
+            **keep,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "NSL_PROGRESS": os.environ.get("NSL_PROGRESS")
+            or ("live" if sys.stderr.isatty() else "lines"),
+        },
     )
 
     class OwnKernel(AsyncKernelManager):
@@ -238,7 +298,9 @@ def _own_kernel() -> type:
         def __init__(self, **settings):
             folder = tempfile.mkdtemp(prefix="nsl-")  # for its owner only
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            if os.name == "posix" and len(folder) < 90:  # the name of a socket may not be longer than about 100 letters
+            if (
+                os.name == "posix" and len(folder) < 90
+            ):  # the name of a socket may not be longer than about 100 letters
                 settings |= {"transport": "ipc", "ip": f"{folder}/kernel"}
             super().__init__(connection_file=f"{folder}/kernel.json", **settings)
 
@@ -261,7 +323,9 @@ class KernelDied(RuntimeError):
         self.notebook = notebook
 
 # %% ../../nbs/command/02_runner.ipynb #cf9190f7
-def _output_root(output: str | Path | None, values: dict[str, Any], parameters: dict[str, Parameter]) -> Path:
+def _output_root(
+    output: str | Path | None, values: dict[str, Any], parameters: dict[str, Parameter]
+) -> Path:
     "Where results go: as asked for, else the experiment's default, else the project's `data`."
     from nsl_repro.base.downloads import project_root
 
@@ -271,7 +335,12 @@ def _output_root(output: str | Path | None, values: dict[str, Any], parameters: 
 
 def _run_path(root: Path, name: str, settings: dict[str, Any]) -> Path:
     "A new name in `root/runs`, after the experiment, its data set, its preset, the time and, so that nobody else has it, our process."
-    parts = [name, *(str(settings[k]) for k in ("dataset", "preset") if settings.get(k)), time.strftime("%Y%m%d-%H%M%S"), str(os.getpid())]
+    parts = [
+        name,
+        *(str(settings[k]) for k in ("dataset", "preset") if settings.get(k)),
+        time.strftime("%Y%m%d-%H%M%S"),
+        str(os.getpid()),
+    ]
     (root / "runs").mkdir(parents=True, exist_ok=True)
     names = ("-".join(parts) + (f"-{n}" if n > 1 else "") + ".ipynb" for n in count(1))
     return next(root / "runs" / name for name in names if not (root / "runs" / name).exists())
@@ -306,6 +375,7 @@ def _tidy(notebook: Path) -> None:
 @dataclass(frozen=True)
 class Run:
     "An experiment that may start: every value is checked and its data set is there."
+
     name: str
     notebook: Path  # the experiment
     values: dict[str, Any]  # what differs from the defaults
@@ -313,11 +383,15 @@ class Run:
     settings: dict[str, Any]  # all parameters: defaults and values
 
 
-def _check_lists(settings: dict[str, Any]) -> None:  # what no experiment can mean; later than here it would cost the runs before it
+def _check_lists(
+    settings: dict[str, Any],
+) -> None:  # what no experiment can mean; later than here it would cost the runs before it
     for key in ("methods", "seeds"):
         items = settings[key] if isinstance(settings.get(key), list) else []
         if twice := [item for n, item in enumerate(items) if item in items[:n]]:
-            raise ValueError(f"{key} must be different from one another, but {twice[0]!r} is there twice")
+            raise ValueError(
+                f"{key} must be different from one another, but {twice[0]!r} is there twice"
+            )
         if key == "seeds" and min(items, default=0) < 0:
             raise ValueError(f"seeds must be at least 0, but one is {min(items)}")
 
@@ -335,7 +409,9 @@ def prepare(
     values = resolve(parameters, values or {}, notebook.stem)
     if output:
         if values.get("output", str(output)) != str(output):
-            raise ValueError(f"output must be given once, was {str(output)!r} and {values['output']!r}")
+            raise ValueError(
+                f"output must be given once, was {str(output)!r} and {values['output']!r}"
+            )
         if "output" in parameters:
             values["output"] = str(output)
     settings = {key: p.default for key, p in parameters.items()} | values
@@ -344,7 +420,9 @@ def prepare(
         from nsl_repro.base.downloads import SOURCES, check_files, data_source
 
         dataset, root = settings["dataset"], settings["data_root"] or None
-        if dataset in SOURCES or get_origin(parameters["dataset"].type) is not Literal:  # a free name must be a known one
+        if (
+            dataset in SOURCES or get_origin(parameters["dataset"].type) is not Literal
+        ):  # a free name must be a known one
             source = data_source(dataset)
             if source.folders and not (settings.get("download", False) and source.url):
                 check_files(dataset, root)
@@ -368,7 +446,9 @@ def execute(
         from papermill.exceptions import PapermillExecutionError
         from papermill.iorw import papermill_io
     except ModuleNotFoundError as e:
-        raise ValueError(f"running an experiment needs {e.name}: pip install 'nsl_repro[run]'") from None
+        raise ValueError(
+            f"running an experiment needs {e.name}: pip install 'nsl_repro[run]'"
+        ) from None
     from nsl_repro.base.downloads import DataNotFound
     from nsl_repro.base.files import CannotWrite
 
@@ -379,8 +459,15 @@ def execute(
         papermill_io.register(str(path.parent), _WholeNotebooks())
     try:
         papermill.execute_notebook(
-            str(run.notebook), str(path), run.values, kernel_name="python3", language="python", progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_manager_class=_own_kernel(),
+            str(run.notebook),
+            str(path),
+            run.values,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            kernel_manager_class=_own_kernel(),
             shutdown_kernel="immediate",  # every cell has ended by then: nothing is lost
         )
     except PapermillExecutionError as e:
@@ -390,9 +477,14 @@ def execute(
         number = re.match(r"\[Errno (\d+)\]", e.evalue)
         if e.ename == CannotWrite.__name__ or (number and int(number[1]) in _DISK):
             raise CannotWrite(e.evalue) from None
-        raise ExperimentFailed(f"{run.name} failed in cell [{e.exec_count}]: {' '.join(last)}", path, e.ename) from None
+        raise ExperimentFailed(
+            f"{run.name} failed in cell [{e.exec_count}]: {' '.join(last)}", path, e.ename
+        ) from None
     except DeadKernelError:
-        raise KernelDied(f"the kernel of {run.name} died: its process ended, as it does when memory runs out or somebody kills it", path) from None
+        raise KernelDied(
+            f"the kernel of {run.name} died: its process ended, as it does when memory runs out or somebody kills it",
+            path,
+        ) from None
     finally:
         if path.exists():
             _tidy(path)
@@ -418,17 +510,37 @@ def publish(
     from nsl_repro.base.files import write_whole
 
     source, result = nbformat.read(notebook, 4), nbformat.read(executed, 4)
-    cells = [cell for cell in result.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    cells = [
+        cell for cell in result.cells if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
-        raise ValueError(f"{notebook} must have the cells that were run in {executed}, but has changed since; run it again")
+        raise ValueError(
+            f"{notebook} must have the cells that were run in {executed}, but has changed since; run it again"
+        )
     for cell, run in zip(source.cells, cells):
         if cell.cell_type == "code":
             cell.outputs = run.outputs
     return write_whole(notebook, nbformat.writes(source) + "\n")
 
 # %% ../../nbs/command/02_runner.ipynb #f806efde
-FAILED, BAD_USAGE, NO_DATA, DEAD_KERNEL, CANNOT_WRITE, INTERRUPTED, NO_READER = 1, 2, 3, 4, 5, 130, 141
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}  # full, read-only, not permitted, broken
+FAILED, BAD_USAGE, NO_DATA, DEAD_KERNEL, CANNOT_WRITE, INTERRUPTED, NO_READER = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    130,
+    141,
+)
+_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+}  # full, read-only, not permitted, broken
 _UsageError: Any = typer.BadParameter.__base__  # what the parser of the command line raises
 
 
@@ -441,16 +553,25 @@ def _sentences() -> Iterator[None]:
         return
     except BrokenPipeError:  # whoever read our output has had enough, as `head` has
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer must go somewhere
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # what is still in the buffer must go somewhere
         raise typer.Exit(NO_READER) from None
     except OSError as e:  # compared by name, to import nothing for it
         message = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e)
         codes = {"DataNotFound": NO_DATA, "CannotWrite": CANNOT_WRITE}
         code = codes.get(type(e).__name__, CANNOT_WRITE if e.errno in _DISK else BAD_USAGE)
     except (ExperimentFailed, KernelDied) as e:
-        message, code, notebook = str(e), FAILED if isinstance(e, ExperimentFailed) else DEAD_KERNEL, e.notebook
+        message, code, notebook = (
+            str(e),
+            FAILED if isinstance(e, ExperimentFailed) else DEAD_KERNEL,
+            e.notebook,
+        )
     except ModuleNotFoundError as e:
-        message, code = f"this needs the package {e.name}, which is not installed: pip install 'nsl_repro[run]'", BAD_USAGE
+        message, code = (
+            f"this needs the package {e.name}, which is not installed: pip install 'nsl_repro[run]'",
+            BAD_USAGE,
+        )
     except _UsageError as e:
         where = f" (see {e.ctx.command_path} --help)" if e.ctx else ""
         message, code = e.format_message().strip().rstrip(".") + where, BAD_USAGE
@@ -474,11 +595,16 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 # %% ../../nbs/command/02_runner.ipynb #234e4346
-def _whole_words() -> bool:  # whether the word in question was broken, so that only what stands behind `=` is wanted
+def _whole_words() -> (
+    bool
+):  # whether the word in question was broken, so that only what stands behind `=` is wanted
     "Where bash has broken `name=value`, join it again."
     if os.environ.get("_NSL_REPRO_COMPLETE") != "complete_bash":
         return False
-    words, place = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0)
+    words, place = (
+        os.environ.get("COMP_WORDS", "").split("\n"),
+        int(os.environ.get("COMP_CWORD") or 0),
+    )
     whole: list[str] = []
     here, joined = len(words), False
     for i, word in enumerate(words):
@@ -506,7 +632,9 @@ def _values(parameter: Parameter, begun: str) -> list[str]:
     if get_origin(kind) is Literal:
         done = begun[: begun.rfind(",") + 1] if is_list else ""
         used = done.split(",")
-        return _offers([done + str(value) for value in get_args(kind) if str(value) not in used], begun)
+        return _offers(
+            [done + str(value) for value in get_args(kind) if str(value) not in used], begun
+        )
     default = ",".join(map(str, parameter.default)) if is_list else str(parameter.default)
     return _offers([default], begun) if default else []
 
@@ -532,7 +660,10 @@ def complete_parameter(
             names = _offers(parameters, name)
             if len(names) != 1:
                 return [f"{n}=" for n in names]
-            return [f"{names[0]}=", *(f"{names[0]}={value}" for value in _values(parameters[names[0]], "") or ["..."])]
+            return [
+                f"{names[0]}=",
+                *(f"{names[0]}={value}" for value in _values(parameters[names[0]], "") or ["..."]),
+            ]
         return [f"{name}={value}" for value in _values(parameters[name], begun)]
     return []
 
@@ -566,7 +697,9 @@ class _Commands(TyperGroup):
         if _whole_words():  # the shell wants the second half of what we offer
             with redirect_stdout(io.StringIO()) as offers, suppress(SystemExit):
                 super().main(args, prog_name, **options)
-            return typer.echo("\n".join(line.partition("=")[2] for line in offers.getvalue().splitlines()))
+            return typer.echo(
+                "\n".join(line.partition("=")[2] for line in offers.getvalue().splitlines())
+            )
         try:
             with _sentences():  # of the parser
                 status = super().main(args, prog_name, **options)
@@ -580,7 +713,10 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    cls=_Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Run the experiments of nsl_repro, print their tables, compare runs, and look after the data sets.
 
     \b
@@ -602,22 +738,62 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _top(ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+def _top(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
     if version:
         typer.echo(f"nsl-repro {nsl_repro.__version__}")
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
 # %% ../../nbs/command/02_runner.ipynb #495ad886
-_OUTPUT = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results are. Default: the project's data folder.")]
+_OUTPUT = Annotated[
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Where the results are. Default: the project's data folder.",
+    ),
+]
 
 
 @app.command("run")
 def run_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment (see `nsl-repro list`), or the path of a notebook.", autocompletion=complete_experiment)],
-    parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter; may be repeated.", autocompletion=complete_parameter)] = [],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go. Default: the project's data folder.")] = "",
-    show: Annotated[bool, typer.Option("--publish", help="Put the outputs into the experiment's own notebook, to be committed.")] = False,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="An experiment (see `nsl-repro list`), or the path of a notebook.",
+            autocompletion=complete_experiment,
+        ),
+    ],
+    parameter: Annotated[
+        list[str],
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="A parameter; may be repeated.",
+            autocompletion=complete_parameter,
+        ),
+    ] = [],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where results go. Default: the project's data folder.",
+        ),
+    ] = "",
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="Put the outputs into the experiment's own notebook, to be committed."
+        ),
+    ] = False,
 ) -> None:
     """Execute an experiment. Every parameter is checked before it starts; lists are written with commas.
 
@@ -647,7 +823,11 @@ def summary(
 def _where(output: str) -> str:
     from nsl_repro.base.downloads import project_root
 
-    return "" if output else f" (looked in {project_root() / 'data' / 'results'}: stand in the project, or name another folder by -o)"
+    return (
+        ""
+        if output
+        else f" (looked in {project_root() / 'data' / 'results'}: stand in the project, or name another folder by -o)"
+    )
 
 
 def _list_results(name: str, verbose: bool, output: str) -> None:
@@ -655,7 +835,9 @@ def _list_results(name: str, verbose: bool, output: str) -> None:
 
     found = [entry for entry in entry_names(output or None) if entry.startswith(name)]
     if not found:
-        raise ValueError(f"the ledger has no result{f' whose name begins with {name!r}' if name else ''}; nsl-repro run makes some{_where(output)}")
+        raise ValueError(
+            f"the ledger has no result{f' whose name begins with {name!r}' if name else ''}; nsl-repro run makes some{_where(output)}"
+        )
     for entry in found:
         typer.echo(entry)
         for metric, value in find_entry(entry, output or None).metrics.items() if verbose else []:
@@ -664,9 +846,30 @@ def _list_results(name: str, verbose: bool, output: str) -> None:
 
 @app.command("list")
 def list_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Only this experiment; with --results, the beginning of names. Default: all.", autocompletion=complete_experiment)] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show parameters and defaults, too; with --results, the metrics.")] = False,
-    results: Annotated[bool, typer.Option("--results", "-r", help="List the ledger's entries, by the names that `nsl-repro compare` takes.")] = False,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Only this experiment; with --results, the beginning of names. Default: all.",
+            autocompletion=complete_experiment,
+        ),
+    ] = "",
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Show parameters and defaults, too; with --results, the metrics.",
+        ),
+    ] = False,
+    results: Annotated[
+        bool,
+        typer.Option(
+            "--results",
+            "-r",
+            help="List the ledger's entries, by the names that `nsl-repro compare` takes.",
+        ),
+    ] = False,
     output: _OUTPUT = "",
 ) -> None:
     """List the experiments, with what each is about; with --results, the runs in the ledger.
@@ -684,15 +887,44 @@ def list_command(
     for name, path in known.items():
         typer.echo(f"{name:{width}}  {summary(path)}")
         for p in read_parameters(path).values() if verbose else []:
-            typer.echo(f"    {p.name}: {p.annotation} = {p.default!r}" + (f"  # {p.help}" if p.help else ""))
+            typer.echo(
+                f"    {p.name}: {p.annotation} = {p.default!r}"
+                + (f"  # {p.help}" if p.help else "")
+            )
 
 # %% ../../nbs/command/02_runner.ipynb #fa9b701a
 @app.command("table")
 def table_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment; default: all of them.", autocompletion=complete_experiment)] = "",
-    dataset: Annotated[str, typer.Option(help="Only this data set.", autocompletion=complete_dataset)] = "",
-    preset: Annotated[str, typer.Option(help="Only this preset.", autocompletion=lambda incomplete: _offers(["smoke", "quick", "small", "paper"], incomplete))] = "",
-    parameter: Annotated[list[str], typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Only runs with this parameter.", autocompletion=complete_parameter)] = [],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="An experiment; default: all of them.",
+            autocompletion=complete_experiment,
+        ),
+    ] = "",
+    dataset: Annotated[
+        str, typer.Option(help="Only this data set.", autocompletion=complete_dataset)
+    ] = "",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Only this preset.",
+            autocompletion=lambda incomplete: _offers(
+                ["smoke", "quick", "small", "paper"], incomplete
+            ),
+        ),
+    ] = "",
+    parameter: Annotated[
+        list[str],
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="Only runs with this parameter.",
+            autocompletion=complete_parameter,
+        ),
+    ] = [],
     output: _OUTPUT = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
@@ -704,7 +936,13 @@ def table_command(
       nsl-repro table nsl_cifar --dataset cifar10 --preset quick
       nsl-repro table nsl_cifar -p recipe=clean --markdown
     """
-    from nsl_repro.results.tables import claims_table, comparison_table, load_ledger, metrics_table, split_ledger
+    from nsl_repro.results.tables import (
+        claims_table,
+        comparison_table,
+        load_ledger,
+        metrics_table,
+        split_ledger,
+    )
 
     asked = {"experiment": name, "dataset": dataset, "preset": preset}
     asked = {key: value for key, value in asked.items() if value}
@@ -714,18 +952,37 @@ def table_command(
         asked |= resolve(read_parameters(find_notebook(name)), parse_assignments(parameter), name)
     groups = split_ledger(load_ledger(output or None, **asked))
     if not groups:
-        which = " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
-        raise ValueError(f"the ledger has no result{which}; nsl-repro run makes some{_where(output)}")
+        which = (
+            " with " + ", ".join(f"{key} {value}" for key, value in asked.items()) if asked else ""
+        )
+        raise ValueError(
+            f"the ledger has no result{which}; nsl-repro run makes some{_where(output)}"
+        )
     for key in sorted(groups):
-        for table in (comparison_table(groups[key]), metrics_table(groups[key]), claims_table(groups[key])):
-            if table.rows and len(table.columns) > 3:  # a single metric stands in the comparison already
+        for table in (
+            comparison_table(groups[key]),
+            metrics_table(groups[key]),
+            claims_table(groups[key]),
+        ):
+            if (
+                table.rows and len(table.columns) > 3
+            ):  # a single metric stands in the comparison already
                 typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
 
 # %% ../../nbs/command/02_runner.ipynb #a273c171
 @app.command("compare")
 def compare_command(
-    a: Annotated[str, typer.Argument(metavar="A", help="An entry: its name, the beginning of it, or a file.", autocompletion=complete_entry)],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=complete_entry)],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="An entry: its name, the beginning of it, or a file.",
+            autocompletion=complete_entry,
+        ),
+    ],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="Another one.", autocompletion=complete_entry)
+    ],
     output: _OUTPUT = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
@@ -753,8 +1010,22 @@ data_app = typer.Typer(rich_markup_mode=None, help="""See, describe, fetch and c
       nsl-repro data check                every checksum, every image
     """)  # fmt: skip
 app.add_typer(data_app, name="data")
-_ROOT = Annotated[str, typer.Option("--root", metavar="FOLDER", help="The folder with the data sets. Default: $NSL_DATA, else the project's data folder.")]
-_DATASET = Annotated[str, typer.Argument(metavar="NAME", help="A data set (see `nsl-repro data list`).", autocompletion=complete_dataset)]
+_ROOT = Annotated[
+    str,
+    typer.Option(
+        "--root",
+        metavar="FOLDER",
+        help="The folder with the data sets. Default: $NSL_DATA, else the project's data folder.",
+    ),
+]
+_DATASET = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A data set (see `nsl-repro data list`).",
+        autocompletion=complete_dataset,
+    ),
+]
 
 
 def _folder(root: str) -> str | None:
@@ -769,7 +1040,11 @@ def _folder(root: str) -> str | None:
 def _users(dataset: str) -> list[str]:
     "The experiments that take a data set."
     found = {name: read_parameters(path).get("dataset") for name, path in experiments().items()}
-    return [name for name, p in found.items() if p and get_origin(p.type) is Literal and dataset in get_args(p.type)]
+    return [
+        name
+        for name, p in found.items()
+        if p and get_origin(p.type) is Literal and dataset in get_args(p.type)
+    ]
 
 
 @data_app.callback(invoke_without_command=True)
@@ -809,10 +1084,16 @@ def data_describe(name: _DATASET, root: _ROOT = "") -> None:
 
     source, folder = data_source(name), _folder(root)
     try:
-        here = f"at {find_data(name, folder)}; `nsl-repro data` says whether it is whole" if source.folders else "embedded"
+        here = (
+            f"at {find_data(name, folder)}; `nsl-repro data` says whether it is whole"
+            if source.folders
+            else "embedded"
+        )
     except DataNotFound:
         here = ""
-    archive = f"{source.archive}, {source.size / 1e6:,.0f} MB, md5 {source.md5}" if source.url else ""
+    archive = (
+        f"{source.archive}, {source.size / 1e6:,.0f} MB, md5 {source.md5}" if source.url else ""
+    )
     lines = {
         "what": source.description, "classes": f"{source.classes:,}", "images": f"{source.images:,}, {source.pixels}", "by": source.licence,
         "published at": source.page, "archive": archive, "here": here or "no",
@@ -828,7 +1109,9 @@ def data_describe(name: _DATASET, root: _ROOT = "") -> None:
 def data_get(
     name: _DATASET,
     root: _ROOT = "",
-    force: Annotated[bool, typer.Option("--force", help="Fetch it again, and replace what is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Fetch it again, and replace what is there.")
+    ] = False,
 ) -> None:
     """Fetch a data set. It is downloaded, compared with the published checksum and unpacked; what is there and whole is not fetched again.
 
@@ -852,7 +1135,17 @@ def data_get(
 
 
 @data_app.command("check")
-def data_check(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set; default: all that are here.", autocompletion=complete_dataset)] = "", root: _ROOT = "") -> None:
+def data_check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A data set; default: all that are here.",
+            autocompletion=complete_dataset,
+        ),
+    ] = "",
+    root: _ROOT = "",
+) -> None:
     """Check data sets before a long training. Published checksums, lists that fit together, and that every image can be decoded.
 
     Every file that is wrong is named, and the exit status is 3.
@@ -871,7 +1164,10 @@ def data_check(name: Annotated[str, typer.Argument(metavar="NAME", help="A data 
             if name:
                 raise DataNotFound(faults[0])
             continue
-        typer.echo(f"{each}: {'whole' if state in ('present', 'embedded') else state}" + (f", at {where}" if where else ""))
+        typer.echo(
+            f"{each}: {'whole' if state in ('present', 'embedded') else state}"
+            + (f", at {where}" if where else "")
+        )
         for fault in faults:
             typer.echo(f"  {fault}")
         bad += [f"{each} is {state}"] if faults else []
@@ -889,10 +1185,31 @@ def main() -> None:
 # %% ../../nbs/command/02_runner.ipynb #c80c79e4
 @app.command("export")
 def export_command(
-    run: Annotated[str, typer.Argument(help="A run: the name of its file in the ledger, or as much of it as no other begins with.")],
-    folder: Annotated[str, typer.Argument(help="Folder to make. Default: exports/ in the results folder, under the run's name.")] = "",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX, too, and run it with onnxruntime: the outputs must be equal.")] = False,
-    output: Annotated[str, typer.Option("--output", "-o", help="Where the results are. Default: the project's data folder.")] = "",
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run: the name of its file in the ledger, or as much of it as no other begins with."
+        ),
+    ],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Folder to make. Default: exports/ in the results folder, under the run's name."
+        ),
+    ] = "",
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Write ONNX, too, and run it with onnxruntime: the outputs must be equal.",
+        ),
+    ] = False,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", help="Where the results are. Default: the project's data folder."
+        ),
+    ] = "",
 ) -> None:
     """Put the network of a finished run into a folder: weights, description, model card. `nsl_repro.load(folder)` gives it back.
 
@@ -910,5 +1227,8 @@ def export_command(
 
         try:
             typer.echo(export(run, folder or None, output or None, onnx))
-        except (ImportError, RuntimeError) as e:  # a package is missing, or ONNX does not give the same outputs
+        except (
+            ImportError,
+            RuntimeError,
+        ) as e:  # a package is missing, or ONNX does not give the same outputs
             raise ValueError(str(e)) from None

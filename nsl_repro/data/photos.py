@@ -23,7 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from .images import generator_for
-from ..base.downloads import SOURCES, DataNotFound, DataSource, fetch_data, find_data, progress_bar
+from nsl_repro.base.downloads import (
+    SOURCES,
+    DataNotFound,
+    DataSource,
+    fetch_data,
+    find_data,
+    progress_bar,
+)
 
 # %% ../../nbs/data/04_photos.ipynb #e4eeb0e4
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # pixels and nothing else
@@ -36,31 +43,42 @@ class DamagedData(ValueError):
 
 def read_image(
     path: str | os.PathLike,
-    box: Sequence[float] | None = None,  # x, y, width, height in pixels; clipped to the image, fractions rounded outwards
+    box: Sequence[float]
+    | None = None,  # x, y, width, height in pixels; clipped to the image, fractions rounded outwards
 ) -> Image.Image:  # RGB, whatever is in the file
     "Decode an image and cut out a box. Raises `DataNotFound` or `DamagedData`, which name the file."
     try:
         with Image.open(path, formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"it declares {file.width:,}x{file.height:,} pixels, but {MAX_PIXELS:,} are the most that are read")
+                raise ValueError(
+                    f"it declares {file.width:,}x{file.height:,} pixels, but {MAX_PIXELS:,} are the most that are read"
+                )
             image = file.convert("RGB")
     except FileNotFoundError:
         raise DataNotFound(f"the image {path} is missing.") from None
     except Exception as error:  # whatever a decoder may think of
-        raise DamagedData(f"the image {path} cannot be decoded ({type(error).__name__}: {error}).") from error
+        raise DamagedData(
+            f"the image {path} cannot be decoded ({type(error).__name__}: {error})."
+        ) from error
     if box is None:
         return image
     x, y, width, height = map(float, box)
     left, top = max(0, int(np.floor(x))), max(0, int(np.floor(y)))
-    right, bottom = min(image.width, int(np.ceil(x + width))), min(image.height, int(np.ceil(y + height)))
+    right, bottom = (
+        min(image.width, int(np.ceil(x + width))),
+        min(image.height, int(np.ceil(y + height))),
+    )
     if left >= right or top >= bottom:
-        raise DamagedData(f"the box {x:g}, {y:g}, {width:g}x{height:g} lies outside the image {path}, which has {image.width}x{image.height} pixels.")
+        raise DamagedData(
+            f"the box {x:g}, {y:g}, {width:g}x{height:g} lies outside the image {path}, which has {image.width}x{image.height} pixels."
+        )
     return image.crop((left, top, right, bottom))
 
 # %% ../../nbs/data/04_photos.ipynb #3620eb45
 @dataclass(frozen=True, repr=False)
 class PhotoSet:
     "Files with a label and perhaps a box each; images are decoded on request."
+
     name: str  # 'cub', 'cars', 'mini_imagenet' or the folder's name
     paths: tuple[Path, ...]  # N files
     labels: Tensor  # (N,) int64, each an index into `classes`
@@ -71,9 +89,13 @@ class PhotoSet:
     def __post_init__(self):
         n = len(self.paths)
         if self.labels.dtype != torch.int64 or self.labels.shape != (n,):
-            raise ValueError(f"labels must be int64 of shape ({n},), but were {self.labels.dtype} of shape {tuple(self.labels.shape)}.")
+            raise ValueError(
+                f"labels must be int64 of shape ({n},), but were {self.labels.dtype} of shape {tuple(self.labels.shape)}."
+            )
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            raise ValueError(f"labels must be in 0..{len(self.classes) - 1}, but were in {self.labels.min()}..{self.labels.max()}.")
+            raise ValueError(
+                f"labels must be in 0..{len(self.classes) - 1}, but were in {self.labels.min()}..{self.labels.max()}."
+            )
         if self.boxes is not None and self.boxes.shape != (n, 4):
             raise ValueError(f"boxes must have shape ({n}, 4), but had {tuple(self.boxes.shape)}.")
 
@@ -82,7 +104,9 @@ class PhotoSet:
 
     def __repr__(self) -> str:
         count = self.labels.bincount(minlength=len(self.classes)).tolist()
-        each = f", {min(count)} {f'to {max(count)} ' * (min(count) < max(count))}each" if count else ""
+        each = (
+            f", {min(count)} {f'to {max(count)} ' * (min(count) < max(count))}each" if count else ""
+        )
         return f"PhotoSet({self.name}: {len(self):,} images of {len(self.classes):,} classes{each}{''.join(f'; skipped: {s}' for s in self.skipped)})"
 
     def subset(
@@ -92,7 +116,12 @@ class PhotoSet:
         "The images at these places."
         indices = torch.as_tensor(indices, dtype=torch.int64)
         boxes = None if self.boxes is None else self.boxes[indices]
-        return replace(self, paths=tuple(self.paths[i] for i in indices.tolist()), labels=self.labels[indices], boxes=boxes)
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in indices.tolist()),
+            labels=self.labels[indices],
+            boxes=boxes,
+        )
 
     def image(
         self,
@@ -107,7 +136,11 @@ class PhotoSet:
         return read_image(self.paths[i], self.boxes[i].tolist())
 
 # %% ../../nbs/data/04_photos.ipynb #66f4729d
-def _faults(on_error: str, where: str) -> tuple[Callable[..., None], list[str]]:  # what to call with a fault (and its class); what was called with
+def _faults(
+    on_error: str, where: str
+) -> tuple[
+    Callable[..., None], list[str]
+]:  # what to call with a fault (and its class); what was called with
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', but was {on_error!r}.")
     skipped: list[str] = []
@@ -121,13 +154,35 @@ def _faults(on_error: str, where: str) -> tuple[Callable[..., None], list[str]]:
     return fault, skipped
 
 
-def _outside(folder: Path, paths: Sequence[Path]) -> np.ndarray:  # (N,) bool: whether a path, or a link at its end or on its way, leads out of the folder
+def _outside(
+    folder: Path, paths: Sequence[Path]
+) -> (
+    np.ndarray
+):  # (N,) bool: whether a path, or a link at its end or on its way, leads out of the folder
     root = folder.resolve()
-    inside = {parent: parent.resolve().is_relative_to(root) for parent in {path.parent for path in paths}}
-    return np.array([not inside[path.parent] or (path.is_symlink() and not path.resolve().is_relative_to(root)) for path in paths], bool)
+    inside = {
+        parent: parent.resolve().is_relative_to(root) for parent in {path.parent for path in paths}
+    }
+    return np.array(
+        [
+            not inside[path.parent]
+            or (path.is_symlink() and not path.resolve().is_relative_to(root))
+            for path in paths
+        ],
+        bool,
+    )
 
 
-def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: dict, boxes: np.ndarray | None, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
+def _photo_set(
+    name: str,
+    folder: Path,
+    paths: list[Path],
+    keys: list,
+    classes: dict,
+    boxes: np.ndarray | None,
+    fault: Callable[..., None],
+    skipped: list[str],
+) -> PhotoSet:
     "Check the rows, number the classes that are there in the order of `classes` (key -> name), and put it all together."
     keep = np.ones(len(paths), bool)
 
@@ -135,27 +190,50 @@ def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: 
         if bad.any():
             first = paths[int(bad.argmax())]
             first = first.relative_to(folder) if first.is_relative_to(folder) else first
-            fault(what.format(n=f"{bad.sum():,}", all=f"{len(paths):,}", first=first.as_posix()), error)
+            fault(
+                what.format(n=f"{bad.sum():,}", all=f"{len(paths):,}", first=first.as_posix()),
+                error,
+            )
             keep[bad] = False
 
     if boxes is not None and folder.parts:  # read from lists
-        drop(_outside(folder, paths), "{n} of {all} images lie outside of the folder, the first is {first}")
+        drop(
+            _outside(folder, paths),
+            "{n} of {all} images lie outside of the folder, the first is {first}",
+        )
         first_row = {path: i for i, path in reversed([*enumerate(paths)])}
-        drop(keep & np.array([first_row[path] != i for i, path in enumerate(paths)], bool), "{n} of {all} rows name an image that was named before, the first is {first}")
-    drop(keep & np.array([not p.is_file() for p in paths], bool), "{n} of {all} images are missing, the first is {first}", DataNotFound)
+        drop(
+            keep & np.array([first_row[path] != i for i, path in enumerate(paths)], bool),
+            "{n} of {all} rows name an image that was named before, the first is {first}",
+        )
+    drop(
+        keep & np.array([not p.is_file() for p in paths], bool),
+        "{n} of {all} images are missing, the first is {first}",
+        DataNotFound,
+    )
     if boxes is not None:
         boxes = boxes.reshape(-1, 4)
         good = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
-        drop(keep & ~good, "the bounding boxes of {n} of {all} images have no area, the first is that of {first}")
+        drop(
+            keep & ~good,
+            "the bounding boxes of {n} of {all} images have no area, the first is that of {first}",
+        )
     count = Counter(k for k, kept in zip(keys, keep) if kept)
     single = [k for k in classes if count[k] == 1]
     if single:
-        named = f"{classes[single[0]]}" + (f" and {len(single) - 1:,} more" if len(single) > 1 else "")
-        drop(keep & np.isin(np.arange(len(keys)), [i for i, k in enumerate(keys) if k in set(single)]),
-             f"{len(single):,} of {len(count):,} classes have a single image, which as a query can find no other of its class: {named} ({{first}})")
+        named = f"{classes[single[0]]}" + (
+            f" and {len(single) - 1:,} more" if len(single) > 1 else ""
+        )
+        drop(
+            keep
+            & np.isin(np.arange(len(keys)), [i for i, k in enumerate(keys) if k in set(single)]),
+            f"{len(single):,} of {len(count):,} classes have a single image, which as a query can find no other of its class: {named} ({{first}})",
+        )
     there = {keys[i] for i in np.flatnonzero(keep)}
     if not there:
-        raise DataNotFound(f"{name} at {folder} has no images that could be used{''.join(f'; {s}' for s in skipped)}.")
+        raise DataNotFound(
+            f"{name} at {folder} has no images that could be used{''.join(f'; {s}' for s in skipped)}."
+        )
     number = {k: i for i, k in enumerate(k for k in classes if k in there)}
     rows = np.flatnonzero(keep).tolist()
     return PhotoSet(
@@ -168,10 +246,22 @@ def _photo_set(name: str, folder: Path, paths: list[Path], keys: list, classes: 
     )
 
 # %% ../../nbs/data/04_photos.ipynb #ebdabb50
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # torchvision's
+_SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}  # torchvision's
 
 
-def _folder_rows(folder: Path, fault: Callable[..., None]) -> tuple[list[Path], list[str]]:  # image files and the name of each one's class, both sorted
+def _folder_rows(
+    folder: Path, fault: Callable[..., None]
+) -> tuple[list[Path], list[str]]:  # image files and the name of each one's class, both sorted
     paths: list[Path] = []
     keys: list[str] = []
     faults: dict[str, list[Path]] = {}  # what is wrong -> with what
@@ -195,7 +285,11 @@ def _folder_rows(folder: Path, fault: Callable[..., None]) -> tuple[list[Path], 
             continue
         found = []
         for where, folders, files in sorted(os.walk(entry)):
-            found += [Path(where, file) for file in sorted(files) if not file.startswith(".") and sort_out(Path(where, file), False)]
+            found += [
+                Path(where, file)
+                for file in sorted(files)
+                if not file.startswith(".") and sort_out(Path(where, file), False)
+            ]
             for name in folders:
                 sort_out(Path(where, name), True)
         if not found:
@@ -203,29 +297,49 @@ def _folder_rows(folder: Path, fault: Callable[..., None]) -> tuple[list[Path], 
         paths += found
         keys += [entry.name] * len(found)
     outside = _outside(folder, paths)
-    faults["images are links that lead out of the folder"] = [path for path, bad in zip(paths, outside) if bad]
+    faults["images are links that lead out of the folder"] = [
+        path for path, bad in zip(paths, outside) if bad
+    ]
     for what, which in faults.items():
         if which:
             first = which[0].relative_to(folder).as_posix()
-            fault(f"{len(which):,} {what}, the first is {first if first.isprintable() else ascii(first)}")
-    return [path for path, bad in zip(paths, outside) if not bad], [key for key, bad in zip(keys, outside) if not bad]
+            fault(
+                f"{len(which):,} {what}, the first is {first if first.isprintable() else ascii(first)}"
+            )
+    return [path for path, bad in zip(paths, outside) if not bad], [
+        key for key, bad in zip(keys, outside) if not bad
+    ]
 
 
 def photos_from_folder(
-    folder: str | os.PathLike,  # holds one folder of images a class, as for torchvision's `ImageFolder`
+    folder: str
+    | os.PathLike,  # holds one folder of images a class, as for torchvision's `ImageFolder`
     name: str | None = None,  # of the set; None: the folder's name
     on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that says how many
 ) -> PhotoSet:  # classes and images sorted by name; no boxes
     "Images in one folder a class. Raises `DataNotFound` or `DamagedData`, one sentence."
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataNotFound(f"there is no folder {folder}: give a folder that holds one folder of images for each class.")
+        raise DataNotFound(
+            f"there is no folder {folder}: give a folder that holds one folder of images for each class."
+        )
     fault, skipped = _faults(on_error, str(folder))
     paths, keys = _folder_rows(folder, fault)
-    return _photo_set(name or folder.resolve().name, folder, paths, keys, {k: k for k in dict.fromkeys(keys)}, None, fault, skipped)
+    return _photo_set(
+        name or folder.resolve().name,
+        folder,
+        paths,
+        keys,
+        {k: k for k in dict.fromkeys(keys)},
+        None,
+        fault,
+        skipped,
+    )
 
 # %% ../../nbs/data/04_photos.ipynb #8618ba1b
-def _table(file: Path, values: int | None = None) -> dict[int, Any]:  # id -> rest of the line, or that many numbers
+def _table(
+    file: Path, values: int | None = None
+) -> dict[int, Any]:  # id -> rest of the line, or that many numbers
     table: dict[int, Any] = {}
     for n, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
@@ -238,7 +352,9 @@ def _table(file: Path, values: int | None = None) -> dict[int, Any]:  # id -> re
                 raise ValueError
         except ValueError:
             expected = "a number and a name" if values is None else f"{values + 1} numbers"
-            raise DamagedData(f"{file}, line {n}: there must be {expected}, but there was {line[:80]!r}.") from None
+            raise DamagedData(
+                f"{file}, line {n}: there must be {expected}, but there was {line[:80]!r}."
+            ) from None
         if key in table:
             raise DamagedData(f"{file}, line {n}: the id {key} occurs twice.")
         table[key] = value
@@ -251,36 +367,59 @@ def _need(folder: Path, files: Sequence[str], remedy: str) -> None:  # every one
         raise DataNotFound(f"{folder} is not complete, {', '.join(missing)} missing: {remedy}")
 
 
-def _load_cub(name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
+def _load_cub(
+    name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]
+) -> PhotoSet:
     names = ("images.txt", "image_class_labels.txt", "bounding_boxes.txt")
     _need(folder, (*names, "classes.txt", "images"), remedy)
-    files, labels, boxes = tables = [_table(folder / file, values) for file, values in zip(names, (None, 1, 4))]
+    files, labels, boxes = tables = [
+        _table(folder / file, values) for file, values in zip(names, (None, 1, 4))
+    ]
     classes = _table(folder / "classes.txt")
     ids = [i for i in files if i in labels and i in boxes]
     if odd := sorted(set().union(*tables) - set(ids)):
         lack = " and ".join(file for file, table in zip(names, tables) if odd[0] not in table)
-        fault(f"{len(odd):,} image ids are not in all of {', '.join(names)}, the first is {odd[0]}, which is not in {lack}")
+        fault(
+            f"{len(odd):,} image ids are not in all of {', '.join(names)}, the first is {odd[0]}, which is not in {lack}"
+        )
     if odd := [i for i in ids if labels[i][0] not in classes]:
-        fault(f"{len(odd):,} images have a class that is not in classes.txt, the first is {files[odd[0]]} with class {labels[odd[0]][0]:g}")
+        fault(
+            f"{len(odd):,} images have a class that is not in classes.txt, the first is {files[odd[0]]} with class {labels[odd[0]][0]:g}"
+        )
         ids = [i for i in ids if labels[i][0] in classes]
     order = {k: classes[k] for k in sorted(classes)}
     box = np.array([boxes[i] for i in ids], np.float64)
-    return _photo_set(name, folder, [folder / "images" / files[i] for i in ids], [int(labels[i][0]) for i in ids], order, box, fault, skipped)
+    return _photo_set(
+        name,
+        folder,
+        [folder / "images" / files[i] for i in ids],
+        [int(labels[i][0]) for i in ids],
+        order,
+        box,
+        fault,
+        skipped,
+    )
 
 # %% ../../nbs/data/04_photos.ipynb #71a16f6e
-def _mat(file: Path, *fields: str) -> dict:  # what is in a MATLAB file; DamagedData if it is not one, or lacks a field
+def _mat(
+    file: Path, *fields: str
+) -> dict:  # what is in a MATLAB file; DamagedData if it is not one, or lacks a field
     import scipy.io
 
     try:
         found = scipy.io.loadmat(file, squeeze_me=True)
     except Exception as error:
-        raise DamagedData(f"{file} is not a readable MATLAB file ({type(error).__name__}: {error}).") from error
+        raise DamagedData(
+            f"{file} is not a readable MATLAB file ({type(error).__name__}: {error})."
+        ) from error
     if lack := [f for f in fields if f not in found]:
         raise DamagedData(f"{file} has no {', '.join(lack)}.")
     return {f: np.atleast_1d(found[f]) for f in fields}
 
 
-def _car_rows(file: Path, images: Path, path_field: str) -> tuple[list[Path], list[int], np.ndarray]:  # files, classes, boxes
+def _car_rows(
+    file: Path, images: Path, path_field: str
+) -> tuple[list[Path], list[int], np.ndarray]:  # files, classes, boxes
     cars = _mat(file, "annotations")["annotations"]
     corners = [f"bbox_{c}" for c in ("x1", "y1", "x2", "y2")]
     if lack := [f for f in (path_field, "class", *corners) if f not in (cars.dtype.names or ())]:
@@ -288,12 +427,20 @@ def _car_rows(file: Path, images: Path, path_field: str) -> tuple[list[Path], li
     try:
         x1, y1, x2, y2 = (cars[c].astype(np.float64) for c in corners)
         boxes = np.stack([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], 1)
-        return [images / str(path) for path in cars[path_field]], [int(c) for c in cars["class"]], boxes
+        return (
+            [images / str(path) for path in cars[path_field]],
+            [int(c) for c in cars["class"]],
+            boxes,
+        )
     except (TypeError, ValueError, OverflowError) as error:
-        raise DamagedData(f"the annotations in {file} must have a number for every class and corner, but have not ({error}).") from None
+        raise DamagedData(
+            f"the annotations in {file} must have a number for every class and corner, but have not ({error})."
+        ) from None
 
 
-def _load_cars(name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]) -> PhotoSet:
+def _load_cars(
+    name: str, folder: Path, remedy: str, fault: Callable[..., None], skipped: list[str]
+) -> PhotoSet:
     complete, devkit = folder / "cars_annos.mat", folder / "devkit"
     if complete.is_file() and ((folder / "car_ims").is_dir() or not devkit.is_dir()):
         _need(folder, ["car_ims"], remedy)
@@ -303,37 +450,59 @@ def _load_cars(name: str, folder: Path, remedy: str, fault: Callable[..., None],
         _need(folder, ["devkit/cars_train_annos.mat", "devkit/cars_meta.mat", "cars_train"], remedy)
         names = _mat(devkit / "cars_meta.mat", "class_names")["class_names"]
         parts = [_car_rows(devkit / "cars_train_annos.mat", folder / "cars_train", "fname")]
-        labelled = [file for file in (folder / "cars_test_annos_withlabels.mat", devkit / "cars_test_annos_withlabels.mat") if file.is_file()]
+        labelled = [
+            file
+            for file in (
+                folder / "cars_test_annos_withlabels.mat",
+                devkit / "cars_test_annos_withlabels.mat",
+            )
+            if file.is_file()
+        ]
         if labelled:
             parts.append(_car_rows(labelled[0], folder / "cars_test", "fname"))
-        elif (folder / "cars_test").is_dir() and (n := sum(p.suffix == ".jpg" for p in (folder / "cars_test").iterdir())):
-            fault(f"the {n:,} images of cars_test have no labels, since there is no cars_test_annos_withlabels.mat", DataNotFound)
+        elif (folder / "cars_test").is_dir() and (
+            n := sum(p.suffix == ".jpg" for p in (folder / "cars_test").iterdir())
+        ):
+            fault(
+                f"the {n:,} images of cars_test have no labels, since there is no cars_test_annos_withlabels.mat",
+                DataNotFound,
+            )
     classes = {i: str(n) for i, n in enumerate(names.tolist(), 1)}
     paths = [path for part in parts for path in part[0]]
     keys = [key for part in parts for key in part[1]]
     boxes = np.concatenate([part[2] for part in parts])
     if odd := [i for i, k in enumerate(keys) if k not in classes]:
         first = f"{paths[odd[0]].relative_to(folder).as_posix()} with class {keys[odd[0]]}"
-        fault(f"{len(odd):,} images have a class that is not among the {len(classes)} names, the first is {first}")
+        fault(
+            f"{len(odd):,} images have a class that is not among the {len(classes)} names, the first is {first}"
+        )
         good = [i for i, k in enumerate(keys) if k in classes]
         paths, keys, boxes = [paths[i] for i in good], [keys[i] for i in good], boxes[good]
     return _photo_set(name, folder, paths, keys, classes, boxes, fault, skipped)
 
 # %% ../../nbs/data/04_photos.ipynb #75cd0728
-def _only(photos: PhotoSet, classes: Sequence[int]) -> PhotoSet:  # the images of these classes, relabelled 0, 1, ... in this order
+def _only(
+    photos: PhotoSet, classes: Sequence[int]
+) -> PhotoSet:  # the images of these classes, relabelled 0, 1, ... in this order
     number = torch.full((len(photos.classes),), -1)
     number[list(classes)] = torch.arange(len(classes))
     part = photos.subset((number[photos.labels] >= 0).nonzero().flatten())
-    return replace(part, labels=number[part.labels], classes=tuple(photos.classes[c] for c in classes))
+    return replace(
+        part, labels=number[part.labels], classes=tuple(photos.classes[c] for c in classes)
+    )
 
 
 def split_classes(
     photos: PhotoSet,
-) -> tuple[PhotoSet, PhotoSet]:  # the first half of the classes (rounded down) and the others; labels start at 0 in both
+) -> tuple[
+    PhotoSet, PhotoSet
+]:  # the first half of the classes (rounded down) and the others; labels start at 0 in both
     "The zero-shot split: train on the first half of the classes, test on the second. Raises `ValueError` for fewer than two classes."
     half = len(photos.classes) // 2
     if not half:
-        raise ValueError(f"photos must have at least 2 classes, but {photos.name} has {len(photos.classes)}.")
+        raise ValueError(
+            f"photos must have at least 2 classes, but {photos.name} has {len(photos.classes)}."
+        )
     return _only(photos, range(half)), _only(photos, range(half, len(photos.classes)))
 
 
@@ -341,7 +510,9 @@ def hold_out_classes(
     photos: PhotoSet,  # the training half
     n: int,  # how many classes to hold out, at least 1; at least 1 stays
     seed: int = 0,
-) -> tuple[PhotoSet, PhotoSet]:  # the rest and the held-out classes, both in their old order with labels from 0
+) -> tuple[
+    PhotoSet, PhotoSet
+]:  # the rest and the held-out classes, both in their old order with labels from 0
     "Take `n` classes out for validation: the same ones for the same seed, whatever the machine."
     if not 0 < n < len(photos.classes):
         raise ValueError(f"n must be between 1 and {len(photos.classes) - 1}, but was {n}.")
@@ -349,13 +520,16 @@ def hold_out_classes(
     return _only(photos, sorted(order[n:])), _only(photos, sorted(order[:n]))
 
 # %% ../../nbs/data/04_photos.ipynb #c0716aad
-PHOTO_SETS: dict[str, DataSource] = {name: SOURCES[name] for name in ("cub", "cars", "mini_imagenet")}
+PHOTO_SETS: dict[str, DataSource] = {
+    name: SOURCES[name] for name in ("cub", "cars", "mini_imagenet")
+}
 
 
 def load_photos(
     name: str,  # one of `PHOTO_SETS`: 'cub', 'cars' or 'mini_imagenet'
     root: str | os.PathLike | None = None,  # data root, see `nsl_repro.base.downloads.data_root`
-    split: str | None = None,  # None: all; 'train' or 'test': the halves of `split_classes` for cub and cars; 'train', 'val' or 'test' for mini_imagenet
+    split: str
+    | None = None,  # None: all; 'train' or 'test': the halves of `split_classes` for cub and cars; 'train', 'val' or 'test' for mini_imagenet
     on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that says how many
     download: bool = False,  # fetch the set if it is missing (cub, 1.1 GB)
 ) -> PhotoSet:  # classes in the official order; only those that have images
@@ -364,7 +538,9 @@ def load_photos(
         raise ValueError(f"name must be one of {', '.join(PHOTO_SETS)}, but was {name!r}.")
     splits = ("train", "val", "test") if name == "mini_imagenet" else ("train", "test")
     if split not in (None, *splits):
-        raise ValueError(f"split must be None or one of {', '.join(splits)} for {name}, but was {split!r}.")
+        raise ValueError(
+            f"split must be None or one of {', '.join(splits)} for {name}, but was {split!r}."
+        )
     try:
         folder = find_data(name, root)
     except DataNotFound:
@@ -378,12 +554,19 @@ def load_photos(
         _need(folder, parts, remedy)
         rows = [_folder_rows(folder / part, fault) for part in parts]
         paths, keys = sum((r[0] for r in rows), []), sum((r[1] for r in rows), [])
-        return _photo_set(name, folder, paths, keys, {k: k for k in dict.fromkeys(keys)}, None, fault, skipped)
+        return _photo_set(
+            name, folder, paths, keys, {k: k for k in dict.fromkeys(keys)}, None, fault, skipped
+        )
     photos = {"cub": _load_cub, "cars": _load_cars}[name](name, folder, remedy, fault, skipped)
     return photos if split is None else split_classes(photos)[split == "test"]
 
 # %% ../../nbs/data/04_photos.ipynb #31a41094
-WHOLE = {"cub": (11_788, 200), "cars": (16_185, 196), "mini_imagenet": (60_000, 100), "imagenet": (1_281_167 + 50_000, 1000)}  # images and classes as published
+WHOLE = {
+    "cub": (11_788, 200),
+    "cars": (16_185, 196),
+    "mini_imagenet": (60_000, 100),
+    "imagenet": (1_281_167 + 50_000, 1000),
+}  # images and classes as published
 
 
 def what_is_used(
@@ -392,10 +575,16 @@ def what_is_used(
 ) -> dict[str, int | bool]:  # for `Entry.parameters`
     "Nothing if the set is there as published; else `images_used`, `classes_used` and `complete=False`."
     found = sum(map(len, parts)), len({c for part in parts for c in part.classes})
-    return {} if found == WHOLE[name] else {"images_used": found[0], "classes_used": found[1], "complete": False}
+    return (
+        {}
+        if found == WHOLE[name]
+        else {"images_used": found[0], "classes_used": found[1], "complete": False}
+    )
 
 # %% ../../nbs/data/04_photos.ipynb #d1811cf2
-def _damages(photos: PhotoSet, crop: bool, bar: bool = False) -> list[str]:  # of each image: what is wrong with it, or ''
+def _damages(
+    photos: PhotoSet, crop: bool, bar: bool = False
+) -> list[str]:  # of each image: what is wrong with it, or ''
     def damage(i: int) -> str:
         try:
             photos.image(i, crop)
@@ -404,8 +593,13 @@ def _damages(photos: PhotoSet, crop: bool, bar: bool = False) -> list[str]:  # o
         return ""
 
     found: list[str] = []
-    with ThreadPoolExecutor() as pool, progress_bar(len(photos), photos.name) if bar else nullcontext() as shown:
-        for start in range(0, len(photos), 500):  # in portions: whoever loses patience does not wait for all the others
+    with (
+        ThreadPoolExecutor() as pool,
+        progress_bar(len(photos), photos.name) if bar else nullcontext() as shown,
+    ):
+        for start in range(
+            0, len(photos), 500
+        ):  # in portions: whoever loses patience does not wait for all the others
             found += pool.map(damage, range(start, min(start + 500, len(photos))))
             if shown is not None:
                 shown.update(len(found) - start)
@@ -423,9 +617,20 @@ def check_photos(
     good = [i for i, d in enumerate(damages) if not d]
     if len(good) == len(photos):
         return photos
-    fault(f"{len(photos) - len(good):,} of {len(photos):,} images are damaged: {next(filter(None, damages)).rstrip('.')}")
+    fault(
+        f"{len(photos) - len(good):,} of {len(photos):,} images are damaged: {next(filter(None, damages)).rstrip('.')}"
+    )
     boxes = None if photos.boxes is None else photos.boxes[good].numpy().astype(np.float64)
-    kept = _photo_set(photos.name, Path(), [photos.paths[i] for i in good], photos.labels[good].tolist(), dict(enumerate(photos.classes)), boxes, fault, skipped)
+    kept = _photo_set(
+        photos.name,
+        Path(),
+        [photos.paths[i] for i in good],
+        photos.labels[good].tolist(),
+        dict(enumerate(photos.classes)),
+        boxes,
+        fault,
+        skipped,
+    )
     return replace(kept, skipped=photos.skipped + kept.skipped)
 
 # %% ../../nbs/data/04_photos.ipynb #b7daceed
@@ -433,14 +638,20 @@ def photo_faults(
     name: str,  # one of `PHOTO_SETS`, or 'imagenet'
     root: str | os.PathLike | None = None,  # data root, see `nsl_repro.base.downloads.data_root`
     decode: bool = True,  # decode every image, with a progress bar; False: only names and lists are read
-) -> tuple[int, int, list[str]]:  # images and classes that can be used; what is wrong, one sentence each, the first 100
+) -> tuple[
+    int, int, list[str]
+]:  # images and classes that can be used; what is wrong, one sentence each, the first 100
     "Everything that is wrong with a set of photographs. Raises `DataNotFound` only if there is none."
     folder = find_data(name, root)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if name == "imagenet":
-                parts = [photos_from_folder(folder / part, f"imagenet/{part}", "skip") for part in ("train", "val") if (folder / part).is_dir()]
+                parts = [
+                    photos_from_folder(folder / part, f"imagenet/{part}", "skip")
+                    for part in ("train", "val")
+                    if (folder / part).is_dir()
+                ]
             else:
                 parts = [load_photos(name, root, on_error="skip")]
     except (DataNotFound, DamagedData) as error:
@@ -449,12 +660,21 @@ def photo_faults(
     for photos in parts:
         if len(photos.classes) != len(parts[0].classes) or photos.classes != parts[0].classes:
             odd = sorted({*photos.classes} ^ {*parts[0].classes})
-            faults.append(f"{name} at {folder}: train and val must hold the same classes, but {len(odd):,} are in one of them only, the first is {odd[0]}.")
+            faults.append(
+                f"{name} at {folder}: train and val must hold the same classes, but {len(odd):,} are in one of them only, the first is {odd[0]}."
+            )
         if not faults and photos.boxes is not None:  # these have lists
             listed = set(photos.paths)
-            extra = sorted(p for f in {p.parent for p in listed} for p in f.iterdir() if p.suffix.lower() in _SUFFIXES and p not in listed)
+            extra = sorted(
+                p
+                for f in {p.parent for p in listed}
+                for p in f.iterdir()
+                if p.suffix.lower() in _SUFFIXES and p not in listed
+            )
             if extra:
-                faults.append(f"{name} at {folder}: {len(extra):,} images are in no list, the first is {extra[0].relative_to(folder).as_posix()}.")
+                faults.append(
+                    f"{name} at {folder}: {len(extra):,} images are in no list, the first is {extra[0].relative_to(folder).as_posix()}."
+                )
         if decode:
             faults += filter(None, _damages(photos, photos.boxes is not None, bar=True))
     return sum(map(len, parts)), len(parts[0].classes), faults[:100]

@@ -25,7 +25,7 @@ from torch import Tensor, library as torch_library
 from ..base.checks import checked
 
 # %% ../../nbs/kernels/02_cpu.ipynb #a4575fa8
-_TYPES = r'''
+_TYPES = r"""
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,10 +82,10 @@ static void run(Job *job, void (*work)(Job *, count), count parts, Pool pool) {
   if (job->threads > 1 && parts > 1) pool(worker, job, least(job->threads, parts), 0);
   else worker(job);
 }
-'''
+"""
 
 # %% ../../nbs/kernels/02_cpu.ipynb #e55f2f08
-_TILES = r'''
+_TILES = r"""
 // The first n lanes from memory, zeros behind them; and back.
 inlined vec load(const real *p, count n) {
   if (n >= LANES) return *(const vec *)p;
@@ -177,10 +177,10 @@ static void sums_of(const vec *v, count n, real *out, int add) {
     store(out + i, t[0], n - i);
   }
 }
-'''
+"""
 
 # %% ../../nbs/kernels/02_cpu.ipynb #fc3e2fdb
-_PATCHES = r'''
+_PATCHES = r"""
 static void where(const Shape *s, count n, count *at) {
   count j = n % s->Wo, i = n / s->Wo % s->Ho, b = n / s->Wo / s->Ho;
   for (count u = 0; u < s->kh; u++) {
@@ -230,10 +230,10 @@ static void patches(const Job *job, count n0, count P, count c0, count cc, const
     }
   }
 }
-'''
+"""
 
 # %% ../../nbs/kernels/02_cpu.ipynb #bc4c3ea8
-_FORWARD = r'''
+_FORWARD = r"""
 // weight (F, C, K) -> panels of filters, each (K, C, width)
 static void pack_filters(Job *job, count part) {
   const Shape *s = job->s;
@@ -268,10 +268,10 @@ int forward(const Shape *s, const real *x, const real *w, const real *M, real *y
   free(job.packed);
   return job.failed;
 }
-'''
+"""
 
 # %% ../../nbs/kernels/02_cpu.ipynb #d73cc768
-_BACKWARD = r'''
+_BACKWARD = r"""
 static count group_of(const Shape *s) {  // channels in a group
   count K = s->kh * s->kw;
   return K * s->C <= COLUMNS ? s->C : COLUMNS / K > LANES ? COLUMNS / K / LANES * LANES : least(s->C, LANES);
@@ -388,22 +388,24 @@ int backward(const Shape *s, const real *x, const real *w, const real *M, const 
   free(job.packed); free(job.sums);
   return job.failed;
 }
-'''
+"""
 
 # %% ../../nbs/kernels/02_cpu.ipynb #a72bbccc
-_FLAGS = ('-O3', '-march=native', '-std=gnu11', '-shared', '-fPIC')
+_FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 
 
 def _cache_folder() -> Path:
     "Where compiled kernels are kept; a folder of this process alone, removed with it, if the user's cache cannot be written, or if others can write there: what is found in it is executed."
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'nsl_repro'
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsl_repro"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
-        ours = os.name != 'posix' or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
-        if ours and os.access(folder, os.W_OK): return folder
-    except OSError: pass
-    folder = Path(tempfile.mkdtemp(prefix='nsl_repro-'))
+        ours = os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+        if ours and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="nsl_repro-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -411,40 +413,65 @@ def _cache_folder() -> Path:
 @cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     "The compiled kernels for float32 or float64. Raises `RuntimeError`, one sentence, where they cannot be had."
-    if not hasattr(ctypes.CDLL(None) if os.name == 'posix' else None, 'GOMP_parallel'):
-        raise RuntimeError("the C kernels share PyTorch's OpenMP threads, and this PyTorch was built without GNU's OpenMP")
-    compiler = shlex.split(os.environ.get('CC', '')) or next(([c] for c in ('cc', 'gcc', 'clang') if shutil.which(c)), [])
-    if not compiler: raise RuntimeError('the C kernels need a C compiler, and there is no cc, gcc or clang on the PATH (on Debian: apt install gcc)')
-    source = ''.join((_TYPES, _TILES, _PATCHES, _FORWARD, _BACKWARD))
-    flags = [*_FLAGS, *(['-DDOUBLE'] if dtype == torch.float64 else [])]
+    if not hasattr(ctypes.CDLL(None) if os.name == "posix" else None, "GOMP_parallel"):
+        raise RuntimeError(
+            "the C kernels share PyTorch's OpenMP threads, and this PyTorch was built without GNU's OpenMP"
+        )
+    compiler = shlex.split(os.environ.get("CC", "")) or next(
+        ([c] for c in ("cc", "gcc", "clang") if shutil.which(c)), []
+    )
+    if not compiler:
+        raise RuntimeError(
+            "the C kernels need a C compiler, and there is no cc, gcc or clang on the PATH (on Debian: apt install gcc)"
+        )
+    source = "".join((_TYPES, _TILES, _PATCHES, _FORWARD, _BACKWARD))
+    flags = [*_FLAGS, *(["-DDOUBLE"] if dtype == torch.float64 else [])]
     try:
-        machine = subprocess.run([*compiler, *flags, '-dM', '-E', '-x', 'c', os.devnull], capture_output=True, check=True).stdout  # all that the compiler knows about itself and its target
+        machine = subprocess.run(
+            [*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True
+        ).stdout  # all that the compiler knows about itself and its target
         name = hashlib.sha256(repr((source, flags, machine)).encode()).hexdigest()[:20]
         folder = _cache_folder()
-        path = folder / f'dynamic_conv2d-{name}.so'
+        path = folder / f"dynamic_conv2d-{name}.so"
         if not path.exists():
-            handle, part = tempfile.mkstemp(dir=folder, suffix='.part')
+            handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
             os.close(handle)
-            subprocess.run([*compiler, *flags, '-x', 'c', '-', '-o', part], input=source.encode(), capture_output=True, check=True)
+            subprocess.run(
+                [*compiler, *flags, "-x", "c", "-", "-o", part],
+                input=source.encode(),
+                capture_output=True,
+                check=True,
+            )
             os.replace(part, path)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as e:
-        said = [line for line in e.stderr.decode(errors='replace').splitlines() if 'error' in line] or ['nothing']
-        raise RuntimeError(f"the C kernels could not be compiled: {' '.join(compiler)} said {said[0]!r}") from None
+        said = [
+            line for line in e.stderr.decode(errors="replace").splitlines() if "error" in line
+        ] or ["nothing"]
+        raise RuntimeError(
+            f"the C kernels could not be compiled: {' '.join(compiler)} said {said[0]!r}"
+        ) from None
     except OSError as e:
-        raise RuntimeError(f'the C kernels could not be compiled or loaded: {e}') from None
+        raise RuntimeError(f"the C kernels could not be compiled or loaded: {e}") from None
 
 # %% ../../nbs/kernels/02_cpu.ipynb #85440768
 @cache
 def _reason(backend: str) -> str:
-    if backend == 'reference': return ''
-    if backend == 'c':
-        try: _library(torch.float32)
-        except RuntimeError as e: return str(e)
-        return ''
-    if backend == 'triton':
-        try: from nsl_repro.kernels import gpu as triton_kernels
-        except ImportError as e: return f'the Triton kernels need Triton, which comes with the CUDA builds of PyTorch ({e})'
+    if backend == "reference":
+        return ""
+    if backend == "c":
+        try:
+            _library(torch.float32)
+        except RuntimeError as e:
+            return str(e)
+        return ""
+    if backend == "triton":
+        try:
+            from nsl_repro.kernels import gpu as triton_kernels
+        except ImportError as e:
+            return (
+                f"the Triton kernels need Triton, which comes with the CUDA builds of PyTorch ({e})"
+            )
         return triton_kernels.why_not_here()
     raise ValueError(f"backend must be 'auto', 'reference', 'c' or 'triton', not {backend!r}")
 
@@ -470,57 +497,141 @@ def _channels_first(t: Tensor) -> Tensor:
 
 def _call(function: str, dtype: torch.dtype, shape: list[int], *tensors: Tensor) -> None:
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-    failed = getattr(_library(dtype), function)((ctypes.c_int64 * len(shape))(*shape), *pointers, ctypes.CDLL(None).GOMP_parallel, ctypes.c_int64(torch.get_num_threads()))
-    if failed: raise MemoryError('the C kernels could not allocate their buffers')
+    failed = getattr(_library(dtype), function)(
+        (ctypes.c_int64 * len(shape))(*shape),
+        *pointers,
+        ctypes.CDLL(None).GOMP_parallel,
+        ctypes.c_int64(torch.get_num_threads()),
+    )
+    if failed:
+        raise MemoryError("the C kernels could not allocate their buffers")
 
 
 _MOST_TAPS = 4096  # the kernels keep a few pointers a tap on the stack
 
 
-def _shape(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:  # x, M channels last; the C code's struct Shape
+def _shape(
+    x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:  # x, M channels last; the C code's struct Shape
     (B, H, W, C), (n_filters, _, kh, kw) = x.shape, weight.shape
     left, right, top, bottom = padding
     (sh, sw), (dh, dw), K = stride, dilation, kh * kw
-    if weight.shape[1] != C or min(kh, kw, sh, sw, dh, dw) < 1 or min(left, right, top, bottom) < 0 or K > _MOST_TAPS:  # else the kernels would leave their memory
-        raise ValueError(f'x must be (B, C, H, W) and weight (C_out, C, kh, kw) with 1 to {_MOST_TAPS} taps, stride and dilation positive and padding not negative, not {(B, C, H, W)}, {tuple(weight.shape)}, {stride}, {dilation} and {padding}')
-    place = (B, (H + top + bottom - dh * (kh - 1) - 1) // sh + 1, (W + left + right - dw * (kw - 1) - 1) // sw + 1)
-    if min(place[1:]) < 1 or M.shape not in ((*place, K), (*place, K, K)): raise ValueError(f'M must have one similarity for each of the {place} places, (K,) or (K, K) with K = {K}, not {tuple(M.shape)}')
-    return [B, H, W, C, *M.shape[1:3], n_filters, kh, kw, *stride, top, left, *dilation, int(M.ndim == 5)]
+    if (
+        weight.shape[1] != C
+        or min(kh, kw, sh, sw, dh, dw) < 1
+        or min(left, right, top, bottom) < 0
+        or K > _MOST_TAPS
+    ):  # else the kernels would leave their memory
+        raise ValueError(
+            f"x must be (B, C, H, W) and weight (C_out, C, kh, kw) with 1 to {_MOST_TAPS} taps, stride and dilation positive and padding not negative, not {(B, C, H, W)}, {tuple(weight.shape)}, {stride}, {dilation} and {padding}"
+        )
+    place = (
+        B,
+        (H + top + bottom - dh * (kh - 1) - 1) // sh + 1,
+        (W + left + right - dw * (kw - 1) - 1) // sw + 1,
+    )
+    if min(place[1:]) < 1 or M.shape not in ((*place, K), (*place, K, K)):
+        raise ValueError(
+            f"M must have one similarity for each of the {place} places, (K,) or (K, K) with K = {K}, not {tuple(M.shape)}"
+        )
+    return [
+        B,
+        H,
+        W,
+        C,
+        *M.shape[1:3],
+        n_filters,
+        kh,
+        kw,
+        *stride,
+        top,
+        left,
+        *dilation,
+        int(M.ndim == 5),
+    ]
 
 
-def _c_forward(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+def _c_forward(
+    x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype, M.dtype) else torch.float32
-    x, w, M = _channels_last(x.to(dtype)), weight.to(dtype).contiguous(), _channels_last(M.to(dtype))
+    x, w, M = (
+        _channels_last(x.to(dtype)),
+        weight.to(dtype).contiguous(),
+        _channels_last(M.to(dtype)),
+    )
     y = x.new_empty(*M.shape[:3], len(w))
-    _call('forward', dtype, _shape(x, w, M, stride, padding, dilation), x, w, M, y)
+    _call("forward", dtype, _shape(x, w, M, stride, padding, dilation), x, w, M, y)
     return _channels_first(y.to(weight.dtype))
 
 
-def _c_backward(grad: Tensor, x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _c_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype, M.dtype) else torch.float32
-    g, X, w, m = _channels_last(grad.to(dtype)), _channels_last(x.to(dtype)), weight.to(dtype).contiguous(), _channels_last(M.to(dtype))
-    if g.shape != (*m.shape[:3], len(w)): raise ValueError(f'grad must be {(len(X), len(w), *m.shape[1:3])}, not {tuple(grad.shape)}')
+    g, X, w, m = (
+        _channels_last(grad.to(dtype)),
+        _channels_last(x.to(dtype)),
+        weight.to(dtype).contiguous(),
+        _channels_last(M.to(dtype)),
+    )
+    if g.shape != (*m.shape[:3], len(w)):
+        raise ValueError(f"grad must be {(len(X), len(w), *m.shape[1:3])}, not {tuple(grad.shape)}")
     gx, gw, gM = torch.empty_like(X), torch.empty_like(w), torch.empty_like(m)
-    _call('backward', dtype, _shape(X, w, m, stride, padding, dilation), X, w, m, g, gx, gw, gM)
+    _call("backward", dtype, _shape(X, w, m, stride, padding, dilation), X, w, m, g, gx, gw, gM)
     return _channels_first(gx.to(x.dtype)), gw.to(weight.dtype), _channels_first(gM.to(M.dtype))
 
 # %% ../../nbs/kernels/02_cpu.ipynb #a12736ca
-def _kernels(backend: str) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _kernels(
+    backend: str,
+) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
     "(forward, backward) of a backend."
-    if backend == 'c': return _c_forward, _c_backward
+    if backend == "c":
+        return _c_forward, _c_backward
     from nsl_repro.kernels.gpu import triton_backward, triton_forward
+
     return triton_forward, triton_backward
 
 
-_NAMES = __name__.split('.')[0].strip('_')  # in the notebook they are operators of their own: registering a name twice takes it from the library
+_NAMES = __name__.split(
+    "."
+)[
+    0
+].strip(
+    "_"
+)  # in the notebook they are operators of their own: registering a name twice takes it from the library
 
-@torch_library.custom_op(f'{_NAMES}::dynamic_conv2d', mutates_args=())
-def _conv(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int], backend: str) -> Tensor:
+
+@torch_library.custom_op(f"{_NAMES}::dynamic_conv2d", mutates_args=())
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    backend: str,
+) -> Tensor:
     return _kernels(backend)[0](x, weight, M, stride, padding, dilation)
 
 
-@torch_library.custom_op(f'{_NAMES}::dynamic_conv2d_backward', mutates_args=())
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int], backend: str) -> tuple[Tensor, Tensor, Tensor]:
+@torch_library.custom_op(f"{_NAMES}::dynamic_conv2d_backward", mutates_args=())
+def _conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     return _kernels(backend)[1](grad, x, weight, M, stride, padding, dilation)
 
 
@@ -531,16 +642,20 @@ def _(x, weight, M, stride, padding, dilation, backend):
 
 @_conv_backward.register_fake
 def _(grad, x, weight, M, stride, padding, dilation, backend):
-    like = lambda t: _channels_first(torch.empty_like(t.movedim((-2, -1), (1, 2)), memory_format=torch.contiguous_format))
+    like = lambda t: _channels_first(
+        torch.empty_like(t.movedim((-2, -1), (1, 2)), memory_format=torch.contiguous_format)
+    )
     return like(x), torch.empty_like(weight, memory_format=torch.contiguous_format), like(M)
 
 
 class _Gradient(torch.autograd.Function):
     "(grad, x, weight, M, ...) -> gradients of x, weight and M. Its own derivative is the reference form's."
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, x, weight, M, stride, padding, dilation, backend): return _conv_backward(grad, x, weight, M, stride, padding, dilation, backend)
+    def forward(grad, x, weight, M, stride, padding, dilation, backend):
+        return _conv_backward(grad, x, weight, M, stride, padding, dilation, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -550,21 +665,34 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         from nsl_repro.nsl.dynamic import _reference
+
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():  # views, because grad may itself depend on the others
-            tensors = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            tensors = [
+                t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+                for t in ctx.saved_tensors
+            ]
             grad, x, weight, M = tensors
-            first = torch.autograd.grad(_reference(x, weight, M, ctx.stride, ctx.padding, ctx.dilation), (x, weight, M), grad, create_graph=True)
-            second = torch.autograd.grad(first, tensors, grads, create_graph=create_graph, allow_unused=True)
+            first = torch.autograd.grad(
+                _reference(x, weight, M, ctx.stride, ctx.padding, ctx.dilation),
+                (x, weight, M),
+                grad,
+                create_graph=True,
+            )
+            second = torch.autograd.grad(
+                first, tensors, grads, create_graph=create_graph, allow_unused=True
+            )
         return *second, None, None, None, None
 
 
 class _Convolution(torch.autograd.Function):
     "(x, weight, M, ...) -> the dynamic convolution."
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, weight, M, stride, padding, dilation, backend): return _conv(x, weight, M, stride, padding, dilation, backend)
+    def forward(x, weight, M, stride, padding, dilation, backend):
+        return _conv(x, weight, M, stride, padding, dilation, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -573,37 +701,67 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return *_Gradient.apply(grad, *ctx.saved_tensors, ctx.stride, ctx.padding, ctx.dilation, ctx.backend), None, None, None, None
+        return (
+            *_Gradient.apply(
+                grad, *ctx.saved_tensors, ctx.stride, ctx.padding, ctx.dilation, ctx.backend
+            ),
+            None,
+            None,
+            None,
+            None,
+        )
 
 # %% ../../nbs/kernels/02_cpu.ipynb #967341d1
 @checked
 def choose_backend(
-    x: Float[Tensor, '...'],  # the image
+    x: Float[Tensor, "..."],  # the image
     groups: int = 1,
 ) -> str:  # 'c' or 'reference'
     "What `backend='auto'` means for these arguments on this machine."
-    return 'c' if x.device.type == 'cpu' and groups == 1 and not why_not('c') else 'reference'
+    return "c" if x.device.type == "cpu" and groups == 1 and not why_not("c") else "reference"
 
 
-def _fast(x: Tensor, weight: Tensor, M: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, backend: str) -> Tensor:
+def _fast(
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str,
+) -> Tensor:
     "`fast_dynamic_conv2d` for arguments that are known to fit."
     reason = why_not(backend)
-    if not reason and backend == 'c' and x.device.type != 'cpu': reason = f'the C kernels work on the CPU, and x is on {x.device}'
-    if reason: raise RuntimeError(f'backend {backend!r} cannot be used here: {reason}')
-    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64: weight = weight.to(torch.get_autocast_dtype(x.device.type))
-    parts = [_Convolution.apply(xs, ws, M, list(stride), list(padding), list(dilation), backend) for xs, ws in zip(x.chunk(groups, 1), weight.chunk(groups))]
+    if not reason and backend == "c" and x.device.type != "cpu":
+        reason = f"the C kernels work on the CPU, and x is on {x.device}"
+    if reason:
+        raise RuntimeError(f"backend {backend!r} cannot be used here: {reason}")
+    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64:
+        weight = weight.to(torch.get_autocast_dtype(x.device.type))
+    parts = [
+        _Convolution.apply(xs, ws, M, list(stride), list(padding), list(dilation), backend)
+        for xs, ws in zip(x.chunk(groups, 1), weight.chunk(groups))
+    ]
     return parts[0] if groups == 1 else torch.cat(parts, 1)
 
 
 @checked
 def fast_dynamic_conv2d(
-    x: Float[Tensor, 'B C_in H W'], weight: Float[Tensor, 'C_out C_group kh kw'],  # as in `dynamic_conv2d`
-    M: Float[Tensor, 'B K H_out W_out'] | Float[Tensor, 'B K K H_out W_out'],
-    stride: tuple[int, int], padding: tuple[int, int, int, int],  # padding: left, right, top, bottom
-    dilation: tuple[int, int], groups: int,
+    x: Float[Tensor, "B C_in H W"],
+    weight: Float[Tensor, "C_out C_group kh kw"],  # as in `dynamic_conv2d`
+    M: Float[Tensor, "B K H_out W_out"] | Float[Tensor, "B K K H_out W_out"],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],  # padding: left, right, top, bottom
+    dilation: tuple[int, int],
+    groups: int,
     backend: str,  # 'c' or 'triton'
 ) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
     "`dynamic_conv2d` without a bias, by a kernel. Raises `ValueError` for sizes that do not fit, `RuntimeError`, one sentence, where the backend cannot be used."
-    if groups < 1 or x.shape[1] % groups or len(weight) % groups: raise ValueError(f'groups must divide the {x.shape[1]} channels of x and the {len(weight)} filters of weight, not be {groups}')
-    if backend == 'reference': raise ValueError("backend must be 'c' or 'triton', not 'reference', which is no kernel")
+    if groups < 1 or x.shape[1] % groups or len(weight) % groups:
+        raise ValueError(
+            f"groups must divide the {x.shape[1]} channels of x and the {len(weight)} filters of weight, not be {groups}"
+        )
+    if backend == "reference":
+        raise ValueError("backend must be 'c' or 'triton', not 'reference', which is no kernel")
     return _fast(x, weight, M, stride, padding, dilation, int(groups), backend)

@@ -21,20 +21,51 @@ def _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW: tl.const
     i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
     h, w = i * sh - top + k // KW * dh, j * sw - left + k % KW * dw
     inside = (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    return tl.load(x + ((b * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.)
+    return tl.load(
+        x + ((b * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :],
+        mask=inside[:, None] & (c < C)[None, :],
+        other=0.0,
+    )
 
 # %% ../../nbs/kernels/03_gpu.ipynb #f7cee8e5
 @triton.jit
 def _dot(a, b, total, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     "total + a b."
     a, b = a.to(DTYPE), b.to(DTYPE)
-    if PRECISION == 'interpreted': return tl.dot(a.to(ACC), b.to(ACC), total, out_dtype=ACC)
+    if PRECISION == "interpreted":
+        return tl.dot(a.to(ACC), b.to(ACC), total, out_dtype=ACC)
     return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=ACC)
 
 # %% ../../nbs/kernels/03_gpu.ipynb #0b901797
 @triton.jit
-def _forward_kernel(x, weight, M, y, N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-                    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+def _forward_kernel(
+    x,
+    weight,
+    M,
+    y,
+    N,
+    H,
+    W,
+    Ho,
+    Wo,
+    sh,
+    sw,
+    top,
+    left,
+    dh,
+    dw,
+    C: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    KW: tl.constexpr,
+    FULL: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+    BF: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     n = tl.program_id(0) * P + tl.arange(0, P)
     n64 = n.to(tl.int64)
     f = tl.program_id(1) * BF + tl.arange(0, BF)
@@ -43,21 +74,64 @@ def _forward_kernel(x, weight, M, y, N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
         c = c0 + tl.arange(0, BC)
         taps = ()
         if FULL:
-            for j in tl.static_range(K): taps = taps + (_tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC),)
+            for j in tl.static_range(K):
+                taps = taps + (
+                    _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC),
+                )
         for k in range(K):
             if FULL:
                 q = tl.zeros((P, BC), ACC)
-                for j in tl.static_range(K): q += tl.load(M + n64 * (K * K) + k * K + j, mask=n < N, other=0.).to(ACC)[:, None] * taps[j]
+                for j in tl.static_range(K):
+                    q += (
+                        tl.load(M + n64 * (K * K) + k * K + j, mask=n < N, other=0.0).to(ACC)[
+                            :, None
+                        ]
+                        * taps[j]
+                    )
             else:
-                q = tl.load(M + n64 * K + k, mask=n < N, other=0.).to(ACC)[:, None] * _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
-            w = tl.load(weight + (k * C + c)[:, None] * F + f[None, :], mask=(c < C)[:, None] & (f < F)[None, :], other=0.)
+                q = tl.load(M + n64 * K + k, mask=n < N, other=0.0).to(ACC)[:, None] * _tap(
+                    x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW
+                ).to(ACC)
+            w = tl.load(
+                weight + (k * C + c)[:, None] * F + f[None, :],
+                mask=(c < C)[:, None] & (f < F)[None, :],
+                other=0.0,
+            )
             total = _dot(q, w, total, DTYPE, ACC, PRECISION)
     tl.store(y + n64[:, None] * F + f[None, :], total, mask=(n < N)[:, None] & (f < F)[None, :])
 
 # %% ../../nbs/kernels/03_gpu.ipynb #71859ef0
 @triton.jit
-def _backward_kernel(x, weight, M, g, gM, spread, N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-                     C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+def _backward_kernel(
+    x,
+    weight,
+    M,
+    g,
+    gM,
+    spread,
+    N,
+    H,
+    W,
+    Ho,
+    Wo,
+    sh,
+    sw,
+    top,
+    left,
+    dh,
+    dw,
+    C: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    KW: tl.constexpr,
+    FULL: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+    BF: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     n = tl.program_id(0) * P + tl.arange(0, P)
     n64 = n.to(tl.int64)
     for c0 in range(0, C, BC):
@@ -67,8 +141,16 @@ def _backward_kernel(x, weight, M, g, gM, spread, N, H, W, Ho, Wo, sh, sw, top, 
             total = tl.zeros((P, BC), ACC)
             for f0 in range(0, F, BF):
                 f = f0 + tl.arange(0, BF)
-                gs = tl.load(g + n64[:, None] * F + f[None, :], mask=(n < N)[:, None] & (f < F)[None, :], other=0.)
-                w = tl.load(weight + (k * C + c)[None, :] * F + f[:, None], mask=(c < C)[None, :] & (f < F)[:, None], other=0.)
+                gs = tl.load(
+                    g + n64[:, None] * F + f[None, :],
+                    mask=(n < N)[:, None] & (f < F)[None, :],
+                    other=0.0,
+                )
+                w = tl.load(
+                    weight + (k * C + c)[None, :] * F + f[:, None],
+                    mask=(c < C)[None, :] & (f < F)[:, None],
+                    other=0.0,
+                )
                 total = _dot(gs, w, total, DTYPE, ACC, PRECISION)
             gq = gq + (total,)
         for j in tl.static_range(K):
@@ -78,30 +160,97 @@ def _backward_kernel(x, weight, M, g, gM, spread, N, H, W, Ho, Wo, sh, sw, top, 
                 if FULL or k == j:
                     entry = n64 * (K * K) + k * K + j if FULL else n64 * K + k
                     dot = tl.sum(gq[k] * tap, 1)
-                    if c0 > 0: dot += tl.load(gM + entry, mask=n < N, other=0.)
+                    if c0 > 0:
+                        dot += tl.load(gM + entry, mask=n < N, other=0.0)
                     tl.store(gM + entry, dot, mask=n < N)
-                    says += tl.load(M + entry, mask=n < N, other=0.).to(ACC)[:, None] * gq[k]
-            tl.store(spread + (n64 * K + j)[:, None] * C + c[None, :], says, mask=(n < N)[:, None] & (c < C)[None, :])
+                    says += tl.load(M + entry, mask=n < N, other=0.0).to(ACC)[:, None] * gq[k]
+            tl.store(
+                spread + (n64 * K + j)[:, None] * C + c[None, :],
+                says,
+                mask=(n < N)[:, None] & (c < C)[None, :],
+            )
 
 
 @triton.jit
-def _gather_kernel(spread, gx, pixels, H, W, Ho, Wo, sh, sw, top, left, dh, dw, C: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr):
+def _gather_kernel(
+    spread,
+    gx,
+    pixels,
+    H,
+    W,
+    Ho,
+    Wo,
+    sh,
+    sw,
+    top,
+    left,
+    dh,
+    dw,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    KW: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+    ACC: tl.constexpr,
+):
     r = tl.program_id(0) * P + tl.arange(0, P)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     h, w, b = r // W % H, r % W, r // (H * W)
     total = tl.zeros((P, BC), ACC)
     for k in range(K):
         i, j = h + top - k // KW * dh, w + left - k % KW * dw  # times the stride
-        seen = (r < pixels) & (i >= 0) & (j >= 0) & (i % sh == 0) & (j % sw == 0) & (i // sh < Ho) & (j // sw < Wo)
+        seen = (
+            (r < pixels)
+            & (i >= 0)
+            & (j >= 0)
+            & (i % sh == 0)
+            & (j % sw == 0)
+            & (i // sh < Ho)
+            & (j // sw < Wo)
+        )
         n = (b * Ho + i // sh) * Wo + j // sw
-        total += tl.load(spread + (n.to(tl.int64) * K + k)[:, None] * C + c[None, :], mask=seen[:, None] & (c < C)[None, :], other=0.)
-    tl.store(gx + r.to(tl.int64)[:, None] * C + c[None, :], total, mask=(r < pixels)[:, None] & (c < C)[None, :])
+        total += tl.load(
+            spread + (n.to(tl.int64) * K + k)[:, None] * C + c[None, :],
+            mask=seen[:, None] & (c < C)[None, :],
+            other=0.0,
+        )
+    tl.store(
+        gx + r.to(tl.int64)[:, None] * C + c[None, :],
+        total,
+        mask=(r < pixels)[:, None] & (c < C)[None, :],
+    )
 
 # %% ../../nbs/kernels/03_gpu.ipynb #0586acc5
 @triton.jit
-def _weight_kernel(x, M, g, partial, N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-                   C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, SPLIT: tl.constexpr,
-                   DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+def _weight_kernel(
+    x,
+    M,
+    g,
+    partial,
+    N,
+    H,
+    W,
+    Ho,
+    Wo,
+    sh,
+    sw,
+    top,
+    left,
+    dh,
+    dw,
+    C: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    KW: tl.constexpr,
+    FULL: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+    BF: tl.constexpr,
+    SPLIT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     k = tl.program_id(0) % K
     c = tl.program_id(0) // K * BC + tl.arange(0, BC)
     f = tl.program_id(1) * BF + tl.arange(0, BF)
@@ -113,25 +262,44 @@ def _weight_kernel(x, M, g, partial, N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
         n64 = n.to(tl.int64)
         if FULL:
             q = tl.zeros((P, BC), ACC)
-            for j in range(K): q += tl.load(M + n64 * (K * K) + k * K + j, mask=n < N, other=0.).to(ACC)[:, None] * _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
+            for j in range(K):
+                q += tl.load(M + n64 * (K * K) + k * K + j, mask=n < N, other=0.0).to(ACC)[
+                    :, None
+                ] * _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
         else:
-            q = tl.load(M + n64 * K + k, mask=n < N, other=0.).to(ACC)[:, None] * _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
-        gs = tl.load(g + n64[:, None] * F + f[None, :], mask=(n < N)[:, None] & (f < F)[None, :], other=0.)
+            q = tl.load(M + n64 * K + k, mask=n < N, other=0.0).to(ACC)[:, None] * _tap(
+                x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW
+            ).to(ACC)
+        gs = tl.load(
+            g + n64[:, None] * F + f[None, :], mask=(n < N)[:, None] & (f < F)[None, :], other=0.0
+        )
         total = _dot(tl.trans(q), gs, total, DTYPE, ACC, PRECISION)
         n0 += SPLIT * P
-    tl.store(partial + ((part * K + k).to(tl.int64) * C + c)[:, None] * F + f[None, :], total, mask=(c < C)[:, None] & (f < F)[None, :])
+    tl.store(
+        partial + ((part * K + k).to(tl.int64) * C + c)[:, None] * F + f[None, :],
+        total,
+        mask=(c < C)[:, None] & (f < F)[None, :],
+    )
 
 # %% ../../nbs/kernels/03_gpu.ipynb #c0e326ae
 _SPREAD = 64 * 2**20  # bytes of it, at most (for one image at least)
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_TYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 
 def why_not_here() -> str:  # '' or one sentence
     "Why the Triton kernels cannot be used on this machine."
-    if isinstance(_tap, InterpretedFunction): return ''  # TRITON_INTERPRET=1: on any device, slowly
-    if not torch.cuda.is_available(): return 'the Triton kernels need a GPU (or TRITON_INTERPRET=1 in the environment, to try them slowly without one)'
-    if torch.cuda.get_device_capability() < (7, 5): return 'the Triton kernels need a GPU of compute capability 7.5 or newer'
-    return ''
+    if isinstance(_tap, InterpretedFunction):
+        return ""  # TRITON_INTERPRET=1: on any device, slowly
+    if not torch.cuda.is_available():
+        return "the Triton kernels need a GPU (or TRITON_INTERPRET=1 in the environment, to try them slowly without one)"
+    if torch.cuda.get_device_capability() < (7, 5):
+        return "the Triton kernels need a GPU of compute capability 7.5 or newer"
+    return ""
 
 
 def _last(t: Tensor) -> Tensor:
@@ -139,12 +307,34 @@ def _last(t: Tensor) -> Tensor:
     return t.movedim((-2, -1), (1, 2)).contiguous()
 
 
-def _plan(x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> tuple[tuple[int, ...], dict[str, Any]]:  # x, M channels last
+def _plan(
+    x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[tuple[int, ...], dict[str, Any]]:  # x, M channels last
     "The arguments that all kernels share: numbers, compile-time constants."
-    (_, H, W, C), (Ho, Wo), (n_filters, _, kh, kw), (left, _, top, _) = x.shape, M.shape[1:3], weight.shape, padding
+    (_, H, W, C), (Ho, Wo), (n_filters, _, kh, kw), (left, _, top, _) = (
+        x.shape,
+        M.shape[1:3],
+        weight.shape,
+        padding,
+    )
     double = torch.float64 in (x.dtype, weight.dtype, M.dtype)
-    precision = 'interpreted' if isinstance(_tap, InterpretedFunction) else 'tf32' if torch.backends.cudnn.allow_tf32 and not double else 'ieee'
-    return (H, W, Ho, Wo, *stride, top, left, *dilation), dict(C=C, F=n_filters, K=kh * kw, KW=kw, FULL=M.ndim == 5, DTYPE=_TYPES[weight.dtype], ACC=tl.float64 if double else tl.float32, PRECISION=precision)
+    precision = (
+        "interpreted"
+        if isinstance(_tap, InterpretedFunction)
+        else "tf32"
+        if torch.backends.cudnn.allow_tf32 and not double
+        else "ieee"
+    )
+    return (H, W, Ho, Wo, *stride, top, left, *dilation), dict(
+        C=C,
+        F=n_filters,
+        K=kh * kw,
+        KW=kw,
+        FULL=M.ndim == 5,
+        DTYPE=_TYPES[weight.dtype],
+        ACC=tl.float64 if double else tl.float32,
+        PRECISION=precision,
+    )
 
 
 def _block(size: int, least: int, most: int) -> int:
@@ -152,42 +342,85 @@ def _block(size: int, least: int, most: int) -> int:
 
 
 def triton_forward(
-    x: Tensor, weight: Tensor, M: Tensor,  # as in `dynamic_conv2d`
-    stride: list[int], padding: list[int], dilation: list[int],  # padding: left, right, top, bottom
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,  # as in `dynamic_conv2d`
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],  # padding: left, right, top, bottom
 ) -> Tensor:  # (B, C_out, H', W') of the weight's dtype, channels-last in memory
     "The dynamic convolution by Triton."
     x, M, w = _last(x), _last(M), weight.permute(2, 3, 1, 0).contiguous()
     geometry, constants = _plan(x, weight, M, stride, padding, dilation)
     y = x.new_empty(*M.shape[:3], len(weight), dtype=weight.dtype)
     N, C, n_filters = M.shape[:3].numel(), x.shape[-1], len(weight)
-    P, BC, BF = (16 if constants['FULL'] else 64), _block(C, 16, 32), _block(n_filters, 16, 64)
-    if N: _forward_kernel[triton.cdiv(N, P), triton.cdiv(n_filters, BF)](x, w, M, y, N, *geometry, **constants, P=P, BC=BC, BF=BF, num_stages=1)
+    P, BC, BF = (16 if constants["FULL"] else 64), _block(C, 16, 32), _block(n_filters, 16, 64)
+    if N:
+        _forward_kernel[triton.cdiv(N, P), triton.cdiv(n_filters, BF)](
+            x, w, M, y, N, *geometry, **constants, P=P, BC=BC, BF=BF, num_stages=1
+        )
     return y.movedim((1, 2), (-2, -1))
 
 
 def triton_backward(
     grad: Tensor,  # of the result
-    x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int],  # as in `triton_forward`
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],  # as in `triton_forward`
 ) -> tuple[Tensor, Tensor, Tensor]:  # gradients of x, weight and M
     "The gradients of the dynamic convolution by Triton."
     x, M, g, w = _last(x), _last(M), _last(grad), weight.permute(2, 3, 1, 0).contiguous()
     geometry, constants = _plan(x, weight, M, stride, padding, dilation)
-    C, n_filters, K, accumulator = x.shape[-1], len(weight), constants['K'], torch.float64 if constants['ACC'] == tl.float64 else torch.float32
+    C, n_filters, K, accumulator = (
+        x.shape[-1],
+        len(weight),
+        constants["K"],
+        torch.float64 if constants["ACC"] == tl.float64 else torch.float32,
+    )
     gx, gM, N = torch.empty_like(x), torch.empty_like(M, dtype=accumulator), M.shape[:3].numel()
-    if not N: return gx.movedim((1, 2), (-2, -1)), torch.zeros_like(weight), gM.to(M.dtype).movedim((1, 2), (-2, -1))
+    if not N:
+        return (
+            gx.movedim((1, 2), (-2, -1)),
+            torch.zeros_like(weight),
+            gM.to(M.dtype).movedim((1, 2), (-2, -1)),
+        )
     BC, BF = _block(C, 16, 32), _block(n_filters, 16, 64)
 
     step = max(1, _SPREAD // (M.shape[1:3].numel() * K * C * accumulator.itemsize))
     spread = x.new_empty(min(step, len(x)), *M.shape[1:3], K, C, dtype=accumulator)
     for b in range(0, len(x), step):
-        xs, Ms, gs, gMs, gxs = (t[b:b + step] for t in (x, M, g, gM, gx))
+        xs, Ms, gs, gMs, gxs = (t[b : b + step] for t in (x, M, g, gM, gx))
         n, pixels, P = Ms.shape[:3].numel(), gxs.shape[:3].numel(), 16
-        _backward_kernel[triton.cdiv(n, P),](xs, w, Ms, gs, gMs, spread, n, *geometry, **constants, P=P, BC=BC, BF=BF, num_stages=1)
-        _gather_kernel[triton.cdiv(pixels, 64), triton.cdiv(C, BC)](spread, gxs, pixels, *geometry, C=C, K=K, KW=constants['KW'], P=64, BC=BC, ACC=constants['ACC'])
+        _backward_kernel[triton.cdiv(n, P),](
+            xs, w, Ms, gs, gMs, spread, n, *geometry, **constants, P=P, BC=BC, BF=BF, num_stages=1
+        )
+        _gather_kernel[triton.cdiv(pixels, 64), triton.cdiv(C, BC)](
+            spread,
+            gxs,
+            pixels,
+            *geometry,
+            C=C,
+            K=K,
+            KW=constants["KW"],
+            P=64,
+            BC=BC,
+            ACC=constants["ACC"],
+        )
 
     P = 32
     split = max(1, min(64, N // (8 * P)))
     partial = x.new_empty(split, K, C, n_filters, dtype=accumulator)
-    _weight_kernel[K * triton.cdiv(C, BC), triton.cdiv(n_filters, BF), split](x, M, g, partial, N, *geometry, **constants, P=P, BC=BC, BF=BF, SPLIT=split)
-    gw = partial.sum(0).view(*weight.shape[2:], C, n_filters).permute(3, 2, 0, 1).to(weight.dtype).contiguous()
+    _weight_kernel[K * triton.cdiv(C, BC), triton.cdiv(n_filters, BF), split](
+        x, M, g, partial, N, *geometry, **constants, P=P, BC=BC, BF=BF, SPLIT=split
+    )
+    gw = (
+        partial.sum(0)
+        .view(*weight.shape[2:], C, n_filters)
+        .permute(3, 2, 0, 1)
+        .to(weight.dtype)
+        .contiguous()
+    )
     return gx.movedim((1, 2), (-2, -1)), gw, gM.to(M.dtype).movedim((1, 2), (-2, -1))

@@ -22,19 +22,25 @@ __all__ = ['global_similarity', 'GlobalNeuralSimilarity', 'orthogonality_penalty
 # %% ../../nbs/nsl/08_attention.ipynb #5a8f472e
 @checked
 def global_similarity(
-    x1: Float[Tensor, 'B d H W'],  # what each location asks for
-    x2: Float[Tensor, 'B d H W'],  # what each location answers to
-    x3: Float[Tensor, 'B C H W'],  # what each location has to say
+    x1: Float[Tensor, "B d H W"],  # what each location asks for
+    x2: Float[Tensor, "B d H W"],  # what each location answers to
+    x3: Float[Tensor, "B C H W"],  # what each location has to say
 ) -> Tensor:  # (B, C, H, W)
     """The mean of `x3` over the whole map under the weights `A(p, .) = softmax_q x1(p)^T x2(q)`, at every location p.
 
     Keeps O(HW) numbers an image, not O((HW)^2), once HW > 2 C. Raises `ValueError` when the shapes do not fit, `TypeError` when the types do not. Source: released code of Liu et al., NeurIPS 2019. [code]"""
     _one_type(x1=x1, x2=x2, x3=x3)
-    q, k, v = (t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in (x1, x2, x3))        # (B, 1, HW, channels): free for channels-last maps
+    q, k, v = (
+        t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in (x1, x2, x3)
+    )  # (B, 1, HW, channels): free for channels-last maps
     missing = v.shape[-1] - q.shape[-1]
     if v.shape[-2] > 2 * v.shape[-1]:
-        q, k, v = F.pad(q, (0, max(missing, 0))), F.pad(k, (0, max(missing, 0))), F.pad(v, (0, max(-missing, 0)))
-    o = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0, :, :x3.shape[1]]
+        q, k, v = (
+            F.pad(q, (0, max(missing, 0))),
+            F.pad(k, (0, max(missing, 0))),
+            F.pad(v, (0, max(-missing, 0))),
+        )
+    o = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0, :, : x3.shape[1]]
     return o.transpose(1, 2).unflatten(2, x3.shape[2:])
 
 # %% ../../nbs/nsl/08_attention.ipynb #a2c18b7d
@@ -45,33 +51,41 @@ class GlobalNeuralSimilarity(nn.Module):
     `x1` (with ReLU) and `x2` have channels / reduction channels, `x3` has all; each is a 1x1 SphereConv without batch norm. Parameters: `query.weight`, `key.weight`, `value.weight`, `g`
     (and `k` of a learnable sigmoid). Raises `ValueError` for a reduction that leaves no channels, an unknown operator, or an input of the wrong shape.
     Source: released code of Liu et al., NeurIPS 2019, Appendix B. [code]"""
-    def __init__(self,
-        channels: int,                # n
-        operator: str = 'cosine',     # of the three SphereConvs, see `SphereConv2d`; released: cosine
-        reduction: int = 8,           # queries and keys have channels // reduction channels
+
+    def __init__(
+        self,
+        channels: int,  # n
+        operator: str = "cosine",  # of the three SphereConvs, see `SphereConv2d`; released: cosine
+        reduction: int = 8,  # queries and keys have channels // reduction channels
     ):
         super().__init__()
         if reduction < 1 or channels // reduction < 1:
-            raise ValueError(f"reduction must be between 1 and the {channels} channels (queries and keys need at least one), got {reduction}.")
+            raise ValueError(
+                f"reduction must be between 1 and the {channels} channels (queries and keys need at least one), got {reduction}."
+            )
         self.query = SphereConv2d(channels, channels // reduction, 1, operator=operator)
         self.key = SphereConv2d(channels, channels // reduction, 1, operator=operator)
         self.value = SphereConv2d(channels, channels, 1, operator=operator)
         self.g = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Float[Tensor, 'B n H W']) -> Tensor:  # (B, n, H, W)
+    def forward(self, x: Float[Tensor, "B n H W"]) -> Tensor:  # (B, n, H, W)
         return x + self.g * global_similarity(self.query(x).relu(), self.key(x), self.value(x))
 
     @torch.no_grad()
-    def attention_map(self,
-        x: Float[Tensor, 'B n H W'],             # the layer's input
-        locations: Sequence[tuple[int, int]],    # (row, column) of each p on the map, counted from 0
-    ) -> Tensor:                                 # (B, len(locations), H, W): A(p, .), each sums to 1; uniform attention is 1 / HW everywhere
+    def attention_map(
+        self,
+        x: Float[Tensor, "B n H W"],  # the layer's input
+        locations: Sequence[tuple[int, int]],  # (row, column) of each p on the map, counted from 0
+    ) -> (
+        Tensor
+    ):  # (B, len(locations), H, W): A(p, .), each sums to 1; uniform attention is 1 / HW everywhere
         "Where the layer looks from some locations: the diagonals of M(p). Raises `ValueError` for a location that is not on the map."
         H, W = x.shape[-2:]
         for i, j in locations:
-            if not (0 <= i < H and 0 <= j < W): raise ValueError(f"locations must lie on the map of {H} x {W}, got {(i, j)}.")
+            if not (0 <= i < H and 0 <= j < W):
+                raise ValueError(f"locations must lie on the map of {H} x {W}, got {(i, j)}.")
         rows, columns = torch.tensor([*locations], dtype=torch.long, device=x.device).view(-1, 2).T
-        x1 = self.query(x).relu()[:, :, rows, columns]                                                 # (B, d, locations)
+        x1 = self.query(x).relu()[:, :, rows, columns]  # (B, d, locations)
         s = x1.transpose(1, 2).float() @ self.key(x).flatten(2).float()
         return s.softmax(-1).unflatten(-1, (H, W))
 
@@ -79,18 +93,25 @@ class GlobalNeuralSimilarity(nn.Module):
 def _orthogonality(weight: Tensor) -> Tensor:
     "`0.5 |W^T W - I|_F^2` for one bank of filters (n, ...), by the smaller Gram matrix, in float32 or better."
     with _full_precision(weight):
-        W = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))     # (n, d): the transpose of the W above
+        W = weight.flatten(1).to(
+            torch.promote_types(weight.dtype, torch.float32)
+        )  # (n, d): the transpose of the W above
         n, d = W.shape
         gram = W @ W.T if n <= d else W.T @ W
-        return .5 * ((gram - torch.eye(min(n, d), dtype=W.dtype, device=W.device)).square().sum() + max(n - d, 0))
+        return 0.5 * (
+            (gram - torch.eye(min(n, d), dtype=W.dtype, device=W.device)).square().sum()
+            + max(n - d, 0)
+        )
 
 
 @checked
 def orthogonality_penalty(
-    module: nn.Module,      # a layer or a whole network: every `SphereConv2d` in it counts, ordinary convolutions do not
-    weight: float = 2e-4,   # lambda
-) -> Tensor | float:        # 0-dim; 0 where there is no SphereConv
+    module: nn.Module,  # a layer or a whole network: every `SphereConv2d` in it counts, ordinary convolutions do not
+    weight: float = 2e-4,  # lambda
+) -> Tensor | float:  # 0-dim; 0 where there is no SphereConv
     """`weight * 0.5 |W^T W - I|_F^2`, summed over layers; the flattened filters of a layer are the columns of W. [code]
 
     A layer with more filters n than numbers d in a filter cannot reach 0, only `weight * 0.5 (n - d)`."""
-    return weight * sum(_orthogonality(m.weight) for m in module.modules() if isinstance(m, SphereConv2d))
+    return weight * sum(
+        _orthogonality(m.weight) for m in module.modules() if isinstance(m, SphereConv2d)
+    )

@@ -23,56 +23,89 @@ from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
 
 # %% ../../nbs/nsl/09_convert.ipynb #ca9d2f43
-KINDS = ('static_dns', 'static_uns', 'dynamic_dns', 'dynamic_uns')
+KINDS = ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")
 
 
 class Conversion(NamedTuple):
     "What `to_nsl` returns."
+
     model: nn.Module
     converted: list[str]  # names of the layers that have a similarity now
     skipped: dict[str, str]  # name -> why it was left alone
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         "Not a network: says so."
-        raise TypeError('to_nsl returns (model, converted, skipped): unpack it, or call its .model')
+        raise TypeError("to_nsl returns (model, converted, skipped): unpack it, or call its .model")
 
 
 def _why_left_alone(conv: nn.Module, kind: str) -> str:
     "One sentence, or nothing."
     parametrized = parametrize.is_parametrized(conv)
-    if isinstance(conv, (StaticNSLConv2d, DynamicNSLConv2d)) or (parametrized and any(isinstance(m, NeuralSimilarity) for m in conv.get_submodule('parametrizations').modules())):
-        return 'it has a neural similarity already'
-    if not isinstance(conv, nn.Conv2d): return f'it is a {type(conv).__name__}, not a Conv2d'
-    if isinstance(conv, nn.modules.lazy.LazyModuleMixin) and conv.has_uninitialized_params(): return 'it has no weight yet: run the model once'
-    if conv.kernel_size == (1, 1): return 'its kernel has one tap: the similarity would be one number'
-    if not parametrized and 'weight' not in conv._parameters: return 'its weight is computed by a hook (an old weight_norm or spectral_norm)'
-    if kind.startswith('dynamic'):
-        if parametrized: return 'its weight is parametrized'
-        if type(conv) is not nn.Conv2d: return f'its class {type(conv).__name__} may compute more than a convolution'
-    return ''
+    if isinstance(conv, (StaticNSLConv2d, DynamicNSLConv2d)) or (
+        parametrized
+        and any(
+            isinstance(m, NeuralSimilarity)
+            for m in conv.get_submodule("parametrizations").modules()
+        )
+    ):
+        return "it has a neural similarity already"
+    if not isinstance(conv, nn.Conv2d):
+        return f"it is a {type(conv).__name__}, not a Conv2d"
+    if isinstance(conv, nn.modules.lazy.LazyModuleMixin) and conv.has_uninitialized_params():
+        return "it has no weight yet: run the model once"
+    if conv.kernel_size == (1, 1):
+        return "its kernel has one tap: the similarity would be one number"
+    if not parametrized and "weight" not in conv._parameters:
+        return "its weight is computed by a hook (an old weight_norm or spectral_norm)"
+    if kind.startswith("dynamic"):
+        if parametrized:
+            return "its weight is parametrized"
+        if type(conv) is not nn.Conv2d:
+            return f"its class {type(conv).__name__} may compute more than a convolution"
+    return ""
 
 # %% ../../nbs/nsl/09_convert.ipynb #5ade72c3
 def _give_similarity(conv: nn.Conv2d, kind: str, options: dict) -> None:
     "In place."
     like: dict[str, Any] = dict(device=conv.weight.device, dtype=conv.weight.dtype)
-    form = 'diagonal' if kind.endswith('dns') else 'unconstrained'
-    if kind.startswith('static'):
+    form = "diagonal" if kind.endswith("dns") else "unconstrained"
+    if kind.startswith("static"):
         similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
-        if type(conv) is not nn.Conv2d: parametrize.register_parametrization(conv, 'weight', similarity)
-        else: conv.__class__, conv.similarity = StaticNSLConv2d, similarity
+        if type(conv) is not nn.Conv2d:
+            parametrize.register_parametrization(conv, "weight", similarity)
+        else:
+            conv.__class__, conv.similarity = StaticNSLConv2d, similarity
         return
-    geometry: dict[str, Any] = dict(stride=conv.stride, padding=conv.padding if conv.padding_mode == 'zeros' else 0, dilation=conv.dilation)
-    predictor = SimilarityPredictor(conv.in_channels, _pair(conv.kernel_size), form, **geometry, **{'batchnorm': False, **options})
+    geometry: dict[str, Any] = dict(
+        stride=conv.stride,
+        padding=conv.padding if conv.padding_mode == "zeros" else 0,
+        dilation=conv.dilation,
+    )
+    predictor = SimilarityPredictor(
+        conv.in_channels,
+        _pair(conv.kernel_size),
+        form,
+        **geometry,
+        **{"batchnorm": False, **options},
+    )
     nn.init.zeros_(predictor.m2.weight)
     layer = cast(DynamicNSLConv2d, conv)  # what it becomes
-    layer.__class__, layer.backend, layer.shape, layer.predictor = DynamicNSLConv2d, 'auto', None, predictor.to(**like).train(conv.training)
+    layer.__class__, layer.backend, layer.shape, layer.predictor = (
+        DynamicNSLConv2d,
+        "auto",
+        None,
+        predictor.to(**like).train(conv.training),
+    )
 
 
 @checked
 def to_nsl(
     model: nn.Module,  # any model, or a single layer
-    kind: str = 'static_dns',  # one of `KINDS`
-    where: Callable[[str, nn.Module], bool] | str | Sequence[str] | None = None,  # which layers: a function of name and layer, or names with wildcards ('layer4.*'); None: all
+    kind: str = "static_dns",  # one of `KINDS`
+    where: Callable[[str, nn.Module], bool]
+    | str
+    | Sequence[str]
+    | None = None,  # which layers: a function of name and layer, or names with wildcards ('layer4.*'); None: all
     inplace: bool = False,  # change the model itself instead of a copy
     **options: Any,  # of the predictors of dynamic layers: hidden, sphere, batchnorm, ...: see `SimilarityPredictor`
 ) -> Conversion:  # (model, converted, skipped)
@@ -82,29 +115,63 @@ def to_nsl(
     which is then called `....parametrizations.weight.original` (all of timm's `Conv2dSame`, for instance): load a plain checkpoint before the conversion, since after it `strict=False` would skip such weights without a word.
 
     Raises `ValueError` for an unknown kind, a model in which nothing can be converted, a name in `where` that fits no convolution, or an option that predictors do not have."""
-    if kind not in KINDS: raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    if options and kind.startswith('static'): raise ValueError(f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}")
-    known = [n for n in inspect.signature(SimilarityPredictor).parameters if n not in ('in_channels', 'kernel_size', 'kind', 'stride', 'padding', 'dilation')]  # those are the layer's
-    if unknown := [o for o in options if o not in known]: raise ValueError(f"to_nsl has no option {unknown[0]!r}; those of a predictor are {', '.join(known)}")
-    predictors = {inner for m in model.modules() if isinstance(m, (SimilarityPredictor, SharedPredictor)) for inner in m.modules()}  # a predictor's own convolutions stay
-    convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors]
-    if not convolutions: raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if options and kind.startswith("static"):
+        raise ValueError(
+            f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}"
+        )
+    known = [
+        n
+        for n in inspect.signature(SimilarityPredictor).parameters
+        if n not in ("in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
+    ]  # those are the layer's
+    if unknown := [o for o in options if o not in known]:
+        raise ValueError(
+            f"to_nsl has no option {unknown[0]!r}; those of a predictor are {', '.join(known)}"
+        )
+    predictors = {
+        inner
+        for m in model.modules()
+        if isinstance(m, (SimilarityPredictor, SharedPredictor))
+        for inner in m.modules()
+    }  # a predictor's own convolutions stay
+    convolutions = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors
+    ]
+    if not convolutions:
+        raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")
     wanted: Callable[[str, nn.Module], bool] = lambda name, m: True
-    if callable(where): wanted = where
+    if callable(where):
+        wanted = where
     elif where is not None:
         patterns = [where] if isinstance(where, str) else where
         wanted = lambda name, m: any(fnmatchcase(name, p) for p in patterns)
         for p in patterns:
-            if not any(fnmatchcase(name, p) for name, _ in convolutions): raise ValueError(f"where must name convolutions of the model, and {p!r} fits none of {', '.join(n for n, _ in convolutions[:3])}, ...")
+            if not any(fnmatchcase(name, p) for name, _ in convolutions):
+                raise ValueError(
+                    f"where must name convolutions of the model, and {p!r} fits none of {', '.join(n for n, _ in convolutions[:3])}, ..."
+                )
 
-    skipped = {name: why for name, m in convolutions if (why := _why_left_alone(m, kind) or ('' if wanted(name, m) else 'left out by `where`'))}
+    skipped = {
+        name: why
+        for name, m in convolutions
+        if (why := _why_left_alone(m, kind) or ("" if wanted(name, m) else "left out by `where`"))
+    }
     converted = [name for name, _ in convolutions if name not in skipped]
     if not converted:
         reasons = sorted(set(skipped.values()))
-        raise ValueError(f"nothing in the model can be converted to {kind}: of its {len(skipped)} convolutions, " + '; '.join(f'{sum(w == r for w in skipped.values())} because {r}' for r in reasons))
-    if not inplace: model = copy.deepcopy(model)
+        raise ValueError(
+            f"nothing in the model can be converted to {kind}: of its {len(skipped)} convolutions, "
+            + "; ".join(f"{sum(w == r for w in skipped.values())} because {r}" for r in reasons)
+        )
+    if not inplace:
+        model = copy.deepcopy(model)
     layers = dict(model.named_modules())
-    for name in converted: _give_similarity(layers[name], kind, options)
+    for name in converted:
+        _give_similarity(layers[name], kind, options)
     return Conversion(model, converted, skipped)
 
 # %% ../../nbs/nsl/09_convert.ipynb #86056e45
@@ -114,9 +181,20 @@ def similarity_parameters(
     freeze: bool = False,  # let nothing else in the model be trained
 ) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
     "The parameters that decide how patches and filters are compared. Raises `ValueError` if there is none."
-    found = list(dict.fromkeys(p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor)) for p in m.parameters()))
-    if not found: raise ValueError(f"model must have neural similarities, but {type(model).__name__} has none: see to_nsl")
+    found = list(
+        dict.fromkeys(
+            p
+            for m in model.modules()
+            if isinstance(m, (NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor))
+            for p in m.parameters()
+        )
+    )
+    if not found:
+        raise ValueError(
+            f"model must have neural similarities, but {type(model).__name__} has none: see to_nsl"
+        )
     if freeze:
         model.requires_grad_(False)
-        for p in found: p.requires_grad_()
+        for p in found:
+            p.requires_grad_()
     return found

@@ -21,13 +21,19 @@ from .sphere import SphereConv2d
 from .static import KernelShape, _check_geometry, _check_image
 
 # %% ../../nbs/nsl/06_dynamic.ipynb #c71dd85a
-def _padding(padding: int | tuple[int, int] | str, kernel_size: Sequence[int], dilation: int | tuple[int, int]) -> tuple[int, int, int, int]:
+def _padding(
+    padding: int | tuple[int, int] | str,
+    kernel_size: Sequence[int],
+    dilation: int | tuple[int, int],
+) -> tuple[int, int, int, int]:
     "`nn.Conv2d`'s padding (a number, a pair, 'valid' or 'same') as (left, right, top, bottom)."
-    if padding == 'valid': return 0, 0, 0, 0
-    if padding == 'same':
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
         (h, w) = (d * (k - 1) for k, d in zip(kernel_size, _pair(dilation)))
         return w // 2, w - w // 2, h // 2, h - h // 2
-    if isinstance(padding, str): raise ValueError(f"padding must be a number, a pair, 'valid' or 'same', not {padding!r}")
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be a number, a pair, 'valid' or 'same', not {padding!r}")
     h, w = _pair(padding)
     return w, w, h, h
 
@@ -35,19 +41,30 @@ def _padding(padding: int | tuple[int, int] | str, kernel_size: Sequence[int], d
 def _taps(
     x: Tensor,  # (B, C, H, W)
     kernel_size: tuple[int, int],
-    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0, 0, 0), dilation: Sequence[int] = (1, 1),  # padding: left, right, top, bottom
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),  # padding: left, right, top, bottom
 ) -> list[Tensor]:  # K views (B, H', W', C), in the order of a flattened kernel
     "What each tap of the kernel sees at every output location."
     (kh, kw), (sh, sw), (dh, dw) = kernel_size, stride, dilation
     x = F.pad(x.permute(0, 2, 3, 1).contiguous(), (0, 0, *padding))
     H = (x.shape[1] - dh * (kh - 1) - 1) // sh + 1
     W = (x.shape[2] - dw * (kw - 1) - 1) // sw + 1
-    return [x[:, i*dh : i*dh + sh*(H-1) + 1 : sh, j*dw : j*dw + sw*(W-1) + 1 : sw] for i in range(kh) for j in range(kw)]
+    return [
+        x[:, i * dh : i * dh + sh * (H - 1) + 1 : sh, j * dw : j * dw + sw * (W - 1) + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
 
 # %% ../../nbs/nsl/06_dynamic.ipynb #0e7cefe8
 def _reference(
-    x: Tensor, weight: Tensor, M: Tensor,  # as in `dynamic_conv2d`
-    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0, 0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,  # as in `dynamic_conv2d`
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
 ) -> Tensor:  # (B, C_out, H', W')
     "The dynamic convolution as K views and one matrix product."
     c_out, c_in, kh, kw = weight.shape
@@ -56,24 +73,40 @@ def _reference(
         dtype = torch.promote_types(x.dtype, M.dtype)
         if M.ndim == 4:  # q_k(p) = m_k(p) x_k(p)
             m = M.to(dtype).permute(0, 2, 3, 1)
-            q = torch.cat([m[..., k:k+1] * tap for k, tap in enumerate(taps)], -1)
+            q = torch.cat([m[..., k : k + 1] * tap for k, tap in enumerate(taps)], -1)
         else:  # q_k(p) = sum_j M_kj(p) x_j(p)
             q = (M.to(dtype).permute(0, 3, 4, 1, 2) @ torch.stack(taps, -2).to(dtype)).flatten(-2)
-    if not torch.is_autocast_enabled(x.device.type): q = q.to(weight.dtype)
+    if not torch.is_autocast_enabled(x.device.type):
+        q = q.to(weight.dtype)
     if groups == 1:  # y(p) = sum_k W_k q_k(p)
         y = q @ weight.permute(2, 3, 1, 0).reshape(-1, c_out)
     else:
-        y = torch.einsum('bhwkgc,gfck->bhwgf', q.unflatten(-1, (kh * kw, groups, c_in)),
-                         weight.reshape(groups, c_out // groups, c_in, kh * kw)).flatten(-2)
+        y = torch.einsum(
+            "bhwkgc,gfck->bhwgf",
+            q.unflatten(-1, (kh * kw, groups, c_in)),
+            weight.reshape(groups, c_out // groups, c_in, kh * kw),
+        ).flatten(-2)
     return y.permute(0, 3, 1, 2)
 
 # %% ../../nbs/nsl/06_dynamic.ipynb #ed07fcfc
-def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int], groups: int) -> None:
+def _check_dynamic(
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    groups: int,
+) -> None:
     "One clear sentence for every way to call `dynamic_conv2d` wrongly that its signature does not tell."
     c_out, c_in, kh, kw = weight.shape
-    if min(weight.shape) < 1: raise ValueError(f"weight must have a filter, a channel and a tap at least, not {tuple(weight.shape)}")
+    if min(weight.shape) < 1:
+        raise ValueError(
+            f"weight must have a filter, a channel and a tap at least, not {tuple(weight.shape)}"
+        )
     _check_geometry((kh, kw), stride, padding, dilation, groups=groups)
-    if c_out % groups: raise ValueError(f"groups must divide the {c_out} filters, not be {groups}")
+    if c_out % groups:
+        raise ValueError(f"groups must divide the {c_out} filters, not be {groups}")
     _check_image(x, c_in * groups, (kh, kw), padding, dilation)
     left, right, top, bottom = _padding(padding, (kh, kw), dilation)
     (sh, sw), (dh, dw) = _pair(stride), _pair(dilation)
@@ -81,30 +114,60 @@ def _check_dynamic(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int
     W = (x.shape[3] + left + right - dw * (kw - 1) - 1) // sw + 1
     K = kh * kw
     if M.shape not in ((len(x), K, H, W), (len(x), K, K, H, W)):
-        raise ValueError(f"M must have shape {(len(x), K, H, W)} (DNS) or {(len(x), K, K, H, W)} (UNS), not {tuple(M.shape)}")
+        raise ValueError(
+            f"M must have shape {(len(x), K, H, W)} (DNS) or {(len(x), K, K, H, W)} (UNS), not {tuple(M.shape)}"
+        )
 
 
-def _dynamic_conv2d(x: Tensor, weight: Tensor, M: Tensor, stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int],
-                    bias: Tensor | None, groups: int, backend: str) -> Tensor:
+def _dynamic_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    M: Tensor,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    bias: Tensor | None,
+    groups: int,
+    backend: str,
+) -> Tensor:
     "`dynamic_conv2d` for arguments that are known to fit."
     from nsl_repro.kernels import cpu as kernels  # imports this notebook's reference form
-    args = x, weight, M, _pair(stride), _padding(padding, weight.shape[2:], dilation), _pair(dilation), int(groups)
-    if backend == 'auto': backend = kernels.choose_backend(x, groups) if weight.shape[2:].numel() <= kernels._MOST_TAPS else 'reference'
-    y = _reference(*args) if backend == 'reference' else kernels._fast(*args, backend)
+
+    args = (
+        x,
+        weight,
+        M,
+        _pair(stride),
+        _padding(padding, weight.shape[2:], dilation),
+        _pair(dilation),
+        int(groups),
+    )
+    if backend == "auto":
+        backend = (
+            kernels.choose_backend(x, groups)
+            if weight.shape[2:].numel() <= kernels._MOST_TAPS
+            else "reference"
+        )
+    y = _reference(*args) if backend == "reference" else kernels._fast(*args, backend)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 
 @checked
 def dynamic_conv2d(
-    x: Float[Tensor, 'B C_in H W'],
-    weight: Float[Tensor, 'C_out C_group kh kw'],  # C_group = C_in / groups, K = kh * kw taps
-    M: Float[Tensor, 'B K H_out W_out'] | Float[Tensor, 'B K K H_out W_out'],  # similarity at each output location: four dimensions for DNS, five for UNS
+    x: Float[Tensor, "B C_in H W"],
+    weight: Float[Tensor, "C_out C_group kh kw"],  # C_group = C_in / groups, K = kh * kw taps
+    M: Float[Tensor, "B K H_out W_out"]
+    | Float[
+        Tensor, "B K K H_out W_out"
+    ],  # similarity at each output location: four dimensions for DNS, five for UNS
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,  # as in `nn.Conv2d`: a number, a pair, 'valid' or 'same'
+    padding: int
+    | tuple[int, int]
+    | str = 0,  # as in `nn.Conv2d`: a number, a pair, 'valid' or 'same'
     dilation: int | tuple[int, int] = 1,
-    bias: Float[Tensor, ' C_out'] | None = None,
+    bias: Float[Tensor, " C_out"] | None = None,
     groups: int = 1,
-    backend: str = 'auto',  # 'reference', 'c' (a CPU with a C compiler), 'triton', or 'auto': the fastest that is known to work here
+    backend: str = "auto",  # 'reference', 'c' (a CPU with a C compiler), 'triton', or 'auto': the fastest that is known to work here
 ) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
     r"""Convolution under a similarity that changes from place to place: `y_f(p) = sum_c w_fc^T M(p) x_c(p)`.
 
@@ -121,15 +184,20 @@ class SimilarityPredictor(nn.Module):
 
     Source: the released code of Liu et al., NeurIPS 2019. Raises `ValueError` for an unknown `kind` or `sphere`, or a number that is out of range.
     """
+
     def __init__(
         self,
         in_channels: int,  # channels of the layer's input
         kernel_size: int | tuple[int, int] = 3,  # the layer's kernel; K = its number of taps
-        kind: str = 'diagonal',  # 'diagonal' (DNS, K outputs) or 'unconstrained' (UNS, K * K outputs)
+        kind: str = "diagonal",  # 'diagonal' (DNS, K outputs) or 'unconstrained' (UNS, K * K outputs)
         hidden: int | None = None,  # hidden channels; as released: 64 for DNS, 128 for UNS
-        sphere: str = 'input',  # 'none': plain convolutions; 'input': first one divided by the patch norm; 'full': both are cosines
-        batchnorm: bool | None = None,  # after both convolutions; as released: yes for DNS, no for UNS
-        init_scales: Sequence[float] = (0.1, 0.001),  # of the two convolutions, times sqrt(2 / fan_in)
+        sphere: str = "input",  # 'none': plain convolutions; 'input': first one divided by the patch norm; 'full': both are cosines
+        batchnorm: bool
+        | None = None,  # after both convolutions; as released: yes for DNS, no for UNS
+        init_scales: Sequence[float] = (
+            0.1,
+            0.001,
+        ),  # of the two convolutions, times sqrt(2 / fan_in)
         residual: bool = True,  # add the identity
         stride: int | tuple[int, int] = 1,  # stride, padding, dilation: the layer's
         padding: int | tuple[int, int] | str = 0,
@@ -138,46 +206,85 @@ class SimilarityPredictor(nn.Module):
         bn_momentum: float = 0.1,
     ):
         super().__init__()
-        if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', not {kind!r}")
-        if sphere not in ('none', 'input', 'full'): raise ValueError(f"sphere must be 'none', 'input' or 'full', not {sphere!r}")
-        if len(init_scales) != 2 or not all(0 < s < math.inf for s in init_scales): raise ValueError(f"init_scales must be two positive numbers, not {init_scales}")
-        if not (0 < bn_eps < math.inf and 0 <= bn_momentum <= 1): raise ValueError(f"bn_eps must be positive and bn_momentum from 0 to 1, not {bn_eps} and {bn_momentum}")
-        self.kind, self.sphere, self.residual, self.init_scales = kind, sphere, residual, tuple(init_scales)
-        if hidden is None: hidden = 64 if kind == 'diagonal' else 128
-        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, hidden=hidden)
+        if kind not in ("diagonal", "unconstrained"):
+            raise ValueError(f"kind must be 'diagonal' or 'unconstrained', not {kind!r}")
+        if sphere not in ("none", "input", "full"):
+            raise ValueError(f"sphere must be 'none', 'input' or 'full', not {sphere!r}")
+        if len(init_scales) != 2 or not all(0 < s < math.inf for s in init_scales):
+            raise ValueError(f"init_scales must be two positive numbers, not {init_scales}")
+        if not (0 < bn_eps < math.inf and 0 <= bn_momentum <= 1):
+            raise ValueError(
+                f"bn_eps must be positive and bn_momentum from 0 to 1, not {bn_eps} and {bn_momentum}"
+            )
+        self.kind, self.sphere, self.residual, self.init_scales = (
+            kind,
+            sphere,
+            residual,
+            tuple(init_scales),
+        )
+        if hidden is None:
+            hidden = 64 if kind == "diagonal" else 128
+        _check_geometry(
+            kernel_size, stride, padding, dilation, in_channels=in_channels, hidden=hidden
+        )
         K = math.prod(_pair(kernel_size))
-        if batchnorm is None: batchnorm = kind == 'diagonal'
-        self.K, out = K, K if kind == 'diagonal' else K * K
-        geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, bias=False)
-        bn = (lambda c: nn.BatchNorm2d(c, eps=bn_eps, momentum=bn_momentum)) if batchnorm else (lambda c: nn.Identity())
-        cosine: dict[str, Any] = dict(operator='cosine', normalise='full')
-        if sphere == 'none': self.m1 = nn.Conv2d(in_channels, hidden, kernel_size, **geometry)
-        elif sphere == 'input': self.m1 = SphereConv2d(in_channels, hidden, kernel_size, operator='none', normalise='input', **geometry)
-        else: self.m1 = SphereConv2d(in_channels, hidden, kernel_size, **cosine, **geometry)
+        if batchnorm is None:
+            batchnorm = kind == "diagonal"
+        self.K, out = K, K if kind == "diagonal" else K * K
+        geometry: dict[str, Any] = dict(
+            stride=stride, padding=padding, dilation=dilation, bias=False
+        )
+        bn = (
+            (lambda c: nn.BatchNorm2d(c, eps=bn_eps, momentum=bn_momentum))
+            if batchnorm
+            else (lambda c: nn.Identity())
+        )
+        cosine: dict[str, Any] = dict(operator="cosine", normalise="full")
+        if sphere == "none":
+            self.m1 = nn.Conv2d(in_channels, hidden, kernel_size, **geometry)
+        elif sphere == "input":
+            self.m1 = SphereConv2d(
+                in_channels, hidden, kernel_size, operator="none", normalise="input", **geometry
+            )
+        else:
+            self.m1 = SphereConv2d(in_channels, hidden, kernel_size, **cosine, **geometry)
         self.bn1 = bn(hidden)
-        self.m2 = SphereConv2d(hidden, out, 3, padding=1, bias=False, **cosine) if sphere == 'full' else nn.Conv2d(hidden, out, 3, padding=1, bias=False)
+        self.m2 = (
+            SphereConv2d(hidden, out, 3, padding=1, bias=False, **cosine)
+            if sphere == "full"
+            else nn.Conv2d(hidden, out, 3, padding=1, bias=False)
+        )
         self.bn2 = bn(out)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         "Draw both weights from N(0, (scale * sqrt(2 / fan_in))^2)."
         for conv, scale in zip((self.m1, self.m2), self.init_scales):
-            if conv is not None: nn.init.normal_(conv.weight, std=scale * math.sqrt(2 / conv.weight[0].numel()))
+            if conv is not None:
+                nn.init.normal_(conv.weight, std=scale * math.sqrt(2 / conv.weight[0].numel()))
 
     def forward(
-        self, x: Float[Tensor, 'B C_in H W'],
+        self, x: Float[Tensor, "B C_in H W"]
     ) -> Tensor:  # M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS; float32 at least
         _check_image(x, self.m1.in_channels, self.m1.kernel_size, self.m1.padding, self.m1.dilation)
         return self._similarity(x, self.m1, self.m2)
 
     def _similarity(self, x: Tensor, m1: nn.Module, m2: nn.Module) -> Tensor:
         R = m2(self.bn1(m1(x)).relu_())
-        if self.kind == 'diagonal': R = R.contiguous()  # batch norm of nine channels that lie last is five times slower on a CPU
+        if self.kind == "diagonal":
+            R = (
+                R.contiguous()
+            )  # batch norm of nine channels that lie last is five times slower on a CPU
         R = self.bn2(R)
         R = R.to(torch.promote_types(R.dtype, torch.float32))
-        if self.kind == 'diagonal': return R + 1 if self.residual else R
+        if self.kind == "diagonal":
+            return R + 1 if self.residual else R
         R = R.unflatten(1, (self.K, self.K))
-        return R + torch.eye(self.K, dtype=R.dtype, device=R.device)[:, :, None, None] if self.residual else R
+        return (
+            R + torch.eye(self.K, dtype=R.dtype, device=R.device)[:, :, None, None]
+            if self.residual
+            else R
+        )
 
 # %% ../../nbs/nsl/06_dynamic.ipynb #8f98b462
 @checked
@@ -188,6 +295,7 @@ class DynamicNSLConv2d(nn.Conv2d):
     Raises `ValueError` when a shared predictor is given together with options of a predictor or another kind, or for a number that a convolution cannot have.
     With a shape it is `D R(p)` (DNS) or `D R(p) D` (UNS): the taps belong to the layer, the similarity to the location.
     """
+
     kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
     stride: tuple[int, int]
     padding: str | tuple[int, int]
@@ -203,40 +311,85 @@ class DynamicNSLConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        kind: str | None = None,  # 'diagonal' (DNS) or 'unconstrained' (UNS); None: a shared predictor's, else 'diagonal'
-        backend: str = 'auto',  # of `dynamic_conv2d`
-        predictor: 'SharedPredictor | None' = None,  # the network's one predictor; None: one of this layer alone
-        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
+        kind: str
+        | None = None,  # 'diagonal' (DNS) or 'unconstrained' (UNS); None: a shared predictor's, else 'diagonal'
+        backend: str = "auto",  # of `dynamic_conv2d`
+        predictor: "SharedPredictor | None" = None,  # the network's one predictor; None: one of this layer alone
+        shape: KernelShape
+        | int
+        | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
         **options: Any,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
-        if predictor is not None and kind not in (None, predictor.kind): raise ValueError(f"kind must be {predictor.kind!r}, the shared predictor's, not {kind!r}")
-        if predictor is not None and options: raise ValueError(f"options of the predictor ({', '.join(options)}) must be given to the shared predictor, not to the layer")
-        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        if predictor is not None and kind not in (None, predictor.kind):
+            raise ValueError(
+                f"kind must be {predictor.kind!r}, the shared predictor's, not {kind!r}"
+            )
+        if predictor is not None and options:
+            raise ValueError(
+                f"options of the predictor ({', '.join(options)}) must be given to the shared predictor, not to the layer"
+            )
+        _check_geometry(
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.backend = backend
-        geometry: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation, padding=self.padding if padding_mode == 'zeros' else 0)
-        part = (SimilarityPredictor(in_channels, self.kernel_size, kind or 'diagonal', **geometry, **options) if predictor is None else
-                predictor.for_layer(in_channels, self.kernel_size, **geometry))
+        geometry: dict[str, Any] = dict(
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=self.padding if padding_mode == "zeros" else 0,
+        )
+        part = (
+            SimilarityPredictor(
+                in_channels, self.kernel_size, kind or "diagonal", **geometry, **options
+            )
+            if predictor is None
+            else predictor.for_layer(in_channels, self.kernel_size, **geometry)
+        )
         self.predictor = part.to(device=device, dtype=dtype)
-        self.shape = None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
+        self.shape = (
+            None if shape is None else KernelShape.of(shape, self.kernel_size, device, dtype)
+        )
 
-    def forward(self, x: Float[Tensor, 'B C_in H W']) -> Tensor:  # -> (B, C_out, H', W')
-        _check_image(x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode)
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Tensor:  # -> (B, C_out, H', W')
+        _check_image(
+            x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode
+        )
         padding: int | tuple[int, int] | str = self.padding
-        if self.padding_mode != 'zeros':
+        if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         weight: Tensor = self.weight
         M = self.predictor(x)
         if self.shape is not None:
             keep = self.shape.mask()
-            both = self.kind == 'unconstrained' and self.shape.both_sides
+            both = self.kind == "unconstrained" and self.shape.both_sides
             weight = keep(weight.flatten(-2), decide=not both).view_as(weight)
-            if both: M = keep(M, 2)
-        return _dynamic_conv2d(x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend)
+            if both:
+                M = keep(M, 2)
+        return _dynamic_conv2d(
+            x, weight, M, self.stride, padding, self.dilation, self.bias, self.groups, self.backend
+        )
 
     @property
     def kind(self) -> str:
@@ -246,25 +399,46 @@ class DynamicNSLConv2d(nn.Conv2d):
 # %% ../../nbs/nsl/06_dynamic.ipynb #eec5a1b8
 class _LayerPredictor(SimilarityPredictor):
     "A layer's part of a shared predictor: adaptation, head, and both batch norms. Made by `SharedPredictor.for_layer`."
-    def __init__(self, core: 'SharedPredictor', in_channels: int, kernel_size: int | tuple[int, int], stride: int | tuple[int, int], padding: int | tuple[int, int] | str, dilation: int | tuple[int, int]):
+
+    def __init__(
+        self,
+        core: "SharedPredictor",
+        in_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: int | tuple[int, int] | str,
+        dilation: int | tuple[int, int],
+    ):
         super().__init__(core.width, kernel_size, core.kind, **core.options)
-        self.register_module('m1', None)  # the core's
-        if core.head == 'shared': self.register_module('m2', None)
+        self.register_module("m1", None)  # the core's
+        if core.head == "shared":
+            self.register_module("m2", None)
         self.core = (core,)  # in a tuple: held, but not registered a second time
         reach = [d * (k - 1) // 2 for k, d in zip(_pair(kernel_size), _pair(dilation))]
         left, right, top, bottom = _padding(padding, _pair(kernel_size), dilation)
-        self.shift, self.stride = (left - reach[1], right - reach[1], top - reach[0], bottom - reach[0]), _pair(stride)
+        self.shift, self.stride = (
+            (left - reach[1], right - reach[1], top - reach[0], bottom - reach[0]),
+            _pair(stride),
+        )
         self.adapt: nn.Module = nn.Identity()
-        if core.adapt == '1x1':
+        if core.adapt == "1x1":
             self.adapt = nn.Conv2d(in_channels, core.width, 1, bias=False)
             nn.init.normal_(self.adapt.weight, std=in_channels**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> M, as `SimilarityPredictor`
         core, (sh, sw) = self.core[0], self.stride
-        if core.adapt == '1x1' and (core.m1.weight.dtype, core.m1.weight.device) != (self.adapt.weight.dtype, self.adapt.weight.device):
-            raise RuntimeError('the shared predictor has not moved with its layers: register it in the network once, as net.core = core')
-        if any(self.shift): x = F.pad(x, self.shift)
-        return self._similarity(self.adapt(x[..., ::sh, ::sw]), core.m1, core.m2 if self.m2 is None else self.m2)
+        if core.adapt == "1x1" and (core.m1.weight.dtype, core.m1.weight.device) != (
+            self.adapt.weight.dtype,
+            self.adapt.weight.device,
+        ):
+            raise RuntimeError(
+                "the shared predictor has not moved with its layers: register it in the network once, as net.core = core"
+            )
+        if any(self.shift):
+            x = F.pad(x, self.shift)
+        return self._similarity(
+            self.adapt(x[..., ::sh, ::sw]), core.m1, core.m2 if self.m2 is None else self.m2
+        )
 
 
 @checked
@@ -275,27 +449,42 @@ class SharedPredictor(nn.Module):
     Source: one predictor for the network with an adaptation network in front is in the paper [review]; its details are ours. Raises `ValueError` for
     an unknown `adapt` or `head`, and for what `SimilarityPredictor` refuses.
     """
+
     def __init__(
         self,
         width: int = 32,  # channels to which every layer's input is adapted
-        kernel_size: int | tuple[int, int] = 3,  # of the first convolution; with a shared head also the layers'. Odd
-        kind: str = 'diagonal',  # 'diagonal' (DNS) or 'unconstrained' (UNS)
-        adapt: str = '1x1',  # or 'none', where every layer's input has `width` channels
-        head: str = 'layer',  # the second convolution: one a 'layer', or 'shared'
+        kernel_size: int
+        | tuple[int, int] = 3,  # of the first convolution; with a shared head also the layers'. Odd
+        kind: str = "diagonal",  # 'diagonal' (DNS) or 'unconstrained' (UNS)
+        adapt: str = "1x1",  # or 'none', where every layer's input has `width` channels
+        head: str = "layer",  # the second convolution: one a 'layer', or 'shared'
         **options: Any,  # hidden, sphere, batchnorm, init_scales, residual, bn_eps, bn_momentum: see `SimilarityPredictor`
     ):
         super().__init__()
-        if adapt not in ('1x1', 'none'): raise ValueError(f"adapt must be '1x1' or 'none', not {adapt!r}")
-        if head not in ('layer', 'shared'): raise ValueError(f"head must be 'layer' or 'shared', not {head!r}")
+        if adapt not in ("1x1", "none"):
+            raise ValueError(f"adapt must be '1x1' or 'none', not {adapt!r}")
+        if head not in ("layer", "shared"):
+            raise ValueError(f"head must be 'layer' or 'shared', not {head!r}")
         _check_geometry(kernel_size, width=width)
-        self.width, self.kernel_size, self.kind, self.adapt, self.head, self.options = width, self._odd(kernel_size), kind, adapt, head, options
-        whole = SimilarityPredictor(width, kernel_size, kind, padding='same', **options)
+        self.width, self.kernel_size, self.kind, self.adapt, self.head, self.options = (
+            width,
+            self._odd(kernel_size),
+            kind,
+            adapt,
+            head,
+            options,
+        )
+        whole = SimilarityPredictor(width, kernel_size, kind, padding="same", **options)
         self.m1 = whole.m1
-        if head == 'shared': self.m2 = whole.m2
+        if head == "shared":
+            self.m2 = whole.m2
 
     @staticmethod
     def _odd(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
-        if any(k % 2 == 0 for k in _pair(kernel_size)): raise ValueError(f'kernel_size must be odd for a shared predictor (it needs a centre), not {kernel_size}')
+        if any(k % 2 == 0 for k in _pair(kernel_size)):
+            raise ValueError(
+                f"kernel_size must be odd for a shared predictor (it needs a centre), not {kernel_size}"
+            )
         return _pair(kernel_size)
 
     def for_layer(
@@ -305,10 +494,19 @@ class SharedPredictor(nn.Module):
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
-    ) -> SimilarityPredictor:  # (B, in_channels, H, W) -> M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS
+    ) -> (
+        SimilarityPredictor
+    ):  # (B, in_channels, H, W) -> M: (B, K, H', W') for DNS, (B, K, K, H', W') for UNS
         "A layer's own part. Raises `ValueError` for an even kernel, for channels that `adapt='none'` cannot take, for a kernel that a shared head does not serve, and for numbers out of range."
         _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels)
-        if self.adapt == 'none' and in_channels != self.width: raise ValueError(f"in_channels must be {self.width}, the predictor's width, with adapt='none', not {in_channels}")
-        if self.head == 'shared' and math.prod(self._odd(kernel_size)) != math.prod(self.kernel_size):
-            raise ValueError(f'kernel_size must have as many taps as {self.kernel_size} under a shared head, but is {kernel_size}')
+        if self.adapt == "none" and in_channels != self.width:
+            raise ValueError(
+                f"in_channels must be {self.width}, the predictor's width, with adapt='none', not {in_channels}"
+            )
+        if self.head == "shared" and math.prod(self._odd(kernel_size)) != math.prod(
+            self.kernel_size
+        ):
+            raise ValueError(
+                f"kernel_size must have as many taps as {self.kernel_size} under a shared head, but is {kernel_size}"
+            )
         return _LayerPredictor(self, in_channels, self._odd(kernel_size), stride, padding, dilation)

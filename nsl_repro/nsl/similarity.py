@@ -19,14 +19,16 @@ def _one_type(**tensors: Tensor) -> None:
     "One sentence if a matrix product would meet numbers of several types; under autocast it casts them itself."
     (first, t), *others = tensors.items()
     for name, other in others:
-        if other.dtype != t.dtype and not torch.is_autocast_enabled(t.device.type): raise TypeError(f"{name} must be {t.dtype}, as {first} is, not {other.dtype}.")
+        if other.dtype != t.dtype and not torch.is_autocast_enabled(t.device.type):
+            raise TypeError(f"{name} must be {t.dtype}, as {first} is, not {other.dtype}.")
+
 
 @checked
 def bilinear_similarity(
-    W: Float[Tensor, '*#batch n'],      # the filter; leading dimensions (the batch's) broadcast
-    X: Float[Tensor, '*#batch n'],      # the patch
-    M: Float[Tensor, '*#batch n n'],    # the similarity
-) -> Tensor:                            # (*batch): one number a filter, patch and matrix
+    W: Float[Tensor, "*#batch n"],  # the filter; leading dimensions (the batch's) broadcast
+    X: Float[Tensor, "*#batch n"],  # the patch
+    M: Float[Tensor, "*#batch n n"],  # the similarity
+) -> Tensor:  # (*batch): one number a filter, patch and matrix
     """The bilinear similarity `W^T M X`. [review, code]
 
     Raises `ValueError` if the sizes do not fit, `TypeError` if the types do not."""
@@ -117,32 +119,48 @@ _PLAYGROUND = """
 # %% ../../nbs/nsl/01_similarity.ipynb #a67a32e3
 @checked
 def block_diagonal(
-    M_s: Float[Tensor, '... K K'],    # the block, K = HV taps; a diagonal is made one by `torch.diag_embed`
-    channels: int,                    # C, how often it is repeated
-) -> Tensor:                          # (..., C*K, C*K), channel by channel
+    M_s: Float[
+        Tensor, "... K K"
+    ],  # the block, K = HV taps; a diagonal is made one by `torch.diag_embed`
+    channels: int,  # C, how often it is repeated
+) -> Tensor:  # (..., C*K, C*K), channel by channel
     """The whole similarity `M = diag(M_s, ..., M_s)` of a layer with C input channels. [code]
 
     Raises `ValueError` if M_s is not square, or channels is not a positive integer."""
-    if channels < 1: raise ValueError(f"channels must be a positive integer, got {channels!r}.")
-    same_channel = torch.eye(int(channels), dtype=M_s.dtype, device=M_s.device)[:, None, :, None]  # (C, 1, C, 1)
-    return (same_channel * M_s[..., None, :, None, :]).flatten(-2).flatten(-3, -2)               # (..., C, K, C, K) -> (..., CK, CK)
+    if channels < 1:
+        raise ValueError(f"channels must be a positive integer, got {channels!r}.")
+    same_channel = torch.eye(int(channels), dtype=M_s.dtype, device=M_s.device)[
+        :, None, :, None
+    ]  # (C, 1, C, 1)
+    return (
+        (same_channel * M_s[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
+    )  # (..., C, K, C, K) -> (..., CK, CK)
 
 # %% ../../nbs/nsl/01_similarity.ipynb #003b1c6f
 @checked
 def neural_similarity(
-    W: Float[Tensor, '*#batch C K'],    # the filter, K = HV taps a channel; leading dimensions (the batch's) broadcast
-    X: Float[Tensor, '*#batch C K'],    # the patch
-    M_s: Float[Tensor, '... K'],         # the similarity (batch..., K, K), or its diagonal (batch..., K) for kind='diagonal'
-    kind: str = 'unconstrained',        # 'unconstrained' (UNS) or 'diagonal' (DNS)
-) -> Tensor:                            # (*batch)
+    W: Float[
+        Tensor, "*#batch C K"
+    ],  # the filter, K = HV taps a channel; leading dimensions (the batch's) broadcast
+    X: Float[Tensor, "*#batch C K"],  # the patch
+    M_s: Float[
+        Tensor, "... K"
+    ],  # the similarity (batch..., K, K), or its diagonal (batch..., K) for kind='diagonal'
+    kind: str = "unconstrained",  # 'unconstrained' (UNS) or 'diagonal' (DNS)
+) -> Tensor:  # (*batch)
     """The neural similarity `sum_c w_c^T M_s x_c`. [code]
 
     Raises `ValueError` for an unknown kind, or sizes that do not fit, `TypeError` for types that do not."""
-    if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
+    if kind not in ("diagonal", "unconstrained"):
+        raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
     batch, K = torch.broadcast_shapes(W.shape[:-2], X.shape[:-2]), W.shape[-1:]
-    own = K if kind == 'diagonal' else K * 2
-    if M_s.shape[-len(own):] != own or any(1 != m != b != 1 for m, b in zip(M_s.shape[:-len(own)][::-1], batch[::-1])):
-        raise ValueError(f"M_s must be {tuple(own)} for kind={kind!r}, or have leading dimensions that broadcast with {tuple(batch)}, got {tuple(M_s.shape)}.")
+    own = K if kind == "diagonal" else K * 2
+    if M_s.shape[-len(own) :] != own or any(
+        1 != m != b != 1 for m, b in zip(M_s.shape[: -len(own)][::-1], batch[::-1])
+    ):
+        raise ValueError(
+            f"M_s must be {tuple(own)} for kind={kind!r}, or have leading dimensions that broadcast with {tuple(batch)}, got {tuple(M_s.shape)}."
+        )
     _one_type(W=W, X=X, M_s=M_s)
-    folded = W * M_s[..., None, :] if kind == 'diagonal' else W @ M_s        # M^T W, channel by channel
+    folded = W * M_s[..., None, :] if kind == "diagonal" else W @ M_s  # M^T W, channel by channel
     return (folded * X).sum((-2, -1))

@@ -24,47 +24,71 @@ __all__ = ['patch_norm', 'filter_norm', 'angle_response', 'SphereConv2d']
 # %% ../../nbs/nsl/04_sphere.ipynb #37812a20
 def _positive(eps: float) -> float:
     "The constant under the root, checked."
-    if not 0 < eps < math.inf: raise ValueError(f"eps must be a positive number (it keeps the root away from zero), got {eps!r}.")
+    if not 0 < eps < math.inf:
+        raise ValueError(
+            f"eps must be a positive number (it keeps the root away from zero), got {eps!r}."
+        )
     return eps
+
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
     "A context in which autocast leaves `x`'s device alone (it has never heard of 'meta')."
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
-def _patch_norm(x: Tensor, kernel_size: int | tuple[int, int], stride: int | tuple[int, int], padding: int | str | tuple[int, int], dilation: int | tuple[int, int], groups: int, eps: float) -> Tensor:
+
+def _patch_norm(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    padding: int | str | tuple[int, int],
+    dilation: int | tuple[int, int],
+    groups: int,
+    eps: float,
+) -> Tensor:
     "`patch_norm` for arguments that are known to fit."
     with _full_precision(x):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        squares = x.square().unflatten(-3, (groups, x.shape[-3] // groups)).sum(-3)      # (B, groups, H, W)
+        squares = (
+            x.square().unflatten(-3, (groups, x.shape[-3] // groups)).sum(-3)
+        )  # (B, groups, H, W)
         box = squares.new_ones(groups, 1, *_pair(kernel_size))
         total = F.conv2d(squares, box, None, stride, padding, dilation, groups)
-        return (total.clamp_min(0) + eps).sqrt()     # some fast convolutions return a sum a rounding below 0
+        return (
+            total.clamp_min(0) + eps
+        ).sqrt()  # some fast convolutions return a sum a rounding below 0
+
 
 @checked
 def patch_norm(
-    x: Float[Tensor, 'B C H W'] | Float[Tensor, 'C H W'],
-    kernel_size: int | tuple[int, int],     # the window (kh, kw)
-    stride: int | tuple[int, int] = 1,      # as in `nn.Conv2d`
+    x: Float[Tensor, "B C H W"] | Float[Tensor, "C H W"],
+    kernel_size: int | tuple[int, int],  # the window (kh, kw)
+    stride: int | tuple[int, int] = 1,  # as in `nn.Conv2d`
     padding: int | str | tuple[int, int] = 0,  # of zeros: an integer, a pair, 'same' or 'valid'
-    dilation: int | tuple[int, int] = 1,    # as in `nn.Conv2d`
-    groups: int = 1,                        # each group of C/groups channels has its own norm
-    eps: float = 1e-4,                      # added to the sum of squares, inside the root
-) -> Tensor:                                # (B, groups, H', W'), at least float32, even under autocast
+    dilation: int | tuple[int, int] = 1,  # as in `nn.Conv2d`
+    groups: int = 1,  # each group of C/groups channels has its own norm
+    eps: float = 1e-4,  # added to the sum of squares, inside the root
+) -> Tensor:  # (B, groups, H', W'), at least float32, even under autocast
     """The norm `sqrt(sum x^2 + eps)` of the patch at every output location, by one box filter. [code]
 
     Raises `ValueError` if C is not a multiple of groups, eps <= 0, or the window is larger than x with its padding."""
     _check_geometry(kernel_size, stride, padding, dilation, groups=groups)
     _check_image(x, x.shape[-3], kernel_size, padding, dilation)
-    if padding == 'same' and max(_pair(stride)) > 1: raise ValueError(f"padding must not be 'same' where stride is not 1, got stride {stride!r}.")
-    if x.shape[-3] % groups: raise ValueError(f"groups must divide the {x.shape[-3]} channels of x, got {groups}.")
+    if padding == "same" and max(_pair(stride)) > 1:
+        raise ValueError(
+            f"padding must not be 'same' where stride is not 1, got stride {stride!r}."
+        )
+    if x.shape[-3] % groups:
+        raise ValueError(f"groups must divide the {x.shape[-3]} channels of x, got {groups}.")
     return _patch_norm(x, kernel_size, stride, padding, dilation, groups, _positive(eps))
 
 # %% ../../nbs/nsl/04_sphere.ipynb #e2d63a49
 @checked
 def filter_norm(
-    weight: Float[Tensor, 'C_out C_in kh kw'],    # C_in of one group
-    eps: float = 1e-4,                            # added to the sum of squares, inside the root
-) -> Tensor:                                      # (C_out, 1, 1, 1), so that `weight / filter_norm(weight)` has unit filters; at least float32
+    weight: Float[Tensor, "C_out C_in kh kw"],  # C_in of one group
+    eps: float = 1e-4,  # added to the sum of squares, inside the root
+) -> (
+    Tensor
+):  # (C_out, 1, 1, 1), so that `weight / filter_norm(weight)` has unit filters; at least float32
     """The norm `sqrt(sum w^2 + eps)` of every filter. [code]
 
     Raises `ValueError` if weight is not 4-D, or eps <= 0."""
@@ -72,24 +96,35 @@ def filter_norm(
     return (weight.square().sum((1, 2, 3), keepdim=True) + _positive(eps)).sqrt()
 
 # %% ../../nbs/nsl/04_sphere.ipynb #d277805e
-_EDGE = 1e-6    # the arc sine is taken no closer than this to -1 and 1
+_EDGE = 1e-6  # the arc sine is taken no closer than this to -1 and 1
+
 
 @checked
 def angle_response(
-    cos: Float[Tensor, '*#shape'],                # the cosine of the angle between filter and patch; rounding beyond [-1, 1] allowed
-    operator: str = 'cosine',                     # 'cosine', 'linear' or 'sigmoid'
-    k: float | Float[Tensor, '*#shape'] = 0.3,    # the sigmoid's width, positive: small k is a step, large k a straight line; a tensor broadcasts against cos
-) -> Tensor:                                      # 1 at angle 0, 0 at a right angle, -1 at pi
+    cos: Float[
+        Tensor, "*#shape"
+    ],  # the cosine of the angle between filter and patch; rounding beyond [-1, 1] allowed
+    operator: str = "cosine",  # 'cosine', 'linear' or 'sigmoid'
+    k: float
+    | Float[
+        Tensor, "*#shape"
+    ] = 0.3,  # the sigmoid's width, positive: small k is a step, large k a straight line; a tensor broadcasts against cos
+) -> Tensor:  # 1 at angle 0, 0 at a right angle, -1 at pi
     """A SphereConv operator as a function of the cosine of the angle. [code]
 
     Raises `ValueError` for an unknown operator, or a number k that is not positive."""
-    if operator not in ('cosine', 'linear', 'sigmoid'):
+    if operator not in ("cosine", "linear", "sigmoid"):
         raise ValueError(f"operator must be 'cosine', 'linear' or 'sigmoid', got {operator!r}.")
-    if not isinstance(k, Tensor) and not 0 < k < math.inf: raise ValueError(f"k must be positive, got {k!r}.")
-    if operator == 'cosine': return cos
-    s = cos.to(torch.promote_types(cos.dtype, torch.float32))         # half precision has no number between 1 - _EDGE and 1
-    s = s.clamp(-1 + _EDGE, 1 - _EDGE).arcsin()                       # pi/2 - t
-    if operator == 'linear': return (s * (2 / math.pi)).to(cos.dtype)
+    if not isinstance(k, Tensor) and not 0 < k < math.inf:
+        raise ValueError(f"k must be positive, got {k!r}.")
+    if operator == "cosine":
+        return cos
+    s = cos.to(
+        torch.promote_types(cos.dtype, torch.float32)
+    )  # half precision has no number between 1 - _EDGE and 1
+    s = s.clamp(-1 + _EDGE, 1 - _EDGE).arcsin()  # pi/2 - t
+    if operator == "linear":
+        return (s * (2 / math.pi)).to(cos.dtype)
     k = torch.as_tensor(k, dtype=s.dtype, device=s.device)
     return ((s / (2 * k)).tanh() / (math.pi / (4 * k)).tanh()).to(cos.dtype)
 
@@ -104,51 +139,92 @@ class SphereConv2d(nn.Conv2d):
     A bias is added to the response, outside the operator. `nn.Conv2d`'s state_dict keys, plus `k` for 'learnable_sigmoid'.
 
     Raises `ValueError` for an unknown or inconsistent operator and normalise, eps <= 0, or an input of the wrong shape."""
+
     kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
     stride: tuple[int, int]
     padding: str | tuple[int, int]
     dilation: tuple[int, int]
 
-    def __init__(self,
-        in_channels: int,                         # C_in
-        out_channels: int,                        # C_out, the number of filters
-        kernel_size: int | tuple[int, int],       # (kh, kw)
-        stride: int | tuple[int, int] = 1,        # as in `nn.Conv2d`, and so for the next four
+    def __init__(
+        self,
+        in_channels: int,  # C_in
+        out_channels: int,  # C_out, the number of filters
+        kernel_size: int | tuple[int, int],  # (kh, kw)
+        stride: int | tuple[int, int] = 1,  # as in `nn.Conv2d`, and so for the next four
         padding: int | str | tuple[int, int] = 0,
         dilation: int | tuple[int, int] = 1,
-        groups: int = 1,                          # each group measures its angles among its own channels
-        bias: bool = False,                       # off by default, unlike `nn.Conv2d`
-        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
-        operator: str = 'cosine',                 # 'none', 'cosine', 'linear', 'sigmoid' or 'learnable_sigmoid'
-        normalise: str = 'full',                  # 'full': patch and filter norm; 'input': the patch's only, with operator 'none'
-        eps: float = 1e-4,                        # inside the root of both norms
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # as in `nn.Conv2d`
+        groups: int = 1,  # each group measures its angles among its own channels
+        bias: bool = False,  # off by default, unlike `nn.Conv2d`
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        operator: str = "cosine",  # 'none', 'cosine', 'linear', 'sigmoid' or 'learnable_sigmoid'
+        normalise: str = "full",  # 'full': patch and filter norm; 'input': the patch's only, with operator 'none'
+        eps: float = 1e-4,  # inside the root of both norms
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,  # as in `nn.Conv2d`
     ):
-        operators = ('none', 'cosine', 'linear', 'sigmoid', 'learnable_sigmoid')
-        if operator not in operators: raise ValueError(f"operator must be one of {', '.join(operators)}, got {operator!r}.")
-        if normalise not in ('input', 'full'): raise ValueError(f"normalise must be 'input' or 'full', got {normalise!r}.")
-        if normalise == 'input' and operator != 'none':
-            raise ValueError(f"operator must be 'none' with normalise='input' (without the filter's norm there is no angle), got {operator!r}.")
-        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        operators = ("none", "cosine", "linear", "sigmoid", "learnable_sigmoid")
+        if operator not in operators:
+            raise ValueError(f"operator must be one of {', '.join(operators)}, got {operator!r}.")
+        if normalise not in ("input", "full"):
+            raise ValueError(f"normalise must be 'input' or 'full', got {normalise!r}.")
+        if normalise == "input" and operator != "none":
+            raise ValueError(
+                f"operator must be 'none' with normalise='input' (without the filter's norm there is no angle), got {operator!r}."
+            )
+        _check_geometry(
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.operator, self.normalise, self.eps = operator, normalise, _positive(eps)
-        if operator == 'learnable_sigmoid': self.k = nn.Parameter(torch.full((out_channels,), 0.7, device=device, dtype=dtype))
+        if operator == "learnable_sigmoid":
+            self.k = nn.Parameter(torch.full((out_channels,), 0.7, device=device, dtype=dtype))
 
-    def forward(self, x: Float[Tensor, 'B C_in H W'] | Float[Tensor, 'C_in H W']) -> Tensor:     # -> (B, C_out, H', W')
-        _check_image(x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode)
+    def forward(
+        self, x: Float[Tensor, "B C_in H W"] | Float[Tensor, "C_in H W"]
+    ) -> Tensor:  # -> (B, C_out, H', W')
+        _check_image(
+            x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode
+        )
         weight: Tensor = self.weight
         padding: int | str | tuple[int, int] = self.padding
-        if self.normalise == 'full': weight = (weight / filter_norm(weight, self.eps)).to(weight.dtype)
-        if self.padding_mode != 'zeros':
+        if self.normalise == "full":
+            weight = (weight / filter_norm(weight, self.eps)).to(weight.dtype)
+        if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         dot = F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
-        norm = _patch_norm(x, self.kernel_size, self.stride, padding, self.dilation, self.groups, self.eps)
-        if self.groups > 1: norm = norm.repeat_interleave(self.out_channels // self.groups, dim=-3)
-        y = dot * norm.reciprocal()         # float32 where dot is half precision; the gradient of a product takes fewer passes than that of a quotient
-        if self.operator == 'learnable_sigmoid': y = angle_response(y, 'sigmoid', (self.k.to(y.dtype).abs() + 0.05)[:, None, None])
-        elif self.operator != 'none': y = angle_response(y, self.operator)
-        if self.bias is not None: y = y + self.bias[:, None, None]
+        norm = _patch_norm(
+            x, self.kernel_size, self.stride, padding, self.dilation, self.groups, self.eps
+        )
+        if self.groups > 1:
+            norm = norm.repeat_interleave(self.out_channels // self.groups, dim=-3)
+        y = (
+            dot * norm.reciprocal()
+        )  # float32 where dot is half precision; the gradient of a product takes fewer passes than that of a quotient
+        if self.operator == "learnable_sigmoid":
+            y = angle_response(y, "sigmoid", (self.k.to(y.dtype).abs() + 0.05)[:, None, None])
+        elif self.operator != "none":
+            y = angle_response(y, self.operator)
+        if self.bias is not None:
+            y = y + self.bias[:, None, None]
         return y.to(dot.dtype)
 
     def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, operator={self.operator}, normalise={self.normalise}'
+        return f"{super().extra_repr()}, operator={self.operator}, normalise={self.normalise}"

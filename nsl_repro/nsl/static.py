@@ -24,34 +24,73 @@ __all__ = ['NeuralSimilarity', 'StaticNSLConv2d', 'fold', 'similarity_decay', 'K
            'shrink']
 
 # %% ../../nbs/nsl/02_static.ipynb #27be32c9
-_MOST_TAPS = 2**20    # of a kernel: a similarity has a row and a column for each
+_MOST_TAPS = 2**20  # of a kernel: a similarity has a row and a column for each
+
 
 def _check_counts(**counts: int) -> None:
     "One sentence for a number of channels, filters, ... that is not positive."
     for name, count in counts.items():
-        if count < 1 or isinstance(count, bool): raise ValueError(f"{name} must be a positive integer, got {count!r}.")
+        if count < 1 or isinstance(count, bool):
+            raise ValueError(f"{name} must be a positive integer, got {count!r}.")
 
-def _check_geometry(kernel_size: int | tuple[int, int], stride: int | tuple[int, int] = 1, padding: int | str | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, **counts: int) -> None:
+
+def _check_geometry(
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | str | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    **counts: int,
+) -> None:
     "One sentence for a number in the shape of a convolution that is out of range."
     _check_counts(**counts)
     for name, pair in dict(kernel_size=kernel_size, stride=stride, dilation=dilation).items():
-        if not 1 <= min(_pair(pair)) <= max(_pair(pair)) < 2**31: raise ValueError(f"{name} must be a positive integer (below 2**31) or a pair of them, got {pair!r}.")
-    if math.prod(_pair(kernel_size)) > _MOST_TAPS: raise ValueError(f"kernel_size must have at most {_MOST_TAPS} taps, got {kernel_size!r}.")
-    if padding not in ('same', 'valid') and (isinstance(padding, str) or not 0 <= min(_pair(padding)) <= max(_pair(padding)) < 2**31):
-        raise ValueError(f"padding must be an integer that is not negative (below 2**31), a pair of them, 'same' or 'valid', got {padding!r}.")
+        if not 1 <= min(_pair(pair)) <= max(_pair(pair)) < 2**31:
+            raise ValueError(
+                f"{name} must be a positive integer (below 2**31) or a pair of them, got {pair!r}."
+            )
+    if math.prod(_pair(kernel_size)) > _MOST_TAPS:
+        raise ValueError(f"kernel_size must have at most {_MOST_TAPS} taps, got {kernel_size!r}.")
+    if padding not in ("same", "valid") and (
+        isinstance(padding, str) or not 0 <= min(_pair(padding)) <= max(_pair(padding)) < 2**31
+    ):
+        raise ValueError(
+            f"padding must be an integer that is not negative (below 2**31), a pair of them, 'same' or 'valid', got {padding!r}."
+        )
 
-def _check_image(x: Tensor, channels: int, kernel_size: int | tuple[int, ...], padding: int | str | tuple[int, ...], dilation: int | tuple[int, ...], padding_mode: str = 'zeros') -> None:
+
+def _check_image(
+    x: Tensor,
+    channels: int,
+    kernel_size: int | tuple[int, ...],
+    padding: int | str | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    padding_mode: str = "zeros",
+) -> None:
     "One sentence for an image (B, C, H, W) or (C, H, W) that a convolution cannot take."
-    if torch.jit.is_tracing(): return    # sizes are no numbers then
+    if torch.jit.is_tracing():
+        return  # sizes are no numbers then
     if x.shape[-3] != channels:
         last = " (channels come before height and width)" if x.shape[-1] == channels else ""
-        raise ValueError(f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}{last}.")
+        raise ValueError(
+            f"x must have {channels} channels, got a tensor of shape {tuple(x.shape)}{last}."
+        )
     reach = [d * (k - 1) for k, d in zip(_pair(kernel_size), _pair(dilation))]
-    pads = [(r + 1) // 2 for r in reach] if padding == 'same' else (0, 0) if padding == 'valid' else _pair(padding)
-    beyond = {'reflect': 1, 'circular': 0}.get(padding_mode, -2**31)    # a padding that copies the image takes this much more of it than is padded
+    pads = (
+        [(r + 1) // 2 for r in reach]
+        if padding == "same"
+        else (0, 0)
+        if padding == "valid"
+        else _pair(padding)
+    )
+    beyond = {"reflect": 1, "circular": 0}.get(
+        padding_mode, -(2**31)
+    )  # a padding that copies the image takes this much more of it than is padded
     least = [max(1, r + 1 - 2 * p, p + beyond) for r, p in zip(reach, pads)]
     if x.shape[-2] < least[0] or x.shape[-1] < least[1]:
-        raise ValueError(f"x must be at least {least[0]} x {least[1]} for this kernel ({reach[0] + 1} x {reach[1] + 1} with its dilation) and padding, got a tensor of shape {tuple(x.shape)}.")
+        raise ValueError(
+            f"x must be at least {least[0]} x {least[1]} for this kernel ({reach[0] + 1} x {reach[1] + 1} with its dilation) and padding, got a tensor of shape {tuple(x.shape)}."
+        )
+
 
 @checked
 class NeuralSimilarity(nn.Module):
@@ -63,50 +102,73 @@ class NeuralSimilarity(nn.Module):
 
     Raises `ValueError` for an unknown kind or init, a kernel_size that is not positive, init='eye3' where it means nothing,
     a shape that does not fit (see `KernelShape`), or a weight with another kernel size."""
-    def __init__(self,
-        kernel_size: int | tuple[int, int],   # of the convolution: (kh, kw)
-        kind: str = 'diagonal',               # 'diagonal' (DNS) or 'unconstrained' (UNS)
-        init: str = 'identity',               # 'identity', or 'ones' (on the diagonal: the same); 'eye3': as released, diagonal and square only
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # of the parameter
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],  # of the convolution: (kh, kw)
+        kind: str = "diagonal",  # 'diagonal' (DNS) or 'unconstrained' (UNS)
+        init: str = "identity",  # 'identity', or 'ones' (on the diagonal: the same); 'eye3': as released, diagonal and square only
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,  # of the parameter
         *,
-        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
+        shape: KernelShape
+        | int
+        | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
         super().__init__()
         _check_geometry(kernel_size)
         size = _pair(kernel_size)
-        if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
-        if init not in ('identity', 'ones', 'eye3'): raise ValueError(f"init must be 'identity', 'ones' or 'eye3', got {init!r}.")
-        if init == 'eye3' and (kind != 'diagonal' or size[0] != size[1]):
-            raise ValueError(f"init='eye3' needs kind='diagonal' and a square kernel, got kind={kind!r} and kernel_size={size}.")
+        if kind not in ("diagonal", "unconstrained"):
+            raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
+        if init not in ("identity", "ones", "eye3"):
+            raise ValueError(f"init must be 'identity', 'ones' or 'eye3', got {init!r}.")
+        if init == "eye3" and (kind != "diagonal" or size[0] != size[1]):
+            raise ValueError(
+                f"init='eye3' needs kind='diagonal' and a square kernel, got kind={kind!r} and kernel_size={size}."
+            )
         self.kernel_size, self.kind, self.init = size, kind, init
         K = size[0] * size[1]
-        self.M_s = nn.Parameter(torch.empty((K,) if kind == 'diagonal' else (K, K), device=device, dtype=dtype))
+        self.M_s = nn.Parameter(
+            torch.empty((K,) if kind == "diagonal" else (K, K), device=device, dtype=dtype)
+        )
         self.shape = None if shape is None else KernelShape.of(shape, size, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         "Back to the initial similarity."
         with torch.no_grad():
-            if self.init == 'eye3': self.M_s.copy_(torch.eye(self.kernel_size[0]).flatten())
-            elif self.kind == 'diagonal': self.M_s.fill_(1)
-            else: nn.init.eye_(self.M_s)
+            if self.init == "eye3":
+                self.M_s.copy_(torch.eye(self.kernel_size[0]).flatten())
+            elif self.kind == "diagonal":
+                self.M_s.fill_(1)
+            else:
+                nn.init.eye_(self.M_s)
 
     @property
-    def any_precision(self) -> bool: return self.kind == 'diagonal'    # a product of numbers, which PyTorch promotes
+    def any_precision(self) -> bool:
+        return self.kind == "diagonal"  # a product of numbers, which PyTorch promotes
 
-    def forward(self, W: Float[Tensor, '... kh kw']) -> Tensor:    # a weight (C_out, C_in/groups, kh, kw) -> the same shape
+    def forward(
+        self, W: Float[Tensor, "... kh kw"]
+    ) -> Tensor:  # a weight (C_out, C_in/groups, kh, kw) -> the same shape
         if W.shape[-2:] != self.kernel_size:
-            raise ValueError(f"W must be (C_out, C_in/groups, {self.kernel_size[0]}, {self.kernel_size[1]}), got {tuple(W.shape)}.")
+            raise ValueError(
+                f"W must be (C_out, C_in/groups, {self.kernel_size[0]}, {self.kernel_size[1]}), got {tuple(W.shape)}."
+            )
         w = W.flatten(-2)
-        if self.shape is None: return (w * self.M_s if self.kind == 'diagonal' else w @ self.M_s).reshape(W.shape)
+        if self.shape is None:
+            return (w * self.M_s if self.kind == "diagonal" else w @ self.M_s).reshape(W.shape)
         keep = self.shape.mask()
-        if self.kind == 'diagonal': w = keep(w * self.M_s)
-        elif self.shape.both_sides: w = keep(keep(w, decide=False) @ self.M_s)                        # D R D
-        else: w = keep(w) @ self.M_s                                                                  # D R
+        if self.kind == "diagonal":
+            w = keep(w * self.M_s)
+        elif self.shape.both_sides:
+            w = keep(keep(w, decide=False) @ self.M_s)  # D R D
+        else:
+            w = keep(w) @ self.M_s  # D R
         return w.reshape(W.shape)
 
     def extra_repr(self) -> str:
-        return f'{self.kernel_size}, kind={self.kind}, init={self.init}'
+        return f"{self.kernel_size}, kind={self.kind}, init={self.init}"
 
 # %% ../../nbs/nsl/02_static.ipynb #fb6d82cb
 @checked
@@ -117,50 +179,87 @@ class StaticNSLConv2d(nn.Conv2d):
     With a shape, `similarity.shape.score` is learned too, and only some taps exist.
 
     Raises `ValueError` as `NeuralSimilarity` does, and for a number that a convolution cannot have."""
+
     kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
     stride: tuple[int, int]
     padding: str | tuple[int, int]
     dilation: tuple[int, int]
 
-    def __init__(self,
-        in_channels: int,                     # C_in
-        out_channels: int,                    # C_out
-        kernel_size: int | tuple[int, int],   # (kh, kw)
+    def __init__(
+        self,
+        in_channels: int,  # C_in
+        out_channels: int,  # C_out
+        kernel_size: int | tuple[int, int],  # (kh, kw)
         stride: int | tuple[int, int] = 1,
         padding: int | str | tuple[int, int] = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        kind: str = 'diagonal',               # 'diagonal' (DNS) or 'unconstrained' (UNS)
-        init: str = 'identity',               # 'identity' or 'ones'; 'eye3': as released
-        shape: KernelShape | int | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
+        kind: str = "diagonal",  # 'diagonal' (DNS) or 'unconstrained' (UNS)
+        init: str = "identity",  # 'identity' or 'ones'; 'eye3': as released
+        shape: KernelShape
+        | int
+        | None = None,  # which taps exist, learned: a `KernelShape`, or how many; None: all of them
     ):
-        _check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        _check_geometry(
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.similarity = NeuralSimilarity(self.kernel_size, kind, init, device, dtype, shape=shape)
 
-    def forward(self, x: Float[Tensor, 'B C_in H W'] | Float[Tensor, 'C_in H W']) -> Tensor:   # -> (B, C_out, H', W')
-        _check_image(x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode)
+    def forward(
+        self, x: Float[Tensor, "B C_in H W"] | Float[Tensor, "C_in H W"]
+    ) -> Tensor:  # -> (B, C_out, H', W')
+        _check_image(
+            x, self.in_channels, self.kernel_size, self.padding, self.dilation, self.padding_mode
+        )
         return self._conv_forward(x, self.similarity(self.weight), self.bias)
 
 # %% ../../nbs/nsl/02_static.ipynb #94a60afd
 def _unparametrize(module: nn.Module) -> None:
     "In place: the class it had before it was parametrized, with its tensors as they are now."
-    values = {name: nn.Parameter(getattr(module, name).detach().clone(), requires_grad=any(p.requires_grad for p in parts.parameters(recurse=False)))
-              for name, parts in module.get_submodule('parametrizations').named_children()}
+    values = {
+        name: nn.Parameter(
+            getattr(module, name).detach().clone(),
+            requires_grad=any(p.requires_grad for p in parts.parameters(recurse=False)),
+        )
+        for name, parts in module.get_submodule("parametrizations").named_children()
+    }
     others = dict(module.named_parameters(recurse=False))
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    for name in others: delattr(module, name)                                   # so that the order is as before: weight, bias
-    for name, value in {**values, **others}.items(): module.register_parameter(name, value)
+    for name in others:
+        delattr(module, name)  # so that the order is as before: weight, bias
+    for name, value in {**values, **others}.items():
+        module.register_parameter(name, value)
+
 
 @checked
 def fold(
-    module: nn.Module,    # a network, or a layer; it is left untouched
-) -> nn.Module:           # a deep copy with plain convolutions, the same function
+    module: nn.Module,  # a network, or a layer; it is left untouched
+) -> nn.Module:  # a deep copy with plain convolutions, the same function
     """Every static neural similarity inside becomes part of an ordinary convolution: `W' = W M_s`. [code, review]
 
     `StaticNSLConv2d` becomes exactly `nn.Conv2d`; a layer parametrized by `NeuralSimilarity` becomes what it was before it was
@@ -171,38 +270,60 @@ def fold(
     for layer in list(module.modules()):
         similarities: list[NeuralSimilarity] = []
         if isinstance(layer, StaticNSLConv2d) or parametrize.is_parametrized(layer):
-            parts = layer if isinstance(layer, StaticNSLConv2d) else layer.get_submodule('parametrizations')
+            parts = (
+                layer
+                if isinstance(layer, StaticNSLConv2d)
+                else layer.get_submodule("parametrizations")
+            )
             similarities = [m.eval() for m in parts.modules() if isinstance(m, NeuralSimilarity)]
-        if parametrize.is_parametrized(layer) and similarities: _unparametrize(layer)
+        if parametrize.is_parametrized(layer) and similarities:
+            _unparametrize(layer)
         if isinstance(layer, StaticNSLConv2d):
-            with torch.no_grad(): folded = layer.similarity(layer.weight)
+            with torch.no_grad():
+                folded = layer.similarity(layer.weight)
             layer.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
             del layer.similarity
             layer.__class__ = nn.Conv2d  # type: ignore[assignment]
-        if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities): _shrink(layer)
+        if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities):
+            _shrink(layer)
     return module
 
 # %% ../../nbs/nsl/02_static.ipynb #cebd64f4
 @checked
 def similarity_decay(
-    module: nn.Module,            # a network; every `NeuralSimilarity` inside counts once
-    target: str = 'identity',     # 'identity', or 'zero': as released
-) -> Tensor:                      # 0-dim; zero where there is no similarity
+    module: nn.Module,  # a network; every `NeuralSimilarity` inside counts once
+    target: str = "identity",  # 'identity', or 'zero': as released
+) -> Tensor:  # 0-dim; zero where there is no similarity
     """The regulariser `1/2 sum ||M_s - T||_F^2` of every static similarity inside, to be multiplied by its weight (released: 5e-3). [code]
 
     Raises `ValueError` for an unknown target."""
-    if target not in ('identity', 'zero'): raise ValueError(f"target must be 'identity' or 'zero', got {target!r}.")
+    if target not in ("identity", "zero"):
+        raise ValueError(f"target must be 'identity' or 'zero', got {target!r}.")
     first = next(module.parameters(), torch.zeros(()))
-    total = torch.zeros((), device=first.device, dtype=first.dtype, requires_grad=True)        # so that backward works without any
+    total = torch.zeros(
+        (), device=first.device, dtype=first.dtype, requires_grad=True
+    )  # so that backward works without any
     for m in module.modules():
-        if not isinstance(m, NeuralSimilarity): continue
-        T = 0 if target == 'zero' else 1 if m.kind == 'diagonal' else torch.eye(len(m.M_s), device=m.M_s.device, dtype=m.M_s.dtype)
+        if not isinstance(m, NeuralSimilarity):
+            continue
+        T = (
+            0
+            if target == "zero"
+            else 1
+            if m.kind == "diagonal"
+            else torch.eye(len(m.M_s), device=m.M_s.device, dtype=m.M_s.dtype)
+        )
         total = total + (m.M_s - T).square().sum() / 2
     return total
 
 # %% ../../nbs/nsl/02_static.ipynb #3b210c26
-_BETA, _GAMMA, _ZETA = 2 / 3, -.1, 1.1      # hard concrete: temperature, and the interval into which the gate is stretched before it is clipped to [0, 1]
+_BETA, _GAMMA, _ZETA = (
+    2 / 3,
+    -0.1,
+    1.1,
+)  # hard concrete: temperature, and the interval into which the gate is stretched before it is clipped to [0, 1]
 _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
+
 
 @checked
 class KernelShape(nn.Module):
@@ -213,152 +334,244 @@ class KernelShape(nn.Module):
 
     Raises `ValueError` for a kernel_size that is not positive, a budget that is not an integer from 1 to the number of taps, an unknown
     relaxation, or a speed or price that is not positive."""
-    def __init__(self,
-        kernel_size: int | tuple[int, int],      # (kh, kw), even or odd; K = kh*kw taps
-        budget: int | None = None,               # how many taps live; None: as many as are worth their price
-        relaxation: str = 'straight_through',    # or 'hard_concrete'
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],  # (kh, kw), even or odd; K = kh*kw taps
+        budget: int | None = None,  # how many taps live; None: as many as are worth their price
+        relaxation: str = "straight_through",  # or 'hard_concrete'
         *,
-        price: float = .01,                      # of a live tap, in the loss; only without a budget
-        both_sides: bool = True,                 # UNS: D R D; False: D R, literally, which leaves the folded kernel all its taps
-        dead_taps_learn: bool = True,            # straight-through: the weights of dead taps get the gradient of the soft tap
-        speed: float = 1.,                       # how much a score counts, in z = speed * score: more than 1 for SGD, whose steps in the scores are small
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,   # of the scores
+        price: float = 0.01,  # of a live tap, in the loss; only without a budget
+        both_sides: bool = True,  # UNS: D R D; False: D R, literally, which leaves the folded kernel all its taps
+        dead_taps_learn: bool = True,  # straight-through: the weights of dead taps get the gradient of the soft tap
+        speed: float = 1.0,  # how much a score counts, in z = speed * score: more than 1 for SGD, whose steps in the scores are small
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,  # of the scores
     ):
         super().__init__()
         _check_geometry(kernel_size)
         size = _pair(kernel_size)
         K = math.prod(size)
         if budget is not None and not 1 <= budget <= K:
-            raise ValueError(f"budget must be an integer from 1 to {K}, the taps of a {size[0]}x{size[1]} kernel, or None, got {budget!r}.")
-        if relaxation not in ('straight_through', 'hard_concrete'):
-            raise ValueError(f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}.")
-        if not speed > 0: raise ValueError(f"speed must be positive, got {speed!r}.")
-        if not price > 0: raise ValueError(f"price must be positive (for a fixed number of taps give a budget), got {price!r}.")
+            raise ValueError(
+                f"budget must be an integer from 1 to {K}, the taps of a {size[0]}x{size[1]} kernel, or None, got {budget!r}."
+            )
+        if relaxation not in ("straight_through", "hard_concrete"):
+            raise ValueError(
+                f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}."
+            )
+        if not speed > 0:
+            raise ValueError(f"speed must be positive, got {speed!r}.")
+        if not price > 0:
+            raise ValueError(
+                f"price must be positive (for a fixed number of taps give a budget), got {price!r}."
+            )
         self.kernel_size, self.budget, self.relaxation, self.price = size, budget, relaxation, price
         self.both_sides, self.dead_taps_learn, self.speed = both_sides, dead_taps_learn, speed
         self.score = nn.Parameter(torch.empty(K, device=device, dtype=dtype))
         self.reset_parameters()
 
     @classmethod
-    def of(cls, shape: KernelShape | int | None, kernel_size: tuple[int, int], device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KernelShape:
+    def of(
+        cls,
+        shape: KernelShape | int | None,
+        kernel_size: tuple[int, int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KernelShape:
         "What a layer's keyword `shape` means: a budget, or a `KernelShape` for a kernel of this size."
         if not isinstance(shape, KernelShape):
             K = math.prod(kernel_size)
-            if shape is not None and not 1 <= shape <= K: raise ValueError(f"shape must be a KernelShape, or from 1 to {K}, the taps of a {kernel_size[0]}x{kernel_size[1]} kernel, got {shape!r}.")
+            if shape is not None and not 1 <= shape <= K:
+                raise ValueError(
+                    f"shape must be a KernelShape, or from 1 to {K}, the taps of a {kernel_size[0]}x{kernel_size[1]} kernel, got {shape!r}."
+                )
             return cls(kernel_size, shape, device=device, dtype=dtype)
-        if shape.kernel_size != tuple(kernel_size): raise ValueError(f"shape must be for a kernel of {tuple(kernel_size)}, got one of {shape.kernel_size}.")
+        if shape.kernel_size != tuple(kernel_size):
+            raise ValueError(
+                f"shape must be for a kernel of {tuple(kernel_size)}, got one of {shape.kernel_size}."
+            )
         return shape
 
     def reset_parameters(self) -> None:
         "Scores that differ by a little noise only; without a budget all taps live."
-        nn.init.normal_(self.score, (0. if self.budget else 1.) / self.speed, .01 / self.speed)
+        nn.init.normal_(self.score, (0.0 if self.budget else 1.0) / self.speed, 0.01 / self.speed)
 
     @torch.no_grad()
-    def live(self) -> Tensor:    # (K,) Boolean
+    def live(self) -> Tensor:  # (K,) Boolean
         "Which taps exist."
-        best = torch.zeros_like(self.score, dtype=torch.bool).scatter(0, self.score.topk(self.budget or 1).indices, True)
+        best = torch.zeros_like(self.score, dtype=torch.bool).scatter(
+            0, self.score.topk(self.budget or 1).indices, True
+        )
         return best if self.budget else best | (self.score > 0)
 
-    def probability(self) -> Tensor:    # (K,) in [0, 1], with gradient
+    def probability(self) -> Tensor:  # (K,) in [0, 1], with gradient
         "The soft tap p: the backward pass's in straight-through, the probability of a gate that is not 0 in hard concrete."
-        if self.relaxation == 'hard_concrete': return (self._logit() - _SHIFT).sigmoid()
+        if self.relaxation == "hard_concrete":
+            return (self._logit() - _SHIFT).sigmoid()
         return self._logit().sigmoid()
 
     def _logit(self) -> Tensor:
         "z - t."
         z, b = self.speed * self.score, self.budget
-        if b is None: return z
-        if b == len(z): return z + 30                                                # nothing to decide
-        if self.relaxation == 'straight_through': return z - z.detach().topk(b + 1).values[-2:].mean()
+        if b is None:
+            return z
+        if b == len(z):
+            return z + 30  # nothing to decide
+        if self.relaxation == "straight_through":
+            return z - z.detach().topk(b + 1).values[-2:].mean()
         with torch.no_grad():
             low, high = z.min() - _SHIFT - 20, z.max() - _SHIFT + 20
-            for _ in range(40):                                                      # bisection: the sum of the p falls with t
+            for _ in range(40):  # bisection: the sum of the p falls with t
                 t = (low + high) / 2
                 above = (z - _SHIFT - t).sigmoid().sum() > b
                 low, high = torch.where(above, t, low), torch.where(above, high, t)
             slope = (z - _SHIFT - t).sigmoid()
             slope = (slope * (1 - slope)).sum()
-        return z - t - ((z - _SHIFT - t).sigmoid().sum() - b) / slope                 # one Newton step more: it carries the gradient of t
+        return (
+            z - t - ((z - _SHIFT - t).sigmoid().sum() - b) / slope
+        )  # one Newton step more: it carries the gradient of t
 
-    def forward(self) -> Tensor:    # d (K,), 0 or 1, with gradient
+    def forward(self) -> Tensor:  # d (K,), 0 or 1, with gradient
         "The diagonal of D."
-        if self.relaxation == 'hard_concrete' and self.training:
+        if self.relaxation == "hard_concrete" and self.training:
             logistic = torch.rand_like(self.score).clamp(1e-6, 1 - 1e-6).logit()
             s = ((logistic + self._logit()) / _BETA).sigmoid()
             return (s * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
         p = self.probability()
         return self.live() + (p - p.detach())
 
-    def mask(self) -> Callable[..., Tensor]:    # keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
+    def mask(
+        self,
+    ) -> Callable[
+        ..., Tensor
+    ]:  # keep(W, dim=-1, decide=True): W of any shape with K taps along dim, the dead ones zero
         "A function that multiplies by one and the same D as often as it is called; with decide=False straight-through takes D for a constant there."
         d = self()
-        learn = self.dead_taps_learn and self.relaxation == 'straight_through' and self.training
+        learn = self.dead_taps_learn and self.relaxation == "straight_through" and self.training
         soft = (self.probability() * ~self.live()).detach() if learn else None
+
         def keep(W: Tensor, dim: int = -1, decide: bool = True) -> Tensor:
             along = lambda v: v.view(-1, *(1,) * (-dim - 1 if dim < 0 else W.dim() - dim - 1))
-            if not decide and self.relaxation == 'straight_through': return W * along(d.detach())
+            if not decide and self.relaxation == "straight_through":
+                return W * along(d.detach())
             return W * along(d) if soft is None else W * along(d) + (W - W.detach()) * along(soft)
+
         return keep
 
     def extra_repr(self) -> str:
-        return f'{self.kernel_size}, budget={self.budget}, relaxation={self.relaxation}'
+        return f"{self.kernel_size}, budget={self.budget}, relaxation={self.relaxation}"
 
 # %% ../../nbs/nsl/02_static.ipynb #ba9b1b58
 @checked
 def shape_penalty(
-    module: nn.Module,    # a network; every `KernelShape` inside counts once
-) -> Tensor:              # 0-dim; zero where every shape has a budget, or there is none
+    module: nn.Module,  # a network; every `KernelShape` inside counts once
+) -> Tensor:  # 0-dim; zero where every shape has a budget, or there is none
     "The expected number of live taps times their price, summed over the kernel shapes without a budget. [ours]"
     first = next(module.parameters(), torch.zeros(()))
-    total = torch.zeros((), device=first.device, dtype=first.dtype, requires_grad=True)        # so that backward works without any
+    total = torch.zeros(
+        (), device=first.device, dtype=first.dtype, requires_grad=True
+    )  # so that backward works without any
     for m in module.modules():
-        if isinstance(m, KernelShape) and m.budget is None: total = total + m.price * m.probability().sum()
+        if isinstance(m, KernelShape) and m.budget is None:
+            total = total + m.price * m.probability().sum()
     return total
 
 # %% ../../nbs/nsl/02_static.ipynb #96c3c9c7
 @checked
 def kernel_shapes(
-    module: nn.Module,     # a network
-) -> dict[str, Tensor]:    # name of the shape's module -> (kh, kw) Boolean, on the CPU, from input to output
+    module: nn.Module,  # a network
+) -> dict[
+    str, Tensor
+]:  # name of the shape's module -> (kh, kw) Boolean, on the CPU, from input to output
     "The taps that exist in every layer with a learned shape."
-    return {name: m.live().cpu().view(m.kernel_size) for name, m in module.named_modules() if isinstance(m, KernelShape)}
+    return {
+        name: m.live().cpu().view(m.kernel_size)
+        for name, m in module.named_modules()
+        if isinstance(m, KernelShape)
+    }
 
 # %% ../../nbs/nsl/02_static.ipynb #bbc1a879
-def _grids(live: list[bool], before: int, after: int, dilation: int) -> list[tuple[int, int, int, int, int]]:
+def _grids(
+    live: list[bool], before: int, after: int, dilation: int
+) -> list[tuple[int, int, int, int, int]]:
     "Every progression of places that holds the live ones, as (n, first, step, padding before, padding after), the shortest first."
     k, alive = len(live), [i for i, l in enumerate(live) if l]
-    found = [(n, first, step, before - first * dilation, after - (k - 1 - first - (n - 1) * step) * dilation)
-             for n in range(1, k + 1) for step in range(1, k if n > 1 else 2) for first in range(k - (n - 1) * step)
-             if {*alive} <= {*range(first, first + (n - 1) * step + 1, step)}]
+    found = [
+        (
+            n,
+            first,
+            step,
+            before - first * dilation,
+            after - (k - 1 - first - (n - 1) * step) * dilation,
+        )
+        for n in range(1, k + 1)
+        for step in range(1, k if n > 1 else 2)
+        for first in range(k - (n - 1) * step)
+        if {*alive} <= {*range(first, first + (n - 1) * step + 1, step)}
+    ]
     return [g for g in found if min(g[3:]) >= 0]
+
 
 def _shrink(conv: nn.Conv2d) -> None:
     "In place: the smallest `nn.Conv2d` that is the same function, given the taps that are zero in all filters."
     live = (conv.weight.detach() != 0).any(0).any(0)
-    sides = [p for d in (1, 0) for p in conv._reversed_padding_repeated_twice[2 * d:2 * d + 2]]                    # top, bottom, left, right
-    grids = [_grids(live.any(1 - d).tolist(), sides[2 * d], sides[2 * d + 1], conv.dilation[d]) for d in (0, 1)]
-    def padding(pair: tuple) -> Any:    # as nn.Conv2d would say it, or None
-        if all(before == after for *_, before, after in pair): return tuple(g[3] for g in pair)
+    sides = [
+        p for d in (1, 0) for p in conv._reversed_padding_repeated_twice[2 * d : 2 * d + 2]
+    ]  # top, bottom, left, right
+    grids = [
+        _grids(live.any(1 - d).tolist(), sides[2 * d], sides[2 * d + 1], conv.dilation[d])
+        for d in (0, 1)
+    ]
+
+    def padding(pair: tuple) -> Any:  # as nn.Conv2d would say it, or None
+        if all(before == after for *_, before, after in pair):
+            return tuple(g[3] for g in pair)
         reach = [conv.dilation[d] * step * (n - 1) for d, (n, _, step, *_) in enumerate(pair)]
-        return 'same' if conv.stride == (1, 1) and all(g[3:] == (r // 2, r - r // 2) for g, r in zip(pair, reach)) else None
-    best = min((pair for pair in product(*grids) if padding(pair) is not None), key=lambda pair: pair[0][0] * pair[1][0], default=None)
-    if best is None: return
+        return (
+            "same"
+            if conv.stride == (1, 1)
+            and all(g[3:] == (r // 2, r - r // 2) for g, r in zip(pair, reach))
+            else None
+        )
+
+    best = min(
+        (pair for pair in product(*grids) if padding(pair) is not None),
+        key=lambda pair: pair[0][0] * pair[1][0],
+        default=None,
+    )
+    if best is None:
+        return
     (m, top, down, *_), (n, left, right, *_) = best
-    if (m, n) == conv.kernel_size: return
-    small = nn.Conv2d(conv.in_channels, conv.out_channels, (m, n), padding=padding(best), dilation=(conv.dilation[0] * down, conv.dilation[1] * right),
-                      groups=conv.groups, padding_mode=conv.padding_mode, device='meta')
-    for name in ('kernel_size', 'padding', 'dilation', '_reversed_padding_repeated_twice'): setattr(conv, name, getattr(small, name))
-    weight = conv.weight.detach()[:, :, top:top + (m - 1) * down + 1:down, left:left + (n - 1) * right + 1:right]
+    if (m, n) == conv.kernel_size:
+        return
+    small = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        (m, n),
+        padding=padding(best),
+        dilation=(conv.dilation[0] * down, conv.dilation[1] * right),
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+        device="meta",
+    )
+    for name in ("kernel_size", "padding", "dilation", "_reversed_padding_repeated_twice"):
+        setattr(conv, name, getattr(small, name))
+    weight = conv.weight.detach()[
+        :, :, top : top + (m - 1) * down + 1 : down, left : left + (n - 1) * right + 1 : right
+    ]
     conv.weight = nn.Parameter(weight.contiguous(), requires_grad=conv.weight.requires_grad)
+
 
 @checked
 def shrink(
-    module: nn.Module,    # a network, or a layer; it is left untouched
-) -> nn.Module:           # a deep copy, the same function
+    module: nn.Module,  # a network, or a layer; it is left untouched
+) -> nn.Module:  # a deep copy, the same function
     """Every `nn.Conv2d` inside whose dead taps (zero in all filters) leave a smaller, a cropped or a dilated kernel becomes exactly that convolution. [ours]
 
     One with no smaller form stays. `fold` does this to the layers with a learned shape; here it is for kernels that were pruned in any other way."""
     module = copy.deepcopy(module)
     for layer in list(module.modules()):
-        if type(layer) is nn.Conv2d: _shrink(layer)
+        if type(layer) is nn.Conv2d:
+            _shrink(layer)
     return module

@@ -24,171 +24,232 @@ __all__ = ['tap_matrix', 'tap_factors', 'product_velocity', 'conserved_quantity'
 # %% ../../nbs/nsl/03_theory.ipynb #8da81408
 @checked
 def tap_matrix(
-    layer: nn.Conv2d,    # plain, static or parametrized
-) -> Tensor:             # (K, C_out * C_in/groups), differentiable
+    layer: nn.Conv2d,  # plain, static or parametrized
+) -> Tensor:  # (K, C_out * C_in/groups), differentiable
     """The matrix `P` of a convolution: the kernel that it folds into, a column a filter and channel, a row a tap. [ours]
 
     Raises `TypeError` for anything but a `nn.Conv2d`."""
     kernel = layer.similarity(layer.weight) if isinstance(layer, StaticNSLConv2d) else layer.weight
     return kernel.flatten(2).flatten(0, 1).T
 
+
 @checked
 def tap_factors(
-    layer: StaticNSLConv2d,      # of either kind
-) -> tuple[Tensor, Tensor]:      # W (K, C_out * C_in/groups) and M_s, (K, K) or its diagonal (K,)
+    layer: StaticNSLConv2d,  # of either kind
+) -> tuple[Tensor, Tensor]:  # W (K, C_out * C_in/groups) and M_s, (K, K) or its diagonal (K,)
     """The factors of `tap_matrix`: `P = M_s^T W`. [ours]
 
     Raises `TypeError` for anything but a `StaticNSLConv2d`, `ValueError` for one with a learned shape."""
-    if layer.similarity.shape is not None: raise ValueError("layer must have no learned shape: D would be a third factor of its kernel.")
+    if layer.similarity.shape is not None:
+        raise ValueError(
+            "layer must have no learned shape: D would be a third factor of its kernel."
+        )
     return layer.weight.flatten(2).flatten(0, 1).T, layer.similarity.M_s
 
-def _check_decomposable(name: str, P: Tensor) -> None:    # one sentence for a matrix that has no singular values here
-    if P.dtype not in (torch.float32, torch.float64): raise TypeError(f"{name} must be float32 or float64, got {P.dtype}.")
-    if not P.isfinite().all(): raise ValueError(f"{name} must be finite, got a matrix with {'NaN' if P.isnan().any() else 'infinity'}.")
 
-def _check_kind(M: Tensor, kind: str) -> None:    # one sentence for an unknown kind, or another one's similarity
-    if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
-    if M.dim() != (1 if kind == 'diagonal' else 2): raise ValueError(f"M must be {'(K,)' if kind == 'diagonal' else '(K, K)'} for kind={kind!r}, got {tuple(M.shape)}.")
+def _check_decomposable(
+    name: str, P: Tensor
+) -> None:  # one sentence for a matrix that has no singular values here
+    if P.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {P.dtype}.")
+    if not P.isfinite().all():
+        raise ValueError(
+            f"{name} must be finite, got a matrix with {'NaN' if P.isnan().any() else 'infinity'}."
+        )
+
+
+def _check_kind(
+    M: Tensor, kind: str
+) -> None:  # one sentence for an unknown kind, or another one's similarity
+    if kind not in ("diagonal", "unconstrained"):
+        raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
+    if M.dim() != (1 if kind == "diagonal" else 2):
+        raise ValueError(
+            f"M must be {'(K,)' if kind == 'diagonal' else '(K, K)'} for kind={kind!r}, got {tuple(M.shape)}."
+        )
 
 # %% ../../nbs/nsl/03_theory.ipynb #d8c54c34
 @checked
 def product_velocity(
-    W: Float[Tensor, 'K N'],
-    M: Float[Tensor, 'K K'] | Float[Tensor, ' K'],    # the diagonal for kind='diagonal'
-    G: Float[Tensor, 'K N'],                          # the gradient of the loss in P = M^T W
-    kind: str = 'unconstrained',                      # 'unconstrained' (UNS) or 'diagonal' (DNS)
-) -> Tensor:                                          # (K, N): dP/dt
+    W: Float[Tensor, "K N"],
+    M: Float[Tensor, "K K"] | Float[Tensor, " K"],  # the diagonal for kind='diagonal'
+    G: Float[Tensor, "K N"],  # the gradient of the loss in P = M^T W
+    kind: str = "unconstrained",  # 'unconstrained' (UNS) or 'diagonal' (DNS)
+) -> Tensor:  # (K, N): dP/dt
     """How the product moves under the gradient flow of its factors: `-(M^T M G + G W^T W)`, or row by row `-(m^2 g + <w, g> w)`. [ours]
 
     Raises `ValueError` for an unknown kind, or sizes that do not fit, `TypeError` for types that do not."""
     _check_kind(M, kind)
     _one_type(W=W, M=M, G=G)
-    if kind == 'diagonal': return -(M[:, None]**2 * G + (W * G).sum(1, keepdim=True) * W)
+    if kind == "diagonal":
+        return -(M[:, None] ** 2 * G + (W * G).sum(1, keepdim=True) * W)
     return -(M.T @ (M @ G) + (G @ W.T) @ W)
 
 # %% ../../nbs/nsl/03_theory.ipynb #831466eb
 @checked
 def conserved_quantity(
-    W: Float[Tensor, 'K N'],
-    M: Float[Tensor, 'K K'] | Float[Tensor, ' K'],    # the diagonal for kind='diagonal'
-    kind: str = 'unconstrained',                      # 'unconstrained' (UNS) or 'diagonal' (DNS)
-) -> Tensor:                                          # (K, K), or (K,) for kind='diagonal'
+    W: Float[Tensor, "K N"],
+    M: Float[Tensor, "K K"] | Float[Tensor, " K"],  # the diagonal for kind='diagonal'
+    kind: str = "unconstrained",  # 'unconstrained' (UNS) or 'diagonal' (DNS)
+) -> Tensor:  # (K, K), or (K,) for kind='diagonal'
     """What the gradient flow of `P = M^T W` conserves: `M M^T - W W^T`; with a diagonal M a number a tap, `m^2 - |w|^2`. [ours]
 
     Raises `ValueError` for an unknown kind, or sizes that do not fit, `TypeError` for types that do not."""
     _check_kind(M, kind)
     _one_type(W=W, M=M)
-    return M.square() - W.square().sum(1) if kind == 'diagonal' else M @ M.T - W @ W.T
+    return M.square() - W.square().sum(1) if kind == "diagonal" else M @ M.T - W @ W.T
 
 # %% ../../nbs/nsl/03_theory.ipynb #bc4b9bde
 @checked
 def gradient_flow(
-    loss: Callable[..., Tensor],                     # of the tensors in `start`, differentiable, in double precision
-    start: Sequence[Tensor],                         # where they begin
-    times: Sequence[float] | Float[Tensor, ' T'],    # increasing, from 0: when to look
-    weight_decay: float = 0.,                        # lambda of lambda/2 ||.||^2, on all of them
-    tol: float = 1e-10,                              # relative error a step
-) -> tuple[Tensor, ...]:                             # for each tensor its path (T, *shape), float64
+    loss: Callable[..., Tensor],  # of the tensors in `start`, differentiable, in double precision
+    start: Sequence[Tensor],  # where they begin
+    times: Sequence[float] | Float[Tensor, " T"],  # increasing, from 0: when to look
+    weight_decay: float = 0.0,  # lambda of lambda/2 ||.||^2, on all of them
+    tol: float = 1e-10,  # relative error a step
+) -> tuple[Tensor, ...]:  # for each tensor its path (T, *shape), float64
     """The gradient flow `dx/dt = -dL/dx - lambda x`, by an adaptive Runge-Kutta method of order 8. [ours]
 
     Raises `ValueError` if times do not increase from 0, there is nowhere to start, or tol is not positive, `RuntimeError` if the integration fails."""
     at = torch.as_tensor(times, dtype=torch.float64)
-    if not start: raise ValueError("start must hold at least one tensor.")
-    if not 0 < tol < math.inf: raise ValueError(f"tol must be positive, got {tol}.")
-    if len(at) < 2 or at[0] != 0 or not (at.diff() > 0).all() or not at.isfinite().all(): raise ValueError(f"times must increase from 0, got {at.tolist()}.")
+    if not start:
+        raise ValueError("start must hold at least one tensor.")
+    if not 0 < tol < math.inf:
+        raise ValueError(f"tol must be positive, got {tol}.")
+    if len(at) < 2 or at[0] != 0 or not (at.diff() > 0).all() or not at.isfinite().all():
+        raise ValueError(f"times must increase from 0, got {at.tolist()}.")
     start = [t.detach().double() for t in start]
     sizes = [t.numel() for t in start]
     unpack = lambda x: [part.reshape(t.shape) for part, t in zip(x.split(sizes), start)]
+
     def field(_, x):
         leaves = [t.clone().requires_grad_() for t in unpack(torch.from_numpy(x))]
         gradients = torch.autograd.grad(loss(*leaves), leaves)
-        return torch.cat([-(g + weight_decay * t.detach()).flatten() for g, t in zip(gradients, leaves)]).numpy()
-    found = solve_ivp(field, (0., at[-1].item()), torch.cat([t.flatten() for t in start]).numpy(), 'DOP853', at.numpy(), rtol=tol, atol=tol / 100)
-    if not found.success: raise RuntimeError(f"the integration stopped at t = {found.t[-1] if len(found.t) else 0}: {found.message}")
+        return torch.cat(
+            [-(g + weight_decay * t.detach()).flatten() for g, t in zip(gradients, leaves)]
+        ).numpy()
+
+    found = solve_ivp(
+        field,
+        (0.0, at[-1].item()),
+        torch.cat([t.flatten() for t in start]).numpy(),
+        "DOP853",
+        at.numpy(),
+        rtol=tol,
+        atol=tol / 100,
+    )
+    if not found.success:
+        raise RuntimeError(
+            f"the integration stopped at t = {found.t[-1] if len(found.t) else 0}: {found.message}"
+        )
     path = torch.from_numpy(found.y.T.copy())
     return tuple(part.reshape(len(at), *t.shape) for part, t in zip(path.split(sizes, 1), start))
 
 # %% ../../nbs/nsl/03_theory.ipynb #84e796f3
 @checked
 def balanced_velocity(
-    P: Float[Tensor, 'K N'],        # finite
-    G: Float[Tensor, 'K N'],        # the gradient of the loss in P
-    alpha: float = 0.,              # of the conserved quantity alpha * I, not negative
-    kind: str = 'unconstrained',    # 'unconstrained' (UNS) or 'diagonal' (DNS)
-) -> Tensor:                        # (K, N): dP/dt
+    P: Float[Tensor, "K N"],  # finite
+    G: Float[Tensor, "K N"],  # the gradient of the loss in P
+    alpha: float = 0.0,  # of the conserved quantity alpha * I, not negative
+    kind: str = "unconstrained",  # 'unconstrained' (UNS) or 'diagonal' (DNS)
+) -> Tensor:  # (K, N): dP/dt
     """How `P = M^T W` moves under the gradient flow of its factors if `M M^T - W W^T = alpha I`, without the factors. [ours]
 
     Raises `ValueError` for an unknown kind, a negative alpha, a P that is not finite, or sizes that do not fit, `TypeError` for types that do not."""
-    if kind not in ('diagonal', 'unconstrained'): raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
-    if not 0 <= (alpha := float(alpha)) <= 1e100: raise ValueError(f"alpha must be from 0 to 1e100, got {alpha}.")
+    if kind not in ("diagonal", "unconstrained"):
+        raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
+    if not 0 <= (alpha := float(alpha)) <= 1e100:
+        raise ValueError(f"alpha must be from 0 to 1e100, got {alpha}.")
     _one_type(P=P, G=G)
-    _check_decomposable('P', P)
-    if kind == 'diagonal':
-        m2 = ((alpha**2 + 4 * P.square().sum(1, keepdim=True)).sqrt() + alpha) / 2                      # m^2, and <p, g> p / m^2 = <w, g> w
+    _check_decomposable("P", P)
+    if kind == "diagonal":
+        m2 = (
+            (alpha**2 + 4 * P.square().sum(1, keepdim=True)).sqrt() + alpha
+        ) / 2  # m^2, and <p, g> p / m^2 = <w, g> w
         return -(m2 * G + torch.where(m2 > 0, (P * G).sum(1, keepdim=True) / m2, 0) * P)
     U, S, Vt = torch.linalg.svd(P, full_matrices=False)
     root = (alpha**2 + 4 * S**2).sqrt()
-    MtM_G = alpha * G + U @ ((root - alpha)[:, None] / 2 * (U.T @ G))                                   # alpha outside the columns of U
+    MtM_G = alpha * G + U @ (
+        (root - alpha)[:, None] / 2 * (U.T @ G)
+    )  # alpha outside the columns of U
     return -(MtM_G + (G @ Vt.T * ((root - alpha) / 2)) @ Vt)
 
 # %% ../../nbs/nsl/03_theory.ipynb #898e21fc
 @checked
 def singular_value_path(
-    times: Float[Tensor, ' T'],
-    start: float,              # sigma(0), not negative; positive where alpha is 0
-    goal: float,               # a, the singular value of the target; positive
-    alpha: float = 0.,         # of the conserved quantity alpha * I, not negative
-) -> Tensor:                   # (T,): sigma(t)
+    times: Float[Tensor, " T"],
+    start: float,  # sigma(0), not negative; positive where alpha is 0
+    goal: float,  # a, the singular value of the target; positive
+    alpha: float = 0.0,  # of the conserved quantity alpha * I, not negative
+) -> Tensor:  # (T,): sigma(t)
     """A singular value of `P = M^T W` under the flow of `1/2 ||P - A||^2` that shares its singular vectors, in closed form. [ours; alpha = 0: Saxe et al. 2014]
 
     Raises `ValueError` where it would stand still for ever, or for a value out of range."""
     start, goal, alpha = float(start), float(goal), float(alpha)
-    if not (0 <= start <= 1e100 and 0 <= alpha <= 1e100 and 0 < goal <= 1e100): raise ValueError(f"start and alpha must be from 0 to 1e100 and goal above 0, got {start}, {alpha} and {goal}.")
-    if start == 0 and alpha == 0: raise ValueError("start must be positive where alpha is 0: nothing grows out of nothing.")
+    if not (0 <= start <= 1e100 and 0 <= alpha <= 1e100 and 0 < goal <= 1e100):
+        raise ValueError(
+            f"start and alpha must be from 0 to 1e100 and goal above 0, got {start}, {alpha} and {goal}."
+        )
+    if start == 0 and alpha == 0:
+        raise ValueError("start must be positive where alpha is 0: nothing grows out of nothing.")
     times = torch.as_tensor(times, dtype=torch.float64)
-    c, v = (alpha**2 + 4 * goal**2)**.5, 2 * start + (alpha**2 + 4 * start**2)**.5
-    above, below = v - (2 * goal + c), v + alpha**2 / (2 * goal + c)                    # v_0 - v_+ and v_0 - v_-
+    c, v = (alpha**2 + 4 * goal**2) ** 0.5, 2 * start + (alpha**2 + 4 * start**2) ** 0.5
+    above, below = v - (2 * goal + c), v + alpha**2 / (2 * goal + c)  # v_0 - v_+ and v_0 - v_-
     decay = (-c * times).exp()
-    v = ((2 * goal + c) * below + alpha**2 / (2 * goal + c) * above * decay) / (below - above * decay)
+    v = ((2 * goal + c) * below + alpha**2 / (2 * goal + c) * above * decay) / (
+        below - above * decay
+    )
     return (v - alpha**2 / v) / 4
 
 # %% ../../nbs/nsl/03_theory.ipynb #d0a9f3d0
-def _shrink(P: Tensor, by: Tensor, norm: str) -> Tensor:    # the proximal map of by * norm
-    if norm == 'taps': return P * (1 - by / P.norm(dim=1, keepdim=True).clamp_min(by)).clamp_min(0)
+def _shrink(P: Tensor, by: Tensor, norm: str) -> Tensor:  # the proximal map of by * norm
+    if norm == "taps":
+        return P * (1 - by / P.norm(dim=1, keepdim=True).clamp_min(by)).clamp_min(0)
     U, S, Vt = torch.linalg.svd(P, full_matrices=False)
     return (U * (S - by).clamp_min(0)) @ Vt
 
+
 @checked
 def minimum_norm_solution(
-    project: Callable[[Tensor], Tensor],    # (K, N) -> the nearest solution of the linear equations, (K, N)
-    start: Float[Tensor, 'K N'],            # where to begin; zeros will do
-    norm: str = 'nuclear',                  # 'nuclear', or 'taps': the sum over rows (taps) of their lengths
-    tol: float = 1e-5,                      # relative distance between the two halves of a step at which it is done
-    iterations: int = 20_000,               # at most
-) -> Tensor:                                # (K, N), a solution
+    project: Callable[
+        [Tensor], Tensor
+    ],  # (K, N) -> the nearest solution of the linear equations, (K, N)
+    start: Float[Tensor, "K N"],  # where to begin; zeros will do
+    norm: str = "nuclear",  # 'nuclear', or 'taps': the sum over rows (taps) of their lengths
+    tol: float = 1e-5,  # relative distance between the two halves of a step at which it is done
+    iterations: int = 20_000,  # at most
+) -> Tensor:  # (K, N), a solution
     """The solution of linear equations with the smallest nuclear norm or group norm over taps, by Douglas-Rachford splitting. [ours]
 
     Raises `ValueError` for an unknown norm, a start that is not finite, or a tol or iterations that are not positive, `RuntimeError` if it has not settled."""
-    if norm not in ('nuclear', 'taps'): raise ValueError(f"norm must be 'nuclear' or 'taps', got {norm!r}.")
-    if not 0 < tol < math.inf or iterations < 1: raise ValueError(f"tol and iterations must be positive, got {tol} and {iterations}.")
-    _check_decomposable('start', start)
+    if norm not in ("nuclear", "taps"):
+        raise ValueError(f"norm must be 'nuclear' or 'taps', got {norm!r}.")
+    if not 0 < tol < math.inf or iterations < 1:
+        raise ValueError(f"tol and iterations must be positive, got {tol} and {iterations}.")
+    _check_decomposable("start", start)
     Z = P = project(start)
-    by = .1 * (torch.linalg.svdvals(P)[0] if norm == 'nuclear' else P.norm(dim=1).max()) if P.any() else P.new_ones(())
+    by = (
+        0.1 * (torch.linalg.svdvals(P)[0] if norm == "nuclear" else P.norm(dim=1).max())
+        if P.any()
+        else P.new_ones(())
+    )
     for _ in range(iterations):
         P = project(Z)
         Q = _shrink(2 * P - Z, by, norm)
         Z = Z + Q - P
-        if (Q - P).norm() <= tol * P.norm(): return P
+        if (Q - P).norm() <= tol * P.norm():
+            return P
     raise RuntimeError(f"the {norm} norm has not settled after {iterations} iterations.")
+
 
 @checked
 def effective_rank(
-    P: Float[Tensor, '... K N'],    # finite
-) -> Tensor:                        # (...): between 1 and min(K, N); 0 for a zero matrix
+    P: Float[Tensor, "... K N"],  # finite
+) -> Tensor:  # (...): between 1 and min(K, N); 0 for a zero matrix
     """The exponential of the entropy of the singular values, scaled to sum 1: n equal ones count n. [Roy and Vetterli 2007]
 
     Raises `ValueError` for a P that is not finite, `TypeError` for one in half precision."""
-    _check_decomposable('P', P)
+    _check_decomposable("P", P)
     S = torch.linalg.svdvals(P)
     p = S / S.sum(-1, keepdim=True).clamp_min(torch.finfo(S.dtype).tiny)
     return torch.where(S.sum(-1) > 0, torch.special.entr(p).sum(-1).exp(), 0)

@@ -21,7 +21,9 @@ try:
     from pytorch_metric_learning.miners import BaseMiner
     from pytorch_metric_learning.utils import loss_and_miner_utils
 except ImportError as error:
-    raise ImportError("nsl_repro.pddm.plugins needs pytorch-metric-learning: pip install 'nsl_repro[metric]'") from error
+    raise ImportError(
+        "nsl_repro.pddm.plugins needs pytorch-metric-learning: pip install 'nsl_repro[metric]'"
+    ) from error
 
 # %% auto #0
 __all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss']
@@ -32,20 +34,30 @@ class PDDMDistance(BaseDistance):
     """PDDM's score as a distance of pytorch-metric-learning, larger for closer; its losses, miners and `CustomKNN` retrieval take it as `distance`.
 
     Further keywords go to `BaseDistance`; embeddings are normalised to the unit sphere unless `normalize_embeddings=False`."""
-    def __init__(self,
-        pddm: PDDM,    # the unit; its weights are this distance's parameters
+
+    def __init__(
+        self,
+        pddm: PDDM,  # the unit; its weights are this distance's parameters
         **kwargs: Any,
     ):
         super().__init__(is_inverted=True, **kwargs)
         self.pddm = pddm
 
-    def forward(self, query_emb: Float[Tensor, 'N d'], ref_emb: Float[Tensor, 'M d'] | None = None) -> Tensor:    # (N, M)
-        return super().forward(query_emb, None if ref_emb is query_emb else ref_emb)       # of all pairs with itself, only half
+    def forward(
+        self, query_emb: Float[Tensor, "N d"], ref_emb: Float[Tensor, "M d"] | None = None
+    ) -> Tensor:  # (N, M)
+        return super().forward(
+            query_emb, None if ref_emb is query_emb else ref_emb
+        )  # of all pairs with itself, only half
 
-    def compute_mat(self, query_emb: Float[Tensor, 'N d'], ref_emb: Float[Tensor, 'M d']) -> Tensor:                # (N, M)
+    def compute_mat(
+        self, query_emb: Float[Tensor, "N d"], ref_emb: Float[Tensor, "M d"]
+    ) -> Tensor:  # (N, M)
         return self.pddm.matrix(query_emb, None if ref_emb is query_emb else ref_emb)
 
-    def pairwise_distance(self, query_emb: Float[Tensor, 'N d'], ref_emb: Float[Tensor, 'N d']) -> Tensor:          # (N,)
+    def pairwise_distance(
+        self, query_emb: Float[Tensor, "N d"], ref_emb: Float[Tensor, "N d"]
+    ) -> Tensor:  # (N,)
         return self.pddm(query_emb, ref_emb)
 
 # %% ../../nbs/pddm/04_plugins.ipynb #4bd187be
@@ -54,36 +66,62 @@ class QuadrupletMiner(BaseMiner):
     """The paper's hard quadruplets for the losses of pytorch-metric-learning: as triplets, all (i, j, k) and then all (j, i, l). [paper, ours]
 
     Raises `ValueError` for n that is not positive, or if there are reference embeddings other than the batch's own."""
-    def __init__(self,
-        n: int = 1,                               # how many positive pairs, the hardest first, as in `hard_quadruplets`
-        distance: BaseDistance | None = None,     # who judges: a `PDDMDistance`, or any of the library's; None: Euclidean
-        **kwargs: Any,                            # as in `BaseMiner`
+
+    def __init__(
+        self,
+        n: int = 1,  # how many positive pairs, the hardest first, as in `hard_quadruplets`
+        distance: BaseDistance
+        | None = None,  # who judges: a `PDDMDistance`, or any of the library's; None: Euclidean
+        **kwargs: Any,  # as in `BaseMiner`
     ):
-        if n < 1: raise ValueError(f"n must be positive, got {n}.")
+        if n < 1:
+            raise ValueError(f"n must be positive, got {n}.")
         super().__init__(distance=distance, **kwargs)
         self.n = n
         self.add_to_recordable_attributes(name="n", is_stat=False)
 
-    def forward(self,
-        embeddings: Float[Tensor, 'N d'],
-        labels: Tensor,                      # (N,) integers, on any device
-        ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,    # for the losses of pytorch-metric-learning that mine by it: the same two again
-    ) -> tuple[Tensor, Tensor, Tensor]:      # anchors, positives, negatives
+    def forward(
+        self,
+        embeddings: Float[Tensor, "N d"],
+        labels: Tensor,  # (N,) integers, on any device
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor
+        | None = None,  # for the losses of pytorch-metric-learning that mine by it: the same two again
+    ) -> tuple[Tensor, Tensor, Tensor]:  # anchors, positives, negatives
         "The triplets of a batch's quadruplets."
-        if labels.shape != embeddings.shape[:1]: raise ValueError(f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}.")
+        if labels.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}."
+            )
         return super().forward(embeddings, labels, ref_emb, ref_labels)
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if ref_emb is not embeddings: raise ValueError("QuadrupletMiner mines within a batch, and takes no reference embeddings.")
-        x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))              # no distance is looked at in half precision
-        i, j, k, l = hard_quadruplets(_Score(self.distance), self.distance.maybe_normalize(x), labels, self.n)
+    def mine(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if ref_emb is not embeddings:
+            raise ValueError(
+                "QuadrupletMiner mines within a batch, and takes no reference embeddings."
+            )
+        x = embeddings.to(
+            torch.promote_types(embeddings.dtype, torch.float32)
+        )  # no distance is looked at in half precision
+        i, j, k, l = hard_quadruplets(
+            _Score(self.distance), self.distance.maybe_normalize(x), labels, self.n
+        )
         return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])  # type: ignore[list-item]
+
 
 class _Score:
     "A distance, of normalised embeddings, as a score: higher for more similar."
-    def __init__(self, distance: BaseDistance): self.distance, self.sign = distance, 1 if distance.is_inverted else -1
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor: return self.sign * self.distance.pairwise_distance(a, b)
-    def matrix(self, a: Tensor, b: Tensor) -> Tensor: return self.sign * self.distance.compute_mat(a, b)
+
+    def __init__(self, distance: BaseDistance):
+        self.distance, self.sign = distance, 1 if distance.is_inverted else -1
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.sign * self.distance.pairwise_distance(a, b)
+
+    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.sign * self.distance.compute_mat(a, b)
 
 # %% ../../nbs/pddm/04_plugins.ipynb #04db7bac
 @checked
@@ -94,44 +132,72 @@ class PDDMLoss(BaseMetricLossFunction):
     After a call, `loss.metric` and `loss.embedding` are the two heads, `E_m` and `E_e`, averaged, not weighed, without gradient.
 
     Raises `ValueError` for an unknown `heads`, or if it is to mine among reference embeddings other than the batch's own."""
-    def __init__(self,
-        pddm: PDDM,                      # the unit
-        alpha: float = 0.5,              # as in `DoubleHeaderHingeLoss`, and so for the next four
-        beta: float = 1.,
+
+    def __init__(
+        self,
+        pddm: PDDM,  # the unit
+        alpha: float = 0.5,  # as in `DoubleHeaderHingeLoss`, and so for the next four
+        beta: float = 1.0,
         lam: float = 0.5,
         squared: bool = True,
-        heads: str = 'both',
-        n: int = 1,                      # how many positive pairs it mines, where it mines
-        **kwargs: Any,                   # as in `BaseMetricLossFunction`
+        heads: str = "both",
+        n: int = 1,  # how many positive pairs it mines, where it mines
+        **kwargs: Any,  # as in `BaseMetricLossFunction`
     ):
-        if heads not in ('both', 'metric', 'embedding'): raise ValueError(f"heads must be 'both', 'metric' or 'embedding', got {heads!r}.")
+        if heads not in ("both", "metric", "embedding"):
+            raise ValueError(f"heads must be 'both', 'metric' or 'embedding', got {heads!r}.")
         super().__init__(distance=PDDMDistance(pddm), **kwargs)
         self.miner = QuadrupletMiner(n, distance=self.distance)
         self.alpha, self.beta, self.lam, self.squared, self.heads = alpha, beta, lam, squared, heads
         self.metric = self.embedding = torch.zeros(())
         self.add_to_recordable_attributes(list_of_names=["alpha", "beta", "lam"], is_stat=False)
 
-    def forward(self,
-        embeddings: Float[Tensor, 'N d'],
-        labels: Tensor,                                      # (N,) integers, on any device
-        indices_tuple: tuple[Tensor, ...] | None = None,     # a miner's triplets or pairs; None: it mines itself
-        ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,    # with indices_tuple: where positives and negatives come from; None: the batch
-    ) -> Tensor:                                             # ()
+    def forward(
+        self,
+        embeddings: Float[Tensor, "N d"],
+        labels: Tensor,  # (N,) integers, on any device
+        indices_tuple: tuple[Tensor, ...]
+        | None = None,  # a miner's triplets or pairs; None: it mines itself
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor
+        | None = None,  # with indices_tuple: where positives and negatives come from; None: the batch
+    ) -> Tensor:  # ()
         "The loss of a batch; 0 where it has nothing to mine."
-        if labels.shape != embeddings.shape[:1]: raise ValueError(f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}.")
+        if labels.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}."
+            )
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
-    def compute_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: tuple[Tensor, ...] | None, ref_emb: Tensor, ref_labels: Tensor) -> dict:
-        if indices_tuple is None: indices_tuple = self.miner(embeddings, labels, None if ref_emb is embeddings else ref_emb, ref_labels)
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor,
+    ) -> dict:
+        if indices_tuple is None:
+            indices_tuple = self.miner(
+                embeddings, labels, None if ref_emb is embeddings else ref_emb, ref_labels
+            )
         a, p, n = loss_and_miner_utils.convert_to_triplets(indices_tuple, labels, ref_labels)
         self.metric = self.embedding = embeddings.new_zeros(())
         if len(a) == 0:
-            warnings.warn("no class of this batch has two images, or there is no other class: nothing to learn from (pytorch_metric_learning.samplers.MPerClassSampler makes batches that have both)", stacklevel=2)
+            warnings.warn(
+                "no class of this batch has two images, or there is no other class: nothing to learn from (pytorch_metric_learning.samplers.MPerClassSampler makes batches that have both)",
+                stacklevel=2,
+            )
             return self.zero_losses()
         x, y = self.distance.maybe_normalize(embeddings)[a], self.distance.maybe_normalize(ref_emb)
         S_ap, S_an = [self.distance.pairwise_distance(x, y[t]) for t in (p, n)]
-        D_ap, D_an = [(x - y[t]).square().sum(1) if self.squared else torch.linalg.vector_norm(x - y[t], dim=1) for t in (p, n)]
+        D_ap, D_an = [
+            (x - y[t]).square().sum(1)
+            if self.squared
+            else torch.linalg.vector_norm(x - y[t], dim=1)
+            for t in (p, n)
+        ]
         E_m, E_e = 2 * (self.alpha - S_ap + S_an).relu(), 2 * (self.beta + D_ap - D_an).relu()
         self.metric, self.embedding = E_m.detach().mean(), E_e.detach().mean()
-        E = {'both': E_m + self.lam * E_e, 'metric': E_m, 'embedding': E_e}[self.heads]
+        E = {"both": E_m + self.lam * E_e, "metric": E_m, "embedding": E_e}[self.heads]
         return {"loss": {"losses": E, "indices": (a, p, n), "reduction_type": "triplet"}}

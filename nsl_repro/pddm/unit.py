@@ -24,21 +24,36 @@ def _full(x: Tensor) -> Tensor:
     "At least float32."
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
+
 def _norm(x: Tensor) -> Tensor:
     "x / ||x|| over the feature axis, in at least float32; 0 stays 0, with a finite gradient."
     return F.normalize(_full(x), dim=-1, eps=1e-6)
+
 
 def _linear(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     "W x + b for an x of another precision than the weights."
     return F.linear(x.to(W.dtype), W, b)
 
-def _score(u: Tensor, z_v: Tensor, W_u: Tensor, b_u: Tensor, W_c: Tensor, b_c: Tensor, W_s: Tensor, b_s: Tensor) -> Tensor:
+
+def _score(
+    u: Tensor,
+    z_v: Tensor,
+    W_u: Tensor,
+    b_u: Tensor,
+    W_c: Tensor,
+    b_c: Tensor,
+    W_s: Tensor,
+    b_s: Tensor,
+) -> Tensor:
     "S from u and from z_v = W_v v + b_v."
-    u = _norm(_linear(u, W_u, b_u).relu())                          # u' = norm(relu(W_u u + b_u))
-    v = _norm(z_v.relu())                                           # v' = norm(relu(W_v v + b_v))
-    c = _linear(torch.cat([u, v], -1), W_c, b_c).relu()             # c  = relu(W_c [u'; v'] + b_c)
+    u = _norm(_linear(u, W_u, b_u).relu())  # u' = norm(relu(W_u u + b_u))
+    v = _norm(z_v.relu())  # v' = norm(relu(W_v v + b_v))
+    c = _linear(torch.cat([u, v], -1), W_c, b_c).relu()  # c  = relu(W_c [u'; v'] + b_c)
     with torch.autocast(c.device.type, enabled=False):
-        return _linear(_full(c), _full(W_s), _full(b_s)).squeeze(-1)     # S = W_s c + b_s, never in half precision
+        return _linear(_full(c), _full(W_s), _full(b_s)).squeeze(
+            -1
+        )  # S = W_s c + b_s, never in half precision
+
 
 @checked
 class PDDM(nn.Module):
@@ -48,144 +63,216 @@ class PDDM(nn.Module):
     Scores are float32 even under autocast (float64 for a float64 unit). Identical or zero features have finite gradients.
 
     Raises `ValueError` for sizes that are not positive, or features of another size."""
-    any_precision = True    # of features, whatever the weights have
 
-    def __init__(self,
-        dim: int,                                       # d, the size of a feature
-        hidden: int | tuple[int, int] | None = None,    # the width of u' and v', and of c: one for all or (both, c's); None: dim [ours]
-        normalise_pair: bool = False,                   # normalise u and v before their layers, too [ours]
+    any_precision = True  # of features, whatever the weights have
+
+    def __init__(
+        self,
+        dim: int,  # d, the size of a feature
+        hidden: int
+        | tuple[int, int]
+        | None = None,  # the width of u' and v', and of c: one for all or (both, c's); None: dim [ours]
+        normalise_pair: bool = False,  # normalise u and v before their layers, too [ours]
     ):
         super().__init__()
-        width, width_c = map(int, hidden if isinstance(hidden, (tuple, list)) else (dim if hidden is None else hidden,) * 2)
-        if min(dim, width, width_c) < 1: raise ValueError(f"dim and hidden must be positive, got dim={dim} and hidden={hidden}.")
+        width, width_c = map(
+            int,
+            hidden
+            if isinstance(hidden, (tuple, list))
+            else (dim if hidden is None else hidden,) * 2,
+        )
+        if min(dim, width, width_c) < 1:
+            raise ValueError(f"dim and hidden must be positive, got dim={dim} and hidden={hidden}.")
         self.dim, self.normalise_pair = dim, normalise_pair
         self.W_u, self.W_v = nn.Linear(dim, width), nn.Linear(dim, width)
         self.W_c, self.W_s = nn.Linear(2 * width, width_c), nn.Linear(width_c, 1)
 
-    def forward(self,
-        a: Float[Tensor, '*N d'],
-        b: Float[Tensor, '*N d'],    # a row with its row in a makes a pair
-    ) -> Tensor:                     # (*N): S
+    def forward(
+        self,
+        a: Float[Tensor, "*N d"],
+        b: Float[Tensor, "*N d"],  # a row with its row in a makes a pair
+    ) -> Tensor:  # (*N): S
         "The scores of given pairs."
-        if a.shape[-1] != self.dim: raise ValueError(f"a and b must be embeddings of {self.dim} features, got {a.shape[-1]}.")
+        if a.shape[-1] != self.dim:
+            raise ValueError(
+                f"a and b must be embeddings of {self.dim} features, got {a.shape[-1]}."
+            )
         a, b = _full(a), _full(b)
-        u = (a - b).abs()      # u = |f(x_i) - f(x_j)|
-        v = (a + b) / 2        # v = (f(x_i) + f(x_j)) / 2
-        if self.normalise_pair: u, v = _norm(u), _norm(v)
+        u = (a - b).abs()  # u = |f(x_i) - f(x_j)|
+        v = (a + b) / 2  # v = (f(x_i) + f(x_j)) / 2
+        if self.normalise_pair:
+            u, v = _norm(u), _norm(v)
         return _score(u, _linear(v, self.W_v.weight, self.W_v.bias), *self._weights())
 
-    def matrix(self,
-        a: Float[Tensor, 'N d'],
-        b: Float[Tensor, 'M d'] | None = None,    # None: a with itself, at half the price
-        chunk: int | None = None,                 # how many pairs are held at once; None: 1024 on the CPU, 65536 elsewhere
-    ) -> Tensor:                                  # (N, M): S of every row of a with every row of b
+    def matrix(
+        self,
+        a: Float[Tensor, "N d"],
+        b: Float[Tensor, "M d"] | None = None,  # None: a with itself, at half the price
+        chunk: int
+        | None = None,  # how many pairs are held at once; None: 1024 on the CPU, 65536 elsewhere
+    ) -> Tensor:  # (N, M): S of every row of a with every row of b
         "The scores of all pairs, in little memory with gradients too."
         return _matrix(self, a, b, chunk)
 
-    def _weights(self) -> list[Tensor]: return [w for layer in (self.W_u, self.W_c, self.W_s) for w in (layer.weight, layer.bias)]
+    def _weights(self) -> list[Tensor]:
+        return [w for layer in (self.W_u, self.W_c, self.W_s) for w in (layer.weight, layer.bias)]
 
-    def extra_repr(self) -> str: return f'dim={self.dim}, normalise_pair={self.normalise_pair}'
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, normalise_pair={self.normalise_pair}"
 
 # %% ../../nbs/pddm/01_unit.ipynb #2e936b4c
 def _tiles(n: int, m: int, size: tuple[int, int], symmetric: bool) -> Iterator[tuple[slice, slice]]:
     "Rows and columns of tiles that cover n x m pairs; if symmetric, those on and above the diagonal."
     for r in range(0, n, size[0]):
-        for c in range(r if symmetric else 0, m, size[1]): yield slice(r, r + size[0]), slice(c, c + size[1])
+        for c in range(r if symmetric else 0, m, size[1]):
+            yield slice(r, r + size[0]), slice(c, c + size[1])
 
-def _tile(normalise_pair: bool, a: Tensor, p: Tensor, b: Tensor, q: Tensor, b_v: Tensor, *weights: Tensor) -> Tensor:
+
+def _tile(
+    normalise_pair: bool, a: Tensor, p: Tensor, b: Tensor, q: Tensor, b_v: Tensor, *weights: Tensor
+) -> Tensor:
     "S of some rows a with some rows b, whose projections are p = W_v a and q = W_v b."
     u = (a[:, None] - b).abs()
     scale: float | Tensor = 0.5
     if normalise_pair:
         with torch.autocast(a.device.type, enabled=False):
-            squares = (a.square().sum(1)[:, None] + b.square().sum(1) + 2 * a @ b.T) / 4       # ||v||^2
+            squares = (a.square().sum(1)[:, None] + b.square().sum(1) + 2 * a @ b.T) / 4  # ||v||^2
         u, scale = _norm(u), 0.5 * squares.clamp_min(1e-12).rsqrt()[..., None]
-    return _score(u, (p[:, None] + q) * scale + b_v, *weights)                                # W_v v + b_v = (p_i + p_j)/2 + b_v
+    return _score(u, (p[:, None] + q) * scale + b_v, *weights)  # W_v v + b_v = (p_i + p_j)/2 + b_v
+
 
 class _AllPairs(torch.autograd.Function):
     "S tile by tile. The backward pass computes each tile again, so that there is never more than one in memory."
+
     @staticmethod
     def forward(ctx, normalise_pair, symmetric, size, a, p, b, q, *weights):
         ctx.save_for_backward(a, p, b, q, *weights)
         ctx.options, device = (normalise_pair, symmetric, size), a.device.type
-        ctx.autocast = dict(device_type=device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
+        ctx.autocast = dict(
+            device_type=device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+        )
         S = a.new_empty(len(a), len(b), dtype=torch.promote_types(a.dtype, weights[0].dtype))
-        for I, J in _tiles(len(a), len(b), size, symmetric): S[I, J] = _tile(normalise_pair, a[I], p[I], b[J], q[J], *weights)
+        for I, J in _tiles(len(a), len(b), size, symmetric):
+            S[I, J] = _tile(normalise_pair, a[I], p[I], b[J], q[J], *weights)
         return S.triu() + S.triu(1).T if symmetric else S
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, G):
         (normalise_pair, symmetric, size), (a, p, b, q, *weights) = ctx.options, ctx.saved_tensors
-        if symmetric: G = G.triu() + G.tril(-1).T                                             # what is asked of S_ij and of S_ji
+        if symmetric:
+            G = G.triu() + G.tril(-1).T  # what is asked of S_ij and of S_ji
         needed = ctx.needs_input_grad[3:]
-        total = [torch.zeros_like(x) if need else None for x, need in zip(ctx.saved_tensors, needed)]
+        total = [
+            torch.zeros_like(x) if need else None for x, need in zip(ctx.saved_tensors, needed)
+        ]
         for I, J in _tiles(len(a), len(b), size, symmetric):
-            parts = [x.detach().requires_grad_(need) for x, need in zip((a[I], p[I], b[J], q[J], *weights), needed)]
-            sums = [x if x is None else x[place] for x, place in zip(total, [I, I, J, J] + [...] * len(weights))]
-            with torch.enable_grad(), torch.autocast(**ctx.autocast): S = _tile(normalise_pair, *parts)
+            parts = [
+                x.detach().requires_grad_(need)
+                for x, need in zip((a[I], p[I], b[J], q[J], *weights), needed)
+            ]
+            sums = [
+                x if x is None else x[place]
+                for x, place in zip(total, [I, I, J, J] + [...] * len(weights))
+            ]
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                S = _tile(normalise_pair, *parts)
             gradients = torch.autograd.grad(S, [x for x in parts if x.requires_grad], G[I, J])
-            for x, gradient in zip([x for x in sums if x is not None], gradients): x += gradient
+            for x, gradient in zip([x for x in sums if x is not None], gradients):
+                x += gradient
         return None, None, None, *total
+
 
 def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None, chunk: int | None) -> Tensor:
     "`PDDM.matrix`."
     symmetric = b is None
     b = a if b is None else b
-    if a.shape[1] != pddm.dim: raise ValueError(f"a and b must be embeddings of {pddm.dim} features, got {a.shape[1]}.")
-    if chunk is None: chunk = 1024 if a.device.type == 'cpu' else 65536
-    if chunk < 1: raise ValueError(f"chunk must be a positive number of pairs, got {chunk}.")
+    if a.shape[1] != pddm.dim:
+        raise ValueError(f"a and b must be embeddings of {pddm.dim} features, got {a.shape[1]}.")
+    if chunk is None:
+        chunk = 1024 if a.device.type == "cpu" else 65536
+    if chunk < 1:
+        raise ValueError(f"chunk must be a positive number of pairs, got {chunk}.")
     rows = isqrt(chunk) if symmetric else min(isqrt(chunk), max(len(a), 1))
-    a, b = (_full(x.clone() if x.is_inference() else x) for x in (a, b))              # inference tensors could not be kept for the backward pass
+    a, b = (
+        _full(x.clone() if x.is_inference() else x) for x in (a, b)
+    )  # inference tensors could not be kept for the backward pass
     p, q = [_full(_linear(x, pddm.W_v.weight)) for x in (a, b)]
-    return _AllPairs.apply(pddm.normalise_pair, symmetric, (rows, rows if symmetric else chunk // rows), a, p, b, q, pddm.W_v.bias, *pddm._weights())
+    return _AllPairs.apply(
+        pddm.normalise_pair,
+        symmetric,
+        (rows, rows if symmetric else chunk // rows),
+        a,
+        p,
+        b,
+        q,
+        pddm.W_v.bias,
+        *pddm._weights(),
+    )
 
 # %% ../../nbs/pddm/01_unit.ipynb #65523971
 class Quadruplets(NamedTuple):
     "Indices into a batch: i and j are of one class, k is a negative of i, l is a negative of j; without l they are triplets."
-    i: Tensor    # (m,) int64, as are the others
+
+    i: Tensor  # (m,) int64, as are the others
     j: Tensor
     k: Tensor
     l: Tensor | None
 
+
 @checked
 def negative_distance(
-    a: Float[Tensor, '*#N d'],
-    b: Float[Tensor, '*#N d'],    # the sizes before d broadcast
-) -> Tensor:                      # (*N)
+    a: Float[Tensor, "*#N d"],
+    b: Float[Tensor, "*#N d"],  # the sizes before d broadcast
+) -> Tensor:  # (*N)
     "Minus the squared Euclidean distance: a score of pairs with nothing to learn, for mining the ordinary way."
     return -(_full(a) - _full(b)).square().sum(-1)
+
 
 @checked
 @torch.no_grad()
 def hard_quadruplets(
-    score: Callable[[Tensor, Tensor], Tensor],    # (N, d), (N, d) -> (N,), higher for more similar: a `PDDM`, `negative_distance`, or yours
-    embeddings: Float[Tensor, 'N d'],
-    labels: Integer[Tensor, ' N'],
-    n: int = 1,                                   # how many positive pairs, the hardest first; the paper takes one [ours]
-) -> Quadruplets:                                 # m <= n of them; none if no class has two members, or there is only one class
+    score: Callable[
+        [Tensor, Tensor], Tensor
+    ],  # (N, d), (N, d) -> (N,), higher for more similar: a `PDDM`, `negative_distance`, or yours
+    embeddings: Float[Tensor, "N d"],
+    labels: Integer[Tensor, " N"],
+    n: int = 1,  # how many positive pairs, the hardest first; the paper takes one [ours]
+) -> Quadruplets:  # m <= n of them; none if no class has two members, or there is only one class
     """The hardest positive pairs of a batch, and for either member its hardest negative. [paper]
 
     Scores the positive pairs and the rows of the chosen ones, never all pairs (a score with a method `matrix` has its rows scored by that). Ties go to the smallest indices.
 
     Raises `ValueError` if the labels do not fit the embeddings, or n is not positive."""
-    if n < 1: raise ValueError(f"n must be positive, got {n}.")
+    if n < 1:
+        raise ValueError(f"n must be positive, got {n}.")
     x, same = embeddings, labels[:, None] == labels
-    i, j = same.triu(1).nonzero(as_tuple=True)                                              # the positive pairs
-    if len(i) == 0 or same.all(): return Quadruplets(*[i[:0]] * 4)
-    hardest = score(x[i], x[j]).argsort(stable=True)[:n]                                    # argmin S_ij
+    i, j = same.triu(1).nonzero(as_tuple=True)  # the positive pairs
+    if len(i) == 0 or same.all():
+        return Quadruplets(*[i[:0]] * 4)
+    hardest = score(x[i], x[j]).argsort(stable=True)[:n]  # argmin S_ij
     i, j = i[hardest], j[hardest]
-    anchors, row = torch.cat([i, j]).unique(return_inverse=True)                            # no row twice
-    S = score.matrix(x[anchors], x) if hasattr(score, 'matrix') else torch.stack([score(a.expand_as(x), x) for a in x[anchors]])
-    k, l = S.masked_fill(same[anchors], -torch.inf).argmax(1)[row].chunk(2)                 # argmax S_ik and S_jl over the negatives
+    anchors, row = torch.cat([i, j]).unique(return_inverse=True)  # no row twice
+    S = (
+        score.matrix(x[anchors], x)
+        if hasattr(score, "matrix")
+        else torch.stack([score(a.expand_as(x), x) for a in x[anchors]])
+    )
+    k, l = (
+        S.masked_fill(same[anchors], -torch.inf).argmax(1)[row].chunk(2)
+    )  # argmax S_ik and S_jl over the negatives
     return Quadruplets(i, j, k, l)
 
 # %% ../../nbs/pddm/01_unit.ipynb #57db150a
 class DoubleHeader(NamedTuple):
     "The loss, and its two heads before they are weighed."
-    loss: Tensor         # ()
-    metric: Tensor       # (): E_m
-    embedding: Tensor    # (): E_e
+
+    loss: Tensor  # ()
+    metric: Tensor  # (): E_m
+    embedding: Tensor  # (): E_e
+
 
 @checked
 class DoubleHeaderHingeLoss(nn.Module):
@@ -194,38 +281,58 @@ class DoubleHeaderHingeLoss(nn.Module):
     Without quadruplets it is zero, and still back-propagates (zeros). The decay `gamma ||W||^2` is the optimizer's `weight_decay`.
 
     Raises `ValueError` for an unknown `heads`, or quadruplets that are not of one length or name rows that embeddings do not have."""
-    def __init__(self,
-        alpha: float = 0.5,      # the margin of scores [3p]
-        beta: float = 1.,        # the margin of distances [3p]
-        lam: float = 0.5,        # lambda, the weight of the embedding head [3p]
-        squared: bool = True,    # whether D is the squared distance [3p]
-        heads: str = 'both',     # 'both', or E_m alone ('metric'), or E_e alone, not weighed ('embedding') [ours]
+
+    def __init__(
+        self,
+        alpha: float = 0.5,  # the margin of scores [3p]
+        beta: float = 1.0,  # the margin of distances [3p]
+        lam: float = 0.5,  # lambda, the weight of the embedding head [3p]
+        squared: bool = True,  # whether D is the squared distance [3p]
+        heads: str = "both",  # 'both', or E_m alone ('metric'), or E_e alone, not weighed ('embedding') [ours]
     ):
         super().__init__()
-        if heads not in ('both', 'metric', 'embedding'): raise ValueError(f"heads must be 'both', 'metric' or 'embedding', got {heads!r}.")
+        if heads not in ("both", "metric", "embedding"):
+            raise ValueError(f"heads must be 'both', 'metric' or 'embedding', got {heads!r}.")
         self.alpha, self.beta, self.lam, self.squared, self.heads = alpha, beta, lam, squared, heads
 
-    def forward(self,
-        score: Callable[[Tensor, Tensor], Tensor],    # as in `hard_quadruplets`; gradients flow into it
-        embeddings: Float[Tensor, 'N d'],             # on the unit sphere in the paper
-        quadruplets: Quadruplets,                     # (i, j, k, l), each (m,); l None: triplets, with one hinge a head
-    ) -> DoubleHeader:                                # both heads are reported, whichever are in the loss
+    def forward(
+        self,
+        score: Callable[
+            [Tensor, Tensor], Tensor
+        ],  # as in `hard_quadruplets`; gradients flow into it
+        embeddings: Float[Tensor, "N d"],  # on the unit sphere in the paper
+        quadruplets: Quadruplets,  # (i, j, k, l), each (m,); l None: triplets, with one hinge a head
+    ) -> DoubleHeader:  # both heads are reported, whichever are in the loss
         i, j, k, l = quadruplets
-        negatives = [(i, k)] if l is None else [(i, k), (j, l)]    # a triplet has one negative
+        negatives = [(i, k)] if l is None else [(i, k), (j, l)]  # a triplet has one negative
         rows, others = zip((i, j), *negatives)
         if any(t.shape != (len(i),) or t.device != embeddings.device for t in (*rows, *others)):
-            raise ValueError(f"quadruplets must be of one length and on {embeddings.device}, as embeddings are, got {', '.join(described(t) for t in quadruplets)}.")
+            raise ValueError(
+                f"quadruplets must be of one length and on {embeddings.device}, as embeddings are, got {', '.join(described(t) for t in quadruplets)}."
+            )
         left, right = torch.cat(rows), torch.cat(others)
-        lowest, highest = torch.stack(torch.cat([left, right]).aminmax()).tolist() if len(i) else (0, -1)
-        if lowest < 0 or highest >= len(embeddings): raise ValueError(f"quadruplets must name rows of embeddings, 0 to {len(embeddings) - 1}, but named {lowest} to {highest}.")
+        lowest, highest = (
+            torch.stack(torch.cat([left, right]).aminmax()).tolist() if len(i) else (0, -1)
+        )
+        if lowest < 0 or highest >= len(embeddings):
+            raise ValueError(
+                f"quadruplets must name rows of embeddings, 0 to {len(embeddings) - 1}, but named {lowest} to {highest}."
+            )
         x, y = embeddings[left], embeddings[right]
         S_ij, *S_n = score(x, y).reshape(len(rows), len(i))
         difference = _full(x) - _full(y)
-        D = difference.square().sum(1) if self.squared else torch.linalg.vector_norm(difference, dim=1)
+        D = (
+            difference.square().sum(1)
+            if self.squared
+            else torch.linalg.vector_norm(difference, dim=1)
+        )
         D_ij, *D_n = D.reshape(len(rows), len(i))
         E_m = sum((self.alpha - S_ij + S).relu() for S in S_n)
         E_e = sum((self.beta + D_ij - D).relu() for D in D_n)
         E_m, E_e = [E.sum() / max(len(i), 1) for E in (E_m, E_e)]
-        return DoubleHeader({'both': E_m + self.lam * E_e, 'metric': E_m, 'embedding': E_e}[self.heads], E_m, E_e)
+        return DoubleHeader(
+            {"both": E_m + self.lam * E_e, "metric": E_m, "embedding": E_e}[self.heads], E_m, E_e
+        )
 
-    def extra_repr(self) -> str: return f'alpha={self.alpha}, beta={self.beta}, lam={self.lam}, squared={self.squared}, heads={self.heads!r}'
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, beta={self.beta}, lam={self.lam}, squared={self.squared}, heads={self.heads!r}"

@@ -18,8 +18,22 @@ from typing import Any
 import numpy as np
 
 from nsl_repro.results.tables import (
-    COMPARISONS, Entry, Interval, Table, claims_table, comparison_table, difference_interval, direction, load_ledger, mean_interval, method_style, metrics_table,
-    paper_results, split_ledger, split_variant, verdict,
+    COMPARISONS,
+    Entry,
+    Interval,
+    Table,
+    claims_table,
+    comparison_table,
+    difference_interval,
+    direction,
+    load_ledger,
+    mean_interval,
+    method_style,
+    metrics_table,
+    paper_results,
+    split_ledger,
+    split_variant,
+    verdict,
 )
 
 # %% ../../nbs/results/07_pages.ipynb #688c960d
@@ -35,20 +49,37 @@ class Headline:
 
 
 HEADLINES = (
-    *(Headline("nsl_cifar", "cifar10", method, "cnn", "test_accuracy") for method in ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")),
+    *(
+        Headline("nsl_cifar", "cifar10", method, "cnn", "test_accuracy")
+        for method in ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")
+    ),
     Headline("nsl_cifar", "cifar10", "dynamic_uns", "cnn_wide_uns", "test_accuracy"),
-    Headline("nsl_kernel_shape", "cifar10", "shape_static_dns", "random_static_dns", "test_accuracy"),
+    Headline(
+        "nsl_kernel_shape", "cifar10", "shape_static_dns", "random_static_dns", "test_accuracy"
+    ),
     Headline("nsl_global", "cifar10", "spherenet9_cosine", "spherenet9_baseline", "test_accuracy"),
-    Headline("nsl_global", "cifar10", "spherenet9_cosine_attention", "spherenet9_cosine", "test_accuracy"),
-    Headline("nsl_implicit_regularisation", "synthetic", "uns_small", "plain", "patterns_recovered"),
+    Headline(
+        "nsl_global", "cifar10", "spherenet9_cosine_attention", "spherenet9_cosine", "test_accuracy"
+    ),
+    Headline(
+        "nsl_implicit_regularisation", "synthetic", "uns_small", "plain", "patterns_recovered"
+    ),
     Headline("nsl_imagenet", "mini_imagenet", "static_uns", "cnn", "test_accuracy"),
     Headline("nsl_imagenet", "mini_imagenet", "dynamic_dns", "cnn", "test_accuracy"),
-    Headline("nsl_fewshot", "mini_imagenet", "static_dns", "finetune_head", "accuracy_5_way_5_shot"),
+    Headline(
+        "nsl_fewshot", "mini_imagenet", "static_dns", "finetune_head", "accuracy_5_way_5_shot"
+    ),
     Headline("nsl_fewshot", "mini_imagenet", "meta_static_dns", "anil", "accuracy_5_way_5_shot"),
-    Headline("nsl_fewshot", "mini_imagenet", "protonet_dynamic_dns", "protonet", "accuracy_5_way_5_shot"),
+    Headline(
+        "nsl_fewshot", "mini_imagenet", "protonet_dynamic_dns", "protonet", "accuracy_5_way_5_shot"
+    ),
     Headline("nsl_adapt", "cub", "static_dns", "linear_probe", "test_accuracy"),
     Headline("nsl_adapt", "cub", "static_dns", "full", "test_accuracy"),
-    *(Headline("pddm_retrieval", dataset, "pddm_quadruplet", rival, "recall_at_1") for dataset in ("cub", "cars") for rival in ("triplet", "pddm_mined_by_distance", "embedding_head")),
+    *(
+        Headline("pddm_retrieval", dataset, "pddm_quadruplet", rival, "recall_at_1")
+        for dataset in ("cub", "cars")
+        for rival in ("triplet", "pddm_mined_by_distance", "embedding_head")
+    ),
     Headline("pddm_transfer", "mini_imagenet", "pddm_quadruplet", "softmax", "hit_at_1_from_5"),
 )
 
@@ -71,26 +102,63 @@ class Finding:
 def findings(
     entries: list[Entry],  # such as `load_ledger()`
     headlines: tuple[Headline, ...] = HEADLINES,
-) -> list[Finding]:  # in the order of the headlines; those without runs of both methods are left out
+) -> list[
+    Finding
+]:  # in the order of the headlines; those without runs of both methods are left out
     "What the ledger says about every headline, at the largest scale at which both methods were run in the experiment's usual variant; where its runs have several settings, with those of the most runs."
     groups = split_ledger(entries)
     found = []
     for h in headlines:
         for preset in SCALES:
-            usual = [group for key, group in groups.items() if key[:3] == (h.experiment, h.dataset, preset) and split_variant(key[3])[0] in ("", COMPARISONS[h.experiment].usual)]
-            both = [[{e.seed: e.metrics[h.metric] for e in group if e.method == method and h.metric in e.metrics} for method in (h.method, h.rival)] for group in usual]
+            usual = [
+                group
+                for key, group in groups.items()
+                if key[:3] == (h.experiment, h.dataset, preset)
+                and split_variant(key[3])[0] in ("", COMPARISONS[h.experiment].usual)
+            ]
+            both = [
+                [
+                    {
+                        e.seed: e.metrics[h.metric]
+                        for e in group
+                        if e.method == method and h.metric in e.metrics
+                    }
+                    for method in (h.method, h.rival)
+                ]
+                for group in usual
+            ]
             values = max(filter(all, both), key=lambda pair: sum(map(len, pair)), default=None)
             if values:
                 ours, theirs = values
                 difference = difference_interval(ours, theirs)
-                claim = next((c for c in paper_results(h.experiment, h.dataset).claims if h.method in c.methods and (c.baseline, c.metric) == (h.rival, h.metric)), None)
-                found.append(Finding(h, preset, (len(ours), len(theirs)), mean_interval(ours.values()), difference, verdict(difference, claim, preset) if claim else ""))
+                claim = next(
+                    (
+                        c
+                        for c in paper_results(h.experiment, h.dataset).claims
+                        if h.method in c.methods and (c.baseline, c.metric) == (h.rival, h.metric)
+                    ),
+                    None,
+                )
+                found.append(
+                    Finding(
+                        h,
+                        preset,
+                        (len(ours), len(theirs)),
+                        mean_interval(ours.values()),
+                        difference,
+                        verdict(difference, claim, preset) if claim else "",
+                    )
+                )
                 break
     return found
 
 # %% ../../nbs/results/07_pages.ipynb #e079c5d0
 def _plus_minus(interval: Interval, form: str = ".1f") -> str:
-    half = "" if interval.half_width != interval.half_width else f" ± {interval.half_width:{form.lstrip('+')}}"
+    half = (
+        ""
+        if interval.half_width != interval.half_width
+        else f" ± {interval.half_width:{form.lstrip('+')}}"
+    )
     return f"{interval.mean:{form}}{half}"
 
 
@@ -101,15 +169,38 @@ def headline_table(
     "The README's table: what was asked, of what, and what came out."
     rows, before = [], ""
     for f in findings(entries):
-        h, (name, rival) = f.headline, (method_style(m)[0] for m in (f.headline.method, f.headline.rival))
+        h, (name, rival) = (
+            f.headline,
+            (method_style(m)[0] for m in (f.headline.method, f.headline.rival)),
+        )
         where = f"{h.experiment} on {h.dataset}"
-        link = f"[{h.experiment}](../{notebooks}/{h.experiment}.ipynb) on {h.dataset}" if notebooks else where
-        rows.append([
-            "" if where == before else link, f"{name} against {rival}", f"{_plus_minus(f.difference, '+.1f')}, {direction(f.difference)}",
-            f"{h.metric.replace('_', ' ')}: {_plus_minus(f.ours)}", f"{f.preset}, {' and '.join(map(str, sorted(set(f.entries))))} seeds", f.verdict or "no claim known",
-        ])
+        link = (
+            f"[{h.experiment}](../{notebooks}/{h.experiment}.ipynb) on {h.dataset}"
+            if notebooks
+            else where
+        )
+        rows.append(
+            [
+                "" if where == before else link,
+                f"{name} against {rival}",
+                f"{_plus_minus(f.difference, '+.1f')}, {direction(f.difference)}",
+                f"{h.metric.replace('_', ' ')}: {_plus_minus(f.ours)}",
+                f"{f.preset}, {' and '.join(map(str, sorted(set(f.entries))))} seeds",
+                f.verdict or "no claim known",
+            ]
+        )
         before = where
-    return Table(["experiment", "what is compared", "difference, points", "ours, percent", "scale", "the paper's claim"], rows)
+    return Table(
+        [
+            "experiment",
+            "what is compared",
+            "difference, points",
+            "ours, percent",
+            "scale",
+            "the paper's claim",
+        ],
+        rows,
+    )
 
 # %% ../../nbs/results/07_pages.ipynb #c20b6617
 def plot_findings(
@@ -130,7 +221,9 @@ def plot_findings(
         if d.half_width == d.half_width:
             ax.plot([d.low, d.high], [row, row], "-", color=colour, lw=2)
         name, rival = (method_style(m)[0] for m in (f.headline.method, f.headline.rival))
-        labels.append(f"{name} − {rival}   ({f.headline.experiment}, {f.headline.dataset}, {f.preset})")
+        labels.append(
+            f"{name} − {rival}   ({f.headline.experiment}, {f.headline.dataset}, {f.preset})"
+        )
     ax.axvline(0, color="k", lw=0.8)
     ax.set_xscale("symlog", linthresh=5)
     ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50]
@@ -138,24 +231,51 @@ def plot_findings(
     ax.set_yticks(range(len(found)), labels, fontsize=8)
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_xlabel("difference in percentage points (linear up to 5, logarithmic beyond)", fontsize=8)
+    ax.set_xlabel(
+        "difference in percentage points (linear up to 5, logarithmic beyond)", fontsize=8
+    )
     return ax
 
 # %% ../../nbs/results/07_pages.ipynb #cdb4392d
-SPEED = ("conv", "dns", "uns", "dns_released", "uns_released", "dns_deform", "condconv")  # whom the README shows
+SPEED = (
+    "conv",
+    "dns",
+    "uns",
+    "dns_released",
+    "uns_released",
+    "dns_deform",
+    "condconv",
+)  # whom the README shows
 STEPS = ("cnn", "static_dns", "static_uns", "dynamic_dns", "dynamic_uns")  # whole training steps
 
 
-def _costs(entries: list[Entry], experiment: str, methods: tuple[str, ...], metrics: dict[str, str], first: str) -> Table:
+def _costs(
+    entries: list[Entry],
+    experiment: str,
+    methods: tuple[str, ...],
+    metrics: dict[str, str],
+    first: str,
+) -> Table:
     "Methods by metrics, for each device that was measured."
-    devices = {key[3]: group for key, group in split_ledger([e for e in entries if e.experiment == experiment and e.preset != "smoke"]).items()}
+    devices = {
+        key[3]: group
+        for key, group in split_ledger(
+            [e for e in entries if e.experiment == experiment and e.preset != "smoke"]
+        ).items()
+    }
     rows = []
     for device, group in sorted(devices.items()):
         for method in methods:
             runs = [e for e in group if e.method == method]
             cells = [[e.metrics[m] for e in runs if m in e.metrics] for m in metrics]
             if runs:
-                rows.append([method_style(method)[0], device, *(_plus_minus(mean_interval(v), ".2f") if v else "" for v in cells)])
+                rows.append(
+                    [
+                        method_style(method)[0],
+                        device,
+                        *(_plus_minus(mean_interval(v), ".2f") if v else "" for v in cells),
+                    ]
+                )
     return Table([first, "device", *metrics.values()], rows)
 
 
@@ -163,14 +283,26 @@ def speed_table(
     entries: list[Entry],  # such as `load_ledger()`
 ) -> Table:
     "The cost of one dynamic convolution, as a multiple of a plain one of the same size."
-    return _costs(entries, "bench_dynamic", SPEED, {"forward": "forward", "both": "forward and backward", "memory": "memory"}, "one layer, as a multiple of a plain convolution")
+    return _costs(
+        entries,
+        "bench_dynamic",
+        SPEED,
+        {"forward": "forward", "both": "forward and backward", "memory": "memory"},
+        "one layer, as a multiple of a plain convolution",
+    )
 
 
 def step_table(
     entries: list[Entry],  # such as `load_ledger()`
 ) -> Table:
     "The cost of one training step of the CIFAR network, as a multiple of the plain one's."
-    return _costs(entries, "bench_dynamic_step", STEPS, {"step": "time", "macs": "arithmetic (MACs)"}, "a training step of the whole network, as a multiple of the plain one")
+    return _costs(
+        entries,
+        "bench_dynamic_step",
+        STEPS,
+        {"step": "time", "macs": "arithmetic (MACs)"},
+        "a training step of the whole network, as a multiple of the plain one",
+    )
 
 # %% ../../nbs/results/07_pages.ipynb #20c76f98
 def plot_learned(
@@ -181,7 +313,9 @@ def plot_learned(
     import matplotlib.pyplot as plt
 
     layers = _learned(entries, dataset)
-    figure, axes = plt.subplots(1, len(layers), figsize=(1.35 * len(layers), 1.75), facecolor="white")
+    figure, axes = plt.subplots(
+        1, len(layers), figsize=(1.35 * len(layers), 1.75), facecolor="white"
+    )
     for n, (ax, M) in enumerate(zip(axes, layers), 1):
         bound = abs(M).max()
         ax.imshow(M, cmap="RdBu_r", vmin=-bound, vmax=bound)
@@ -193,10 +327,21 @@ def plot_learned(
 
 def _learned(entries: list[Entry], dataset: str) -> list[np.ndarray]:
     "`M - I`, layer by layer."
-    runs = [e for preset in SCALES for e in entries if (e.experiment, e.dataset, e.method, e.preset) == ("nsl_cifar", dataset, "static_uns", preset)]
+    runs = [
+        e
+        for preset in SCALES
+        for e in entries
+        if (e.experiment, e.dataset, e.method, e.preset)
+        == ("nsl_cifar", dataset, "static_uns", preset)
+    ]
     if not runs:
-        raise ValueError(f"entries must hold a run of static_uns in nsl_cifar on {dataset}, but hold none.")
-    names = sorted((n for n in runs[0].curves if n.startswith("M_layer")), key=lambda n: int(n.removeprefix("M_layer")))
+        raise ValueError(
+            f"entries must hold a run of static_uns in nsl_cifar on {dataset}, but hold none."
+        )
+    names = sorted(
+        (n for n in runs[0].curves if n.startswith("M_layer")),
+        key=lambda n: int(n.removeprefix("M_layer")),
+    )
     return [np.array(runs[0].curves[name]).reshape(9, 9) - np.eye(9) for name in names]
 
 # %% ../../nbs/results/07_pages.ipynb #d3288653
@@ -205,7 +350,9 @@ def learned_digest(
     dataset: str = "cifar10",
 ) -> str:  # hexadecimal
     "Checksum of the numbers that `plot_learned` draws."
-    return hashlib.sha256(json.dumps([M.tolist() for M in _learned(entries, dataset)]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([M.tolist() for M in _learned(entries, dataset)]).encode()
+    ).hexdigest()
 
 
 def save_learned(
@@ -225,7 +372,9 @@ def save_learned(
     return True
 
 
-def drawn_from(path: str | Path) -> str:  # what `learned_digest` was when the picture was drawn; '' if the file does not say
+def drawn_from(
+    path: str | Path,
+) -> str:  # what `learned_digest` was when the picture was drawn; '' if the file does not say
     "The checksum in a picture's metadata."
     from PIL import Image
 
@@ -240,12 +389,16 @@ def fill(
     "Replace what stands in the gaps. Raises `ValueError` for a gap that is missing, stands there twice, or has no name in `parts`."
     there = re.findall(r"<!-- (?!end of )(\w+) -->", text)
     if sorted(there) != sorted(parts):
-        raise ValueError(f"the text must have the gaps {', '.join(sorted(parts))}, once each, but has {', '.join(sorted(there)) or 'none'}")
+        raise ValueError(
+            f"the text must have the gaps {', '.join(sorted(parts))}, once each, but has {', '.join(sorted(there)) or 'none'}"
+        )
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if text.count(end) != 1 or text.index(end) < text.index(begin):
             raise ValueError(f"the gap {name} must end with `{end}`, once, but does not")
-        text = text[: text.index(begin) + len(begin)] + f"\n{part.strip()}\n" + text[text.index(end) :]
+        text = (
+            text[: text.index(begin) + len(begin)] + f"\n{part.strip()}\n" + text[text.index(end) :]
+        )
     return text
 
 
@@ -257,12 +410,13 @@ def readme_parts(
     at_scale = sum(e.preset == "paper" for e in entries)
     gpu = sum(e.device.lower().startswith(("nvidia", "cuda")) for e in entries)
     scale = f"Of the {len(entries):,} runs in the ledger, {at_scale or 'none'} {'was' if at_scale == 1 else 'were'} made at the papers' scale and {gpu or 'none'} on a GPU."
-    return {"results": f"{headline_table(entries).to_markdown()}\n\n{scale}", "speed": f"{speed_table(entries).to_markdown()}\n\n{step_table(entries).to_markdown()}"}
+    return {
+        "results": f"{headline_table(entries).to_markdown()}\n\n{scale}",
+        "speed": f"{speed_table(entries).to_markdown()}\n\n{step_table(entries).to_markdown()}",
+    }
 
 
-def update_readme(
-    path: str | Path = "README.md",
-) -> bool:  # whether anything changed
+def update_readme(path: str | Path = "README.md") -> bool:  # whether anything changed
     "Fill the gaps of the README from the ledger, and draw its picture, `docs/learned.png` beside it."
     path, entries = Path(path), load_ledger()
     old = path.read_text(encoding="utf-8")
@@ -278,18 +432,56 @@ def results_page(
     picture: str = "",  # path of a file with `plot_findings`, as seen from the page; '': none
 ) -> str:  # Markdown
     "All tables of the ledger under one heading an experiment, after the headlines."
-    entries = [e for e in (load_ledger() if entries is None else entries) if e.preset != "smoke"]  # which is no evidence
-    lines = ["# Results", "", f"Drawn from the {len(entries):,} runs in the ledger. Every line gives a mean with its 95 % interval over seeds; a difference whose interval holds zero is *inconclusive*.", ""]
+    entries = [
+        e for e in (load_ledger() if entries is None else entries) if e.preset != "smoke"
+    ]  # which is no evidence
+    lines = [
+        "# Results",
+        "",
+        f"Drawn from the {len(entries):,} runs in the ledger. Every line gives a mean with its 95 % interval over seeds; a difference whose interval holds zero is *inconclusive*.",
+        "",
+    ]
     lines += [f"![Every headline's difference with its interval]({picture})", ""] if picture else []
-    lines += ["## In short", "", headline_table(entries, notebooks).to_markdown(), "", "## What it costs", "", speed_table(entries).to_markdown(), "", step_table(entries).to_markdown(), ""]
+    lines += [
+        "## In short",
+        "",
+        headline_table(entries, notebooks).to_markdown(),
+        "",
+        "## What it costs",
+        "",
+        speed_table(entries).to_markdown(),
+        "",
+        step_table(entries).to_markdown(),
+        "",
+    ]
     before = ""
-    for key, group in sorted(split_ledger(entries).items(), key=lambda item: (_base(item[0][0]), item[0][0], item[0][1], SCALES.index(item[0][2]) if item[0][2] in SCALES else 9, item[0][3])):
+    for key, group in sorted(
+        split_ledger(entries).items(),
+        key=lambda item: (
+            _base(item[0][0]),
+            item[0][0],
+            item[0][1],
+            SCALES.index(item[0][2]) if item[0][2] in SCALES else 9,
+            item[0][3],
+        ),
+    ):
         experiment, dataset, preset, variant = key
         if _base(experiment) != before:
             before = _base(experiment)
-            lines += [f"## {before}", "", f"The notebook: [{before}](../{notebooks}/{before}.ipynb).", ""]
+            lines += [
+                f"## {before}",
+                "",
+                f"The notebook: [{before}](../{notebooks}/{before}.ipynb).",
+                "",
+            ]
         role = experiment.removeprefix(before).strip("_").replace("lr", "learning rates")
-        setting = f", {COMPARISONS[experiment].variant} {variant}" if variant and experiment in COMPARISONS else f", {variant}" if variant else ""
+        setting = (
+            f", {COMPARISONS[experiment].variant} {variant}"
+            if variant and experiment in COMPARISONS
+            else f", {variant}"
+            if variant
+            else ""
+        )
         lines += [f"### {dataset}, {preset}{setting}" + (f": {role}" if role else ""), ""]
         for table in (comparison_table(group), metrics_table(group), claims_table(group)):
             if table.rows and len(table.columns) > 3:

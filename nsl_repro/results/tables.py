@@ -34,7 +34,16 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    ValidationError,
+    model_serializer,
+)
 
 import nsl_repro
 from ..base.downloads import project_root
@@ -44,7 +53,9 @@ from ..base.files import locked, make_folder, write_whole
 def _finite(value: Any) -> Any:  # NaN and infinity are not JSON, and not results
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must be finite, but was {value}")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for item in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         _finite(item)
     return value
 
@@ -83,45 +94,65 @@ class Entry(BaseModel):
     experiment: Name  # the notebook's name
     dataset: Name
     method: Name
-    preset: Literal["smoke", "quick", "small", "paper", "custom"]  # custom: one of the others, changed; `changed` in the parameters says how
+    preset: Literal[
+        "smoke", "quick", "small", "paper", "custom"
+    ]  # custom: one of the others, changed; `changed` in the parameters says how
     seed: Annotated[int, Field(ge=0)]
-    parameters: Annotated[dict[str, JsonValue], AfterValidator(_finite)]  # the whole configuration of the run
+    parameters: Annotated[
+        dict[str, JsonValue], AfterValidator(_finite)
+    ]  # the whole configuration of the run
     metrics: dict[str, int | FiniteFloat]  # one number each
     curves: Annotated[dict[str, list], AfterValidator(_numbers)]  # (nested) lists of numbers
     wall_time_s: Annotated[FiniteFloat, Field(ge=0)]
     device: str
     versions: dict[str, str]
-    commit: Annotated[str, Field(pattern=r"^([0-9a-f]{7,64})?$")]  # of the code; '' where there is no git
+    commit: Annotated[
+        str, Field(pattern=r"^([0-9a-f]{7,64})?$")
+    ]  # of the code; '' where there is no git
     dirty: bool  # whether tracked files outside data/ had changes that were not committed
-    nondeterministic: list[str] = []  # operators the run used that can give other bits the next time; not written when there is none
+    nondeterministic: list[
+        str
+    ] = []  # operators the run used that can give other bits the next time; not written when there is none
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: Any) -> dict[str, Any]:
         return {k: v for k, v in serialize(self).items() if v or k != "nondeterministic"}
 
 
-def _validated(model: type[BaseModel], fields: dict, what: str) -> Any:  # pydantic's findings as one sentence
+def _validated(
+    model: type[BaseModel], fields: dict, what: str
+) -> Any:  # pydantic's findings as one sentence
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         more = f"; and {len(found) - 5:,} more" if len(found) > 5 else ""
-        raise ValueError(f"{what} is not valid: {'; '.join(map(_short, found[:5]))}{more}.") from None
+        raise ValueError(
+            f"{what} is not valid: {'; '.join(map(_short, found[:5]))}{more}."
+        ) from None
     except RecursionError:
         raise ValueError(f"{what} is not valid: it is nested too deeply.") from None
 
 
-def _short(text: str) -> str:  # of a file's content, which may be anything: one line, printable, not too long
+def _short(
+    text: str,
+) -> str:  # of a file's content, which may be anything: one line, printable, not too long
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 # %% ../../nbs/results/05_tables.ipynb #05eb8e6d
-def _git(*command: str) -> str | None:  # git's answer in the project's root; None where there is no git
+def _git(
+    *command: str,
+) -> str | None:  # git's answer in the project's root; None where there is no git
     root = project_root()
-    if not (root / "settings.ini").exists():  # an installed package, used in somebody else's repository
+    if not (
+        root / "settings.ini"
+    ).exists():  # an installed package, used in somebody else's repository
         return None
     try:
-        answer = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(
+            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -131,7 +162,9 @@ def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy"):
         try:
-            versions[package] = str(getattr(sys.modules.get(package), "__version__", None) or metadata.version(package))
+            versions[package] = str(
+                getattr(sys.modules.get(package), "__version__", None) or metadata.version(package)
+            )
         except metadata.PackageNotFoundError:
             continue
     return {**versions, "nsl_repro": nsl_repro.__version__}
@@ -145,23 +178,27 @@ def new_entry(
         "schema": SCHEMA,
         "versions": _versions(),
         "commit": _git("rev-parse", "HEAD") or "",
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data")),
+        "dirty": bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data")
+        ),
     }
     return _validated(Entry, {**filled, **fields}, "the ledger entry")
 
 # %% ../../nbs/results/05_tables.ipynb #7ce3e07d
-def entry_name(
-    entry: Entry,
-) -> str:  # without a folder and without '.json'
+def entry_name(entry: Entry) -> str:  # without a folder and without '.json'
     "`experiment__dataset__preset__method__seedN__hash`, the hash being 8 hexadecimal digits over the parameters."
     canonical = json.dumps(entry.parameters, sort_keys=True, separators=(",", ":"), allow_nan=False)
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
-    return "__".join([entry.experiment, entry.dataset, entry.preset, entry.method, f"seed{entry.seed}", digest])
+    return "__".join(
+        [entry.experiment, entry.dataset, entry.preset, entry.method, f"seed{entry.seed}", digest]
+    )
 
 # %% ../../nbs/results/05_tables.ipynb #11f86cec
 def write_entry(
     entry: Entry,
-    root: str | os.PathLike | None = None,  # the ledger is the folder `results` in it; default: the project's data/
+    root: str
+    | os.PathLike
+    | None = None,  # the ledger is the folder `results` in it; default: the project's data/
 ) -> Path:  # the file written
     "Write one entry, [whole or not at all](../base/02_files.ipynb), one key a line. Raises `CannotWrite`, one sentence."
     path = _ledger_path(entry, root)
@@ -170,12 +207,22 @@ def write_entry(
 
 
 def _ledger_path(entry: Entry, root: str | os.PathLike | None) -> Path:
-    return (Path(root) if root else project_root() / "data") / "results" / f"{entry_name(entry)}.json"
+    return (
+        (Path(root) if root else project_root() / "data") / "results" / f"{entry_name(entry)}.json"
+    )
 
 
 def _as_text(entry: Entry) -> str:
-    fields = entry.model_dump(by_alias=True, exclude=set() if entry.nondeterministic else {"nondeterministic"})
-    return "{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()) + "\n}\n"
+    fields = entry.model_dump(
+        by_alias=True, exclude=set() if entry.nondeterministic else {"nondeterministic"}
+    )
+    return (
+        "{\n"
+        + ",\n".join(
+            f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()
+        )
+        + "\n}\n"
+    )
 
 
 _LARGEST = 32 * 2**20  # bytes of a file we read; the largest entry has 40 kB
@@ -188,7 +235,9 @@ def _read_json(path: Any) -> Any:  # a Path, or a file inside the installed pack
     if isinstance(path, Path) and path.exists() and not path.is_file():
         raise ValueError(f"{path} is not valid JSON: it is not a file.")
     if isinstance(path, Path) and path.is_file() and path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path} is not valid: it has {path.stat().st_size / 1e6:,.0f} MB, and at most {_LARGEST / 1e6:,.0f} MB are read.")
+        raise ValueError(
+            f"{path} is not valid: it has {path.stat().st_size / 1e6:,.0f} MB, and at most {_LARGEST / 1e6:,.0f} MB are read."
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
@@ -211,10 +260,15 @@ def _packaged(name: str) -> Any:  # a file or folder that travels inside the whe
     return found if found.is_file() or found.is_dir() else None
 
 
-def _entry_files(folder: Any) -> list:  # in the order of their names; hidden files are unfinished ones
+def _entry_files(
+    folder: Any,
+) -> list:  # in the order of their names; hidden files are unfinished ones
     if folder is None or not folder.is_dir():
         return []
-    return sorted((f for f in folder.iterdir() if f.name.endswith(".json") and not f.name.startswith(".")), key=lambda f: f.name)
+    return sorted(
+        (f for f in folder.iterdir() if f.name.endswith(".json") and not f.name.startswith(".")),
+        key=lambda f: f.name,
+    )
 
 
 def _ledger_files(root: str | os.PathLike | None) -> list:
@@ -223,7 +277,9 @@ def _ledger_files(root: str | os.PathLike | None) -> list:
 
 
 def load_ledger(
-    root: str | os.PathLike | None = None,  # as in `write_entry`; default: the project's data/, else the packaged ledger
+    root: str
+    | os.PathLike
+    | None = None,  # as in `write_entry`; default: the project's data/, else the packaged ledger
     **filters: Any,  # a key of `Entry` or of its parameters: the value wanted, or a list of them; None: all
 ) -> list[Entry]:  # in the order of the files' names
     "All entries that match. Raises `ValueError` that names the file if one of them is damaged."
@@ -237,32 +293,47 @@ def load_ledger(
         elif not entries or any(key in e.parameters for e in entries):
             entries = [e for e in entries if key in e.parameters and e.parameters[key] in wanted]
         else:
-            raise ValueError(f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}.")
+            raise ValueError(
+                f"filter must be one of {', '.join(Entry.model_fields)} or a parameter of the runs, but was {key!r}."
+            )
     return entries
 
 # %% ../../nbs/results/05_tables.ipynb #292eaac8
 @contextmanager
-def repeatable() -> Iterator[set[str]]:  # the names of operators used so far that have no deterministic form on their device
+def repeatable() -> Iterator[
+    set[str]
+]:  # the names of operators used so far that have no deterministic form on their device
     "While it lasts, PyTorch chooses deterministic operators wherever there are any, and the others are noted. The settings are as before when it ends."
     import torch  # here: whoever reads tables only is in a hurry
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants before its first call, to add in the same order
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # what cuBLAS wants before its first call, to add in the same order
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     memory: Any = torch.utils.deterministic
     fill, found = memory.fill_uninitialized_memory, set[str]()
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def note(message: Any, *where: Any, **more: Any) -> None:
-            if operator := re.match(r"(.+?) does not have a deterministic implementation|.*(CuBLAS)", str(message)):
+            if operator := re.match(
+                r"(.+?) does not have a deterministic implementation|.*(CuBLAS)", str(message)
+            ):
                 found.add(operator[1] or operator[2])
             else:
                 show(message, *where, **more)
 
-        warnings.filterwarnings("always", message=".*(deterministic implementation|Deterministic behavior)")
+        warnings.filterwarnings(
+            "always", message=".*(deterministic implementation|Deterministic behavior)"
+        )
         warnings.showwarning = note
         torch.use_deterministic_algorithms(True, warn_only=True)
-        memory.fill_uninitialized_memory = False  # it costs time, and we read nothing before we write it
+        memory.fill_uninitialized_memory = (
+            False  # it costs time, and we read nothing before we write it
+        )
         try:
             yield found
         finally:
@@ -279,7 +350,9 @@ def run_folder(
 
 
 def recorded_run(
-    work: Callable[[Path], tuple[dict, dict, float]],  # (its folder) -> (metrics, curves, seconds); continues from whatever it left there
+    work: Callable[
+        [Path], tuple[dict, dict, float]
+    ],  # (its folder) -> (metrics, curves, seconds); continues from whatever it left there
     root: str | os.PathLike | None = None,  # as in `write_entry`
     resume: bool = True,  # keep a finished run and continue an interrupted one; False: forget both
     deterministic: bool = True,  # do it under `repeatable`; False for measurements of speed, which must not choose other operators
@@ -296,12 +369,20 @@ def recorded_run(
         if not finished.is_file():
             with repeatable() if deterministic else nullcontext(set[str]()) as exceptions:
                 metrics, curves, seconds = work(folder)
-            entry = new_entry(**identity, metrics=metrics, curves=curves, wall_time_s=seconds, nondeterministic=sorted(exceptions))
+            entry = new_entry(
+                **identity,
+                metrics=metrics,
+                curves=curves,
+                wall_time_s=seconds,
+                nondeterministic=sorted(exceptions),
+            )
             write_whole(finished, _as_text(entry))
         entry = read_entry(finished)
         path = _ledger_path(entry, root)
         recorded = read_entry(path) if path.is_file() else None
-        if recorded is not None and recorded != entry:  # by somebody else: the file that is published
+        if (
+            recorded is not None and recorded != entry
+        ):  # by somebody else: the file that is published
             said, keep = _against(recorded, entry)
             print(f"{entry_name(entry)}: {said}")
             if keep and resume:
@@ -310,15 +391,27 @@ def recorded_run(
     return entry
 
 
-_CLOCKED = re.compile(r"_ms$|^(loader_share|mining_share|mining_exponent|all_pairs_exponent|images_per_s)$")  # differ from run to run
+_CLOCKED = re.compile(
+    r"_ms$|^(loader_share|mining_share|mining_exponent|all_pairs_exponent|images_per_s)$"
+)  # differ from run to run
 
 
-def _against(recorded: Entry, entry: Entry) -> tuple[str, bool]:  # a sentence, and whether both found the same
-    old, new = ({k: v for k, v in e.metrics.items() if not _CLOCKED.search(k)} for e in (recorded, entry))
+def _against(
+    recorded: Entry, entry: Entry
+) -> tuple[str, bool]:  # a sentence, and whether both found the same
+    old, new = (
+        {k: v for k, v in e.metrics.items() if not _CLOCKED.search(k)} for e in (recorded, entry)
+    )
     if old == new and new:
-        return "reproduced, every metric that is not a time is that of the recorded run, which stays in the ledger", True
+        return (
+            "reproduced, every metric that is not a time is that of the recorded run, which stays in the ledger",
+            True,
+        )
     name = next((k for k in (*new, *old) if old.get(k) != new.get(k)), "")
-    return f"not as recorded: {name} is {new.get(name)}, was {old.get(name)}; the new run takes its place in the ledger", False
+    return (
+        f"not as recorded: {name} is {new.get(name)}, was {old.get(name)}; the new run takes its place in the ledger",
+        False,
+    )
 
 
 def forget_run(
@@ -350,7 +443,9 @@ class PaperResult(BaseModel):
     source: str | None
 
     def model_post_init(self, _: Any) -> None:
-        if (self.value is None) != (self.tag is None) or (self.value is None) != (self.source is None):
+        if (self.value is None) != (self.tag is None) or (self.value is None) != (
+            self.source is None
+        ):
             raise ValueError("value, tag and source must be given together or all be null")
 
 
@@ -371,7 +466,9 @@ class Claim(BaseModel):
     reading: str  # how we read it, in words: ours
     at_least: FiniteFloat | None  # method minus baseline, in the metric's unit (percentage points)
     at_most: FiniteFloat | None
-    judged_by: Literal["interval", "mean"] = "interval"  # what must lie in the range: the whole interval of our mean, or the mean
+    judged_by: Literal["interval", "mean"] = (
+        "interval"  # what must lie in the range: the whole interval of our mean, or the mean
+    )
 
 
 class PaperResults(BaseModel):
@@ -391,10 +488,14 @@ def paper_results(
     path = project_root() / "data" / "paper_results.json"
     path = path if path.is_file() else _packaged("paper_results.json")
     if path is None:
-        raise FileNotFoundError(f"paper_results.json was found neither in {project_root() / 'data'} nor in the installed package.")
+        raise FileNotFoundError(
+            f"paper_results.json was found neither in {project_root() / 'data'} nor in the installed package."
+        )
     found = _validated(PaperResults, _read_json(path), str(path))
     mine = lambda item: experiment in (None, item.experiment) and dataset in (None, item.dataset)
-    return PaperResults(results=list(filter(mine, found.results)), claims=list(filter(mine, found.claims)))
+    return PaperResults(
+        results=list(filter(mine, found.results)), claims=list(filter(mine, found.claims))
+    )
 
 # %% ../../nbs/results/05_tables.ipynb #8974b987
 class Interval(NamedTuple):
@@ -423,9 +524,13 @@ def _mean_and_variance(values: list[float]) -> tuple[float, float]:  # of the me
 def _half_width(variance: float, freedom: float, level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, but was {level}.")
-    from scipy.special import stdtrit  # here: the command line asks for names only, and is in a hurry
+    from scipy.special import (
+        stdtrit,
+    )  # here: the command line asks for names only, and is in a hurry
 
-    return float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance) if variance > 0 else variance
+    return (
+        float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance) if variance > 0 else variance
+    )
 
 
 def mean_interval(
@@ -447,8 +552,15 @@ def difference_interval(
     common = sorted(a.keys() & b.keys())
     if len(common) >= 2:
         return mean_interval([a[s] - b[s] for s in common], level)
-    (mean_a, v_a), (mean_b, v_b) = _mean_and_variance(list(a.values())), _mean_and_variance(list(b.values()))
-    freedom = (v_a + v_b) ** 2 / (v_a**2 / (len(a) - 1) + v_b**2 / (len(b) - 1)) if v_a + v_b > 0 else math.nan
+    (mean_a, v_a), (mean_b, v_b) = (
+        _mean_and_variance(list(a.values())),
+        _mean_and_variance(list(b.values())),
+    )
+    freedom = (
+        (v_a + v_b) ** 2 / (v_a**2 / (len(a) - 1) + v_b**2 / (len(b) - 1))
+        if v_a + v_b > 0
+        else math.nan
+    )
     return Interval(mean_a - mean_b, _half_width(v_a + v_b, freedom, level))
 
 # %% ../../nbs/results/05_tables.ipynb #355fb43f
@@ -486,13 +598,16 @@ def verdict(
 @dataclass
 class Table:
     "Text cells with a heading a column and a caption."
+
     columns: list[str]
     rows: list[list[str]]
     caption: str = ""
 
     def to_markdown(self) -> str:  # for a notebook or a README
         "A Markdown table, the caption above it."
-        escape = lambda cells: "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        escape = lambda cells: (
+            "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        )
         lines = [escape(self.columns), "|" + "---|" * len(self.columns), *map(escape, self.rows)]
         return "\n".join(([self.caption, ""] if self.caption else []) + lines)
 
@@ -501,7 +616,12 @@ class Table:
         widths = [max(map(len, cells)) for cells in zip(self.columns, *self.rows)]
         line = lambda cells: "  ".join(c.ljust(w) for c, w in zip(cells, widths)).rstrip()
         rule = ["  ".join("-" * w for w in widths)]
-        return "\n".join(([self.caption, ""] if self.caption else []) + [line(self.columns)] + rule + list(map(line, self.rows)))
+        return "\n".join(
+            ([self.caption, ""] if self.caption else [])
+            + [line(self.columns)]
+            + rule
+            + list(map(line, self.rows))
+        )
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
@@ -541,12 +661,24 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "random_dynamic_dns": ("dynamic DNS, random shape", "#E69F00", ":"),
     "shape_static_dns": ("static DNS, learned shape", "#56B4E9", "--"),
     "shape_static_dns_hard_concrete": ("static DNS, learned shape, hard concrete", "#009E73", "--"),
-    "shape_static_dns_literal": ("static DNS, learned shape, dead taps do not learn", "#56B4E9", "-."),
+    "shape_static_dns_literal": (
+        "static DNS, learned shape, dead taps do not learn",
+        "#56B4E9",
+        "-.",
+    ),
     "shape_static_dns_priced": ("static DNS, learned shape, priced", "#882255", "--"),
-    "shape_static_dns_hard_concrete_priced": ("static DNS, learned shape, hard concrete, priced", "#882255", ":"),
+    "shape_static_dns_hard_concrete_priced": (
+        "static DNS, learned shape, hard concrete, priced",
+        "#882255",
+        ":",
+    ),
     "shape_static_uns": ("static UNS, learned shape", "#0072B2", "--"),
     "shape_dynamic_dns": ("dynamic DNS, learned shape", "#E69F00", "--"),
-    "shape_dynamic_dns_hard_concrete": ("dynamic DNS, learned shape, hard concrete", "#D55E00", "--"),
+    "shape_dynamic_dns_hard_concrete": (
+        "dynamic DNS, learned shape, hard concrete",
+        "#D55E00",
+        "--",
+    ),
     "finetune_head": ("fitted head", "#222222", "-"),
     "finetune_cosine": ("cosine classifier", "#777777", "--"),
     "finetune_all": ("fine-tuning of everything", "#777777", "-"),
@@ -583,20 +715,41 @@ METHODS = {  # the methods in the order of the tables: label, colour (safe for t
     "linear_probe": ("linear probe", "#222222", "-"),
     "batchnorm": ("batch norm", "#CC79A7", "--"),
     "full": ("full fine-tuning", "#009E73", "-"),
-    **{f"spherenet9_{operator}{suffix}": (f"{label}{attention}", colour, line)
-       for suffix, attention, line in (("", "", "-"), ("_attention", " + attention", "--"))
-       for operator, label, colour in (("baseline", "CNN-9, baseline", "#222222"), ("cosine", "SphereNet-9, cosine", "#56B4E9"), ("linear", "SphereNet-9, linear", "#009E73"),
-                                       ("sigmoid", "SphereNet-9, sigmoid", "#E69F00"), ("learnable_sigmoid", "SphereNet-9, learnable sigmoid", "#CC79A7"))},
+    **{
+        f"spherenet9_{operator}{suffix}": (f"{label}{attention}", colour, line)
+        for suffix, attention, line in (("", "", "-"), ("_attention", " + attention", "--"))
+        for operator, label, colour in (
+            ("baseline", "CNN-9, baseline", "#222222"),
+            ("cosine", "SphereNet-9, cosine", "#56B4E9"),
+            ("linear", "SphereNet-9, linear", "#009E73"),
+            ("sigmoid", "SphereNet-9, sigmoid", "#E69F00"),
+            ("learnable_sigmoid", "SphereNet-9, learnable sigmoid", "#CC79A7"),
+        )
+    },
 }
 WITHOUT_ATTENTION = {m: m.removesuffix("_attention") for m in METHODS if m.endswith("_attention")}
-MATCHED = {"dynamic_dns": "cnn_wide_dns", "dynamic_uns": "cnn_wide_uns", "dynamic_dns_sphere": "cnn_wide_dns", "dynamic_dns_norm": "cnn_wide_dns"}
-SAME_TRAINING = {"static_dns": "finetune_head", "static_uns": "finetune_head", "dynamic_dns": "finetune_head", "dynamic_uns": "finetune_head", "meta_static_dns": "anil", "meta_static_uns": "anil",
-                 "protonet_dynamic_dns": "protonet", "protonet_dynamic_uns": "protonet"}
+MATCHED = {
+    "dynamic_dns": "cnn_wide_dns",
+    "dynamic_uns": "cnn_wide_uns",
+    "dynamic_dns_sphere": "cnn_wide_dns",
+    "dynamic_dns_norm": "cnn_wide_dns",
+}
+SAME_TRAINING = {
+    "static_dns": "finetune_head",
+    "static_uns": "finetune_head",
+    "dynamic_dns": "finetune_head",
+    "dynamic_uns": "finetune_head",
+    "meta_static_dns": "anil",
+    "meta_static_uns": "anil",
+    "protonet_dynamic_dns": "protonet",
+    "protonet_dynamic_uns": "protonet",
+}
 
 
 @dataclass(frozen=True)
 class Comparison:
     "What the tables of an experiment compare."
+
     metrics: tuple[str, ...] = ("test_accuracy",)  # the first one is compared method by method
     baseline: str = "cnn"  # with whom
     matched: dict[str, str] = field(default_factory=dict)  # method -> its fair rival
@@ -608,37 +761,91 @@ class Comparison:
 
 
 RECALLS = tuple(f"recall_at_{k}" for k in (1, 2, 4, 8, 16, 32))
-TRANSFERS = (*(f"hit_at_1_from_{n}" for n in (1, 5, 20, 100)), "zero_shot_hit_at_1", "zero_shot_hit_at_5")
+TRANSFERS = (
+    *(f"hit_at_1_from_{n}" for n in (1, 5, 20, 100)),
+    "zero_shot_hit_at_1",
+    "zero_shot_hit_at_5",
+)
 COMPARISONS = {
     "nsl_cifar": Comparison(matched=MATCHED),
     "nsl_cifar_lr": Comparison(("val_accuracy",), matched=MATCHED),
     "nsl_stability": Comparison(("stable", "learns")),
     "nsl_cifar_reference": Comparison(matched=MATCHED),
-    "bench_dynamic": Comparison(("both", "forward", "memory"), "conv", variant="device", usual="cpu", unit="multiples of a plain convolution", lower_is_better=True),
-    "bench_dynamic_step": Comparison(("step", "macs"), variant="device", usual="cpu", unit="multiples of the plain network", lower_is_better=True),
-    "nsl_global": Comparison(baseline="spherenet9_baseline", matched=WITHOUT_ATTENTION, rival="the same without attention", usual="spherenet"),
-    "nsl_kernel_shape": Comparison(("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"), variant="taps", usual="5"),
+    "bench_dynamic": Comparison(
+        ("both", "forward", "memory"),
+        "conv",
+        variant="device",
+        usual="cpu",
+        unit="multiples of a plain convolution",
+        lower_is_better=True,
+    ),
+    "bench_dynamic_step": Comparison(
+        ("step", "macs"),
+        variant="device",
+        usual="cpu",
+        unit="multiples of the plain network",
+        lower_is_better=True,
+    ),
+    "nsl_global": Comparison(
+        baseline="spherenet9_baseline",
+        matched=WITHOUT_ATTENTION,
+        rival="the same without attention",
+        usual="spherenet",
+    ),
+    "nsl_kernel_shape": Comparison(
+        ("test_accuracy", "exact_recovery", "static_recovery", "dynamic_recovery"),
+        variant="taps",
+        usual="5",
+    ),
     "nsl_kernel_shape_tuning": Comparison(("val_accuracy",), variant="speed", usual=""),
-    "nsl_imagenet": Comparison(("test_accuracy", "test_top5"), matched=MATCHED, variant="network", usual="cnn10"),
-    "nsl_fewshot": Comparison(("accuracy_5_way_1_shot", "accuracy_5_way_5_shot", "test_accuracy"), "finetune_head", SAME_TRAINING, "its rival of the same training", "shot", "5"),
+    "nsl_imagenet": Comparison(
+        ("test_accuracy", "test_top5"), matched=MATCHED, variant="network", usual="cnn10"
+    ),
+    "nsl_fewshot": Comparison(
+        ("accuracy_5_way_1_shot", "accuracy_5_way_5_shot", "test_accuracy"),
+        "finetune_head",
+        SAME_TRAINING,
+        "its rival of the same training",
+        "shot",
+        "5",
+    ),
     "nsl_fewshot_tuning": Comparison(("val_accuracy",), "finetune_head", variant="shot", usual="5"),
     "nsl_fewshot_pretraining": Comparison(("val_accuracy",), "plain"),
     "pddm_retrieval": Comparison(RECALLS, "triplet", variant="images", usual="cropped"),
-    "pddm_retrieval_tuning": Comparison(("val_recall_at_1",), "triplet", variant="images", usual="cropped"),
-    "pddm_transfer": Comparison(TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"),
-    "pddm_transfer_tuning": Comparison(("val_hit_at_1",), "softmax", variant="backbone", usual="efficientnet_lite0"),
-    "nsl_adapt": Comparison(baseline="linear_probe", matched={m: "batchnorm" for m in ("static_dns", "static_uns", "dynamic_dns", "full")}, rival="batch norm", variant="backbone", usual="efficientnet_lite0"),
-    "nsl_adapt_tuning": Comparison(("val_accuracy",), "linear_probe", variant="backbone", usual="efficientnet_lite0"),
-    "nsl_implicit_regularisation": Comparison(tuple(f"{problem}_recovered" for problem in ("patterns", "completion", "taps", "dense")), "plain"),
+    "pddm_retrieval_tuning": Comparison(
+        ("val_recall_at_1",), "triplet", variant="images", usual="cropped"
+    ),
+    "pddm_transfer": Comparison(
+        TRANSFERS, "softmax", variant="backbone", usual="efficientnet_lite0"
+    ),
+    "pddm_transfer_tuning": Comparison(
+        ("val_hit_at_1",), "softmax", variant="backbone", usual="efficientnet_lite0"
+    ),
+    "nsl_adapt": Comparison(
+        baseline="linear_probe",
+        matched={m: "batchnorm" for m in ("static_dns", "static_uns", "dynamic_dns", "full")},
+        rival="batch norm",
+        variant="backbone",
+        usual="efficientnet_lite0",
+    ),
+    "nsl_adapt_tuning": Comparison(
+        ("val_accuracy",), "linear_probe", variant="backbone", usual="efficientnet_lite0"
+    ),
+    "nsl_implicit_regularisation": Comparison(
+        tuple(f"{problem}_recovered" for problem in ("patterns", "completion", "taps", "dense")),
+        "plain",
+    ),
 }
 
 
-def method_style(
-    method: str,
-) -> tuple[str, str, str]:  # label, colour, line style
+def method_style(method: str) -> tuple[str, str, str]:  # label, colour, line style
     "How a method is called and drawn, in every table and figure."
     others = ["#117733", "#882255", "#332288", "#999933"]
-    return METHODS.get(method) or (method.replace("_", " "), others[zlib.crc32(method.encode()) % len(others)], "-.")
+    return METHODS.get(method) or (
+        method.replace("_", " "),
+        others[zlib.crc32(method.encode()) % len(others)],
+        "-.",
+    )
 
 
 def _comparison(experiment: str) -> Comparison:
@@ -656,8 +863,14 @@ class Group(list[Entry]):
         self.key = key
 
 
-def _setting(name: str, value: Any) -> str:  # as it is typed; nothing for a parameter that a run does not have
-    return "" if value is None else f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+def _setting(
+    name: str, value: Any
+) -> str:  # as it is typed; nothing for a parameter that a run does not have
+    return (
+        ""
+        if value is None
+        else f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+    )
 
 
 def _telling_apart(entries: list[Entry]) -> str:  # '' if nothing needs to be told apart
@@ -673,19 +886,27 @@ def _telling_apart(entries: list[Entry]) -> str:  # '' if nothing needs to be to
     return best if best and differ[best] else ""
 
 
-def _divided(group: Group) -> list[Group]:  # by the settings that tell runs of one method and seed apart
+def _divided(
+    group: Group,
+) -> list[Group]:  # by the settings that tell runs of one method and seed apart
     name = _telling_apart(group)
     if not name:
         return [group]
     parts: dict[str, list[Entry]] = {}
     for e in group:
         parts.setdefault(_setting(name, e.parameters.get(name)), []).append(e)
-    return [g for said, part in parts.items() for g in _divided(Group(part, (*group.key[:3], f"{group.key[3]} {said}".strip())))]
+    return [
+        g
+        for said, part in parts.items()
+        for g in _divided(Group(part, (*group.key[:3], f"{group.key[3]} {said}".strip())))
+    ]
 
 
 def split_ledger(
     entries: list[Entry],
-) -> dict[GroupKey, Group]:  # (experiment, data set, preset, variant or '') -> its entries; trials also by rate
+) -> dict[
+    GroupKey, Group
+]:  # (experiment, data set, preset, variant or '') -> its entries; trials also by rate
     """The entries that may stand in one table, for each table: no method has a seed twice.
 
     Runs of one method and seed that differ in a parameter go to several groups, and the variant says so: `5 way=3`; see `split_variant`."""
@@ -695,7 +916,9 @@ def split_ledger(
         if e.preset == "custom":  # what was changed, and in which preset
             changed: Any = e.parameters.get("changed", {})
             variant = " ".join([variant, *(_setting(k, v) for k, v in changed.items())]).strip()
-        if e.experiment.endswith("_lr"):  # trials of learning rates: each rate is a comparison of its own
+        if e.experiment.endswith(
+            "_lr"
+        ):  # trials of learning rates: each rate is a comparison of its own
             variant = f"{variant} lr={e.parameters['lr']:g}".strip()
         groups.setdefault((e.experiment, e.dataset, e.preset, variant), []).append(e)
     return {part.key: part for key, group in groups.items() for part in _divided(Group(group, key))}
@@ -715,17 +938,30 @@ def _one_group(entries: list[Entry]) -> GroupKey:
     groups = split_ledger(entries)
     if len(groups) != 1:
         found = ", ".join(" ".join(key).strip() for key in groups) or "none"
-        raise ValueError(f"entries must be of one experiment, data set, preset and variant, but were of: {found}; see split_ledger.")
+        raise ValueError(
+            f"entries must be of one experiment, data set, preset and variant, but were of: {found}; see split_ledger."
+        )
     return next(iter(groups))
 
 
-def _by_method(entries: list[Entry]) -> dict[str, dict[int, Entry]]:  # method -> seed -> entry, in the order of the tables
+def _by_method(
+    entries: list[Entry],
+) -> dict[str, dict[int, Entry]]:  # method -> seed -> entry, in the order of the tables
     order = list(METHODS)
     found: dict[str, dict[int, Entry]] = {}
-    for e in sorted(entries, key=lambda e: (order.index(e.method) if e.method in order else len(order), e.method, e.seed)):
+    for e in sorted(
+        entries,
+        key=lambda e: (
+            order.index(e.method) if e.method in order else len(order),
+            e.method,
+            e.seed,
+        ),
+    ):
         seen = found.setdefault(e.method, {})
         if e.seed in seen:
-            raise ValueError(f"entries must hold one run a method and seed, but held two of {e.method} with seed {e.seed}; see split_ledger.")
+            raise ValueError(
+                f"entries must hold one run a method and seed, but held two of {e.method} with seed {e.seed}; see split_ledger."
+            )
         seen[e.seed] = e
     return found
 
@@ -733,7 +969,9 @@ def _by_method(entries: list[Entry]) -> dict[str, dict[int, Entry]]:  # method -
 def _metric(runs: dict[int, Entry], metric: str) -> dict[int, float]:  # seed -> value
     for e in runs.values():
         if metric not in e.metrics:
-            raise ValueError(f"metric must be one of {', '.join(e.metrics) or 'none at all'} in {entry_name(e)}, but was {metric!r}.")
+            raise ValueError(
+                f"metric must be one of {', '.join(e.metrics) or 'none at all'} in {entry_name(e)}, but was {metric!r}."
+            )
     return {seed: e.metrics[metric] for seed, e in runs.items()}
 
 
@@ -747,19 +985,36 @@ def rerun_command(
     comparison = _comparison(experiment)
     variant, settings = split_variant(variant)
     if preset == "custom":
-        return f"python -m nsl_repro.training.imagenet --dataset {dataset} --network {variant}" + "".join(f" --{k.replace('_', '-')} {v}" for k, v in settings.items())
-    settings = {k: v for k, v in settings.items() if k not in ("images_used", "classes_used", "complete")}  # what the data are, nobody types
+        return (
+            f"python -m nsl_repro.training.imagenet --dataset {dataset} --network {variant}"
+            + "".join(f" --{k.replace('_', '-')} {v}" for k, v in settings.items())
+        )
+    settings = {
+        k: v for k, v in settings.items() if k not in ("images_used", "classes_used", "complete")
+    }  # what the data are, nobody types
     reference = experiment.endswith("_reference")
-    experiment = experiment.removesuffix("_lr").removesuffix("_tuning").removesuffix("_pretraining").removesuffix("_step").removesuffix("_reference")
+    experiment = (
+        experiment.removesuffix("_lr")
+        .removesuffix("_tuning")
+        .removesuffix("_pretraining")
+        .removesuffix("_step")
+        .removesuffix("_reference")
+    )
     if not settings and not reference and variant in ("", comparison.usual):
         return f"make reproduce EXPERIMENT={experiment} DATASET={dataset} PRESET={preset}"
     command = f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset} -p {comparison.variant}={variant or comparison.usual}"
-    return command + "".join(f" -p {k}={shlex.quote(v)}" for k, v in settings.items()) + (" -p backend=reference" if reference else "")
+    return (
+        command
+        + "".join(f" -p {k}={shlex.quote(v)}" for k, v in settings.items())
+        + (" -p backend=reference" if reference else "")
+    )
 
 
 def _caption(entries: list[Entry]) -> str:
     experiment, dataset, preset, variant = _one_group(entries)
-    return f"{experiment} on {dataset}, preset {preset}" + (f", {_comparison(experiment).variant} {variant}" if variant else "")
+    return f"{experiment} on {dataset}, preset {preset}" + (
+        f", {_comparison(experiment).variant} {variant}" if variant else ""
+    )
 
 # %% ../../nbs/results/05_tables.ipynb #a875de08
 def _text(interval: Interval, n: int) -> str:
@@ -769,17 +1024,27 @@ def _text(interval: Interval, n: int) -> str:
 
 def _difference(interval: Interval, lower_is_better: bool = False) -> str:
     said = direction(interval, lower_is_better)
-    form = ".0e" if said != "inconclusive" and abs(interval.mean) < 0.005 else ".2f"  # a certain difference is not written as 0.00
+    form = (
+        ".0e" if said != "inconclusive" and abs(interval.mean) < 0.005 else ".2f"
+    )  # a certain difference is not written as 0.00
     half = "" if math.isnan(interval.half_width) else f" ± {interval.half_width:{form}}"
     return f"{interval.mean:+{form}}{half}, {said}"
 
 
-def _paper_cells(experiment: str, dataset: str, metric: str) -> dict[str, str]:  # method -> the paper's figure with its tag
+def _paper_cells(
+    experiment: str, dataset: str, metric: str
+) -> dict[str, str]:  # method -> the paper's figure with its tag
     found = paper_results(experiment, dataset).results
-    return {r.method: f"{r.value:.2f} [{r.tag}]" for r in found if r.metric == metric and r.value is not None}
+    return {
+        r.method: f"{r.value:.2f} [{r.tag}]"
+        for r in found
+        if r.metric == metric and r.value is not None
+    }
 
 
-def _cost(runs: dict[int, Entry], metric: str, form: Callable[[float], str]) -> str:  # the median over seeds; empty where it was not recorded
+def _cost(
+    runs: dict[int, Entry], metric: str, form: Callable[[float], str]
+) -> str:  # the median over seeds; empty where it was not recorded
     values = [e.metrics[metric] for e in runs.values() if metric in e.metrics]
     return form(median(values)) if values else ""
 
@@ -787,13 +1052,16 @@ def _cost(runs: dict[int, Entry], metric: str, form: Callable[[float], str]) -> 
 def comparison_table(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     baseline: str | None = None,  # what every method is compared with; None: as `COMPARISONS` says
-    matched: dict[str, str] | None = None,  # method -> the rival with as many parameters; None: as `COMPARISONS` says
+    matched: dict[str, str]
+    | None = None,  # method -> the rival with as many parameters; None: as `COMPARISONS` says
     metric: str | None = None,  # None: the first in `COMPARISONS`
 ) -> Table:
     "All methods: the paper's figure, ours with its interval over seeds, the differences, the costs."
     experiment, dataset, preset, variant = _one_group(entries)
     usual = _comparison(experiment)
-    here = [m for m in usual.metrics if all(m in e.metrics for e in entries)]  # data sets of an experiment may differ in what they measure
+    here = [
+        m for m in usual.metrics if all(m in e.metrics for e in entries)
+    ]  # data sets of an experiment may differ in what they measure
     baseline, metric = baseline or usual.baseline, metric or (here or usual.metrics)[0]
     matched = usual.matched if matched is None else matched
     methods = _by_method(entries)
@@ -801,18 +1069,28 @@ def comparison_table(
     values = {method: _metric(runs, metric) for method, runs in methods.items()}
 
     def against(rival):
-        return lambda method: _difference(difference_interval(values[method], values[rival(method)]), usual.lower_is_better) if rival(method) in values and rival(method) != method else ""
+        return lambda method: (
+            _difference(
+                difference_interval(values[method], values[rival(method)]), usual.lower_is_better
+            )
+            if rival(method) in values and rival(method) != method
+            else ""
+        )
 
     cost = lambda metric, form: lambda method: _cost(methods[method], metric, form)
     name = method_style(baseline)[0]
     columns = {
         "method": lambda method: method_style(method)[0],
         "paper": lambda method: paper.get(method, ""),
-        f"ours, {metric}": lambda method: _text(mean_interval(values[method].values()), len(methods[method])),
+        f"ours, {metric}": lambda method: _text(
+            mean_interval(values[method].values()), len(methods[method])
+        ),
         f"minus {name}": against(lambda method: baseline),
         f"minus {usual.rival.format(baseline=name)}": against(matched.get) if matched else None,
         "parameters": cost("parameters", "{:,.0f}".format),
-        "MACs": cost("macs", lambda v: f"{v / 1e6:,.1f} M") if usual.unit == "percent" and any("macs" in e.metrics for e in entries) else None,
+        "MACs": cost("macs", lambda v: f"{v / 1e6:,.1f} M")
+        if usual.unit == "percent" and any("macs" in e.metrics for e in entries)
+        else None,
         "ms a step": cost("step_ms", "{:.1f}".format),
     }
     columns = {heading: cell for heading, cell in columns.items() if cell}
@@ -820,7 +1098,9 @@ def comparison_table(
         f"{_caption(entries)}: {usual.unit}, mean ± 95 % interval over seeds;"
         f" differences in {'percentage points' if usual.unit == 'percent' else 'the same'}, not corrected for the number of comparisons. `{rerun_command(experiment, dataset, preset, variant)}`"
     )
-    return Table(list(columns), [[cell(method) for cell in columns.values()] for method in methods], caption)
+    return Table(
+        list(columns), [[cell(method) for cell in columns.values()] for method in methods], caption
+    )
 
 # %% ../../nbs/results/05_tables.ipynb #94809dfb
 def metrics_table(
@@ -829,12 +1109,22 @@ def metrics_table(
 ) -> Table:
     "All methods under several metrics: ours with its interval over seeds, and the paper's figure with its tag. A method without a metric leaves the cell empty."
     experiment, dataset, preset, variant = _one_group(entries)
-    metrics = metrics or [m for m in _comparison(experiment).metrics if any(m in e.metrics for e in entries)]
+    metrics = metrics or [
+        m for m in _comparison(experiment).metrics if any(m in e.metrics for e in entries)
+    ]
     paper = {metric: _paper_cells(experiment, dataset, metric) for metric in metrics}
     rows = []
     for method, runs in _by_method(entries).items():
-        values = [[e.metrics[metric] for e in runs.values() if metric in e.metrics] for metric in metrics]
-        rows.append([method_style(method)[0], "ours", *(_text(mean_interval(v), len(v)) if v else "" for v in values)])
+        values = [
+            [e.metrics[metric] for e in runs.values() if metric in e.metrics] for metric in metrics
+        ]
+        rows.append(
+            [
+                method_style(method)[0],
+                "ours",
+                *(_text(mean_interval(v), len(v)) if v else "" for v in values),
+            ]
+        )
         if any(method in cells for cells in paper.values()):
             rows.append(["", "paper", *(paper[metric].get(method, "") for metric in metrics)])
     caption = f"{_caption(entries)}: {_comparison(experiment).unit}, mean ± 95 % interval over seeds. `{rerun_command(experiment, dataset, preset, variant)}`"
@@ -847,7 +1137,9 @@ def claims_table(
     "The paper's claims about this experiment and data set beside what the runs show."
     experiment, dataset, preset, variant = _one_group(entries)
     methods = _by_method(entries)
-    whole = all(e.parameters.get("complete", True) for e in entries)  # the paper's schedule on half of the paper's data is not its scale
+    whole = all(
+        e.parameters.get("complete", True) for e in entries
+    )  # the paper's schedule on half of the paper's data is not its scale
     rows = []
     for claim in paper_results(experiment, dataset).claims:
         if not any(claim.metric in e.metrics for e in entries):
@@ -855,17 +1147,31 @@ def claims_table(
         for method in claim.methods:
             interval = None
             if method in methods and claim.baseline in methods:
-                interval = difference_interval(_metric(methods[method], claim.metric), _metric(methods[claim.baseline], claim.metric))
+                interval = difference_interval(
+                    _metric(methods[method], claim.metric),
+                    _metric(methods[claim.baseline], claim.metric),
+                )
             elif method in methods and claim.baseline is None:
                 interval = mean_interval(_metric(methods[method], claim.metric).values())
-            rows.append([
-                f"{claim.text} [{claim.tag}]",
-                claim.metric,
-                method_style(method)[0] + (f" minus {method_style(claim.baseline)[0]}" if claim.baseline else ""),
-                "not run" if interval is None else _difference(interval) if claim.baseline else _text(interval, len(methods[method])),
-                " to ".join("…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)) + (", our mean" if claim.judged_by == "mean" else ""),
-                verdict(interval, claim, preset if whole else "part of the data"),
-            ])
+            rows.append(
+                [
+                    f"{claim.text} [{claim.tag}]",
+                    claim.metric,
+                    method_style(method)[0]
+                    + (f" minus {method_style(claim.baseline)[0]}" if claim.baseline else ""),
+                    "not run"
+                    if interval is None
+                    else _difference(interval)
+                    if claim.baseline
+                    else _text(interval, len(methods[method])),
+                    " to ".join(
+                        "…" if end is None else f"{end:+.1f}"
+                        for end in (claim.at_least, claim.at_most)
+                    )
+                    + (", our mean" if claim.judged_by == "mean" else ""),
+                    verdict(interval, claim, preset if whole else "part of the data"),
+                ]
+            )
     caption = (
         f"{_caption(entries)}: the claims. The range is our reading; only the preset paper can decide."
         f" `{rerun_command(experiment, dataset, preset, variant)}`"
@@ -885,7 +1191,8 @@ def _axes(ax: Any, figsize: tuple[float, float]) -> Any:
 def plot_curves(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     y: str = "val_accuracy",  # name of a curve
-    x: str | None = None,  # name of the curve to draw it over; default: 'val_step' for a curve 'val_...', else 'step'
+    x: str
+    | None = None,  # name of the curve to draw it over; default: 'val_step' for a curve 'val_...', else 'step'
     ax: Any = None,  # matplotlib axes; default: new ones
 ) -> Any:  # the axes
     """A curve of every method: mean over seeds, with a 95 % band, as far as all of them got.
@@ -896,27 +1203,58 @@ def plot_curves(
     ax = _axes(ax, (6.5, 3.2))
     for method, runs in _by_method(entries).items():
         for name in (x, y):
-            without = [entry_name(e) for e in runs.values() if name not in e.curves and "diverged_step" not in e.metrics]
+            without = [
+                entry_name(e)
+                for e in runs.values()
+                if name not in e.curves and "diverged_step" not in e.metrics
+            ]
             if without:
-                raise ValueError(f"curve {name!r} must be in every entry, but was not in {without[0]}.")
+                raise ValueError(
+                    f"curve {name!r} must be in every entry, but was not in {without[0]}."
+                )
         lines = [(e.curves.get(x, []), e.curves.get(y, [])) for e in runs.values()]
         diverged = ["diverged_step" in e.metrics for e in runs.values()]
         grid = max((steps for steps, _ in lines), key=len)
-        if any(steps != grid[: len(steps)] or len(values) != len(steps) or (len(steps) < len(grid) and not ended) for (steps, values), ended in zip(lines, diverged)):
-            raise ValueError(f"curve {y!r} must be recorded at the same {x!r} for every seed, but was not for {method}.")
+        if any(
+            steps != grid[: len(steps)]
+            or len(values) != len(steps)
+            or (len(steps) < len(grid) and not ended)
+            for (steps, values), ended in zip(lines, diverged)
+        ):
+            raise ValueError(
+                f"curve {y!r} must be recorded at the same {x!r} for every seed, but was not for {method}."
+            )
         common = min(len(steps) for steps, _ in lines)
         intervals = [mean_interval([values[n] for _, values in lines]) for n in range(common)]
         label, colour, line = method_style(method)
         label += f" (n = {len(runs)}" + (f", {sum(diverged)} diverged)" if any(diverged) else ")")
         ax.plot(grid[:common], [i.mean for i in intervals], line, color=colour, label=label, lw=1.5)
         if len(runs) > 1:
-            ax.fill_between(grid[:common], [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, lw=0)
+            ax.fill_between(
+                grid[:common],
+                [i.low for i in intervals],
+                [i.high for i in intervals],
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
         for (steps, values), ended in zip(lines, diverged):
             if len(steps) > common:
-                ax.plot(steps[max(0, common - 1) :], values[max(0, common - 1) :], line, color=colour, lw=0.7, alpha=0.7)
+                ax.plot(
+                    steps[max(0, common - 1) :],
+                    values[max(0, common - 1) :],
+                    line,
+                    color=colour,
+                    lw=0.7,
+                    alpha=0.7,
+                )
             if ended and steps:
                 ax.plot(steps[-1], values[-1], "x", color=colour, ms=7, mew=2)
-    ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=f"{experiment} on {dataset}, preset {preset}")
+    ax.set(
+        xlabel=x.replace("_", " "),
+        ylabel=y.replace("_", " "),
+        title=f"{experiment} on {dataset}, preset {preset}",
+    )
     ax.legend(fontsize=7, frameon=False)
     return ax
 
@@ -929,7 +1267,11 @@ def plot_accuracy(
     "Every seed of every method, with means and 95 % intervals."
     experiment, dataset, preset, _ = _one_group(entries)
     methods = _by_method(entries)
-    paper = {r.method: r.value for r in paper_results(experiment, dataset).results if r.metric == metric and r.value is not None}
+    paper = {
+        r.method: r.value
+        for r in paper_results(experiment, dataset).results
+        if r.metric == metric and r.value is not None
+    }
     ax = _axes(ax, (6.5, 0.8 + 0.35 * len(methods)))
     for row, (method, runs) in enumerate(methods.items()):
         values = list(_metric(runs, metric).values())
@@ -942,7 +1284,10 @@ def plot_accuracy(
             ax.plot(paper[method], row - 0.12, "D", mfc="none", mec=colour, ms=6)
     ax.set_yticks(range(len(methods)), [method_style(m)[0] for m in methods], fontsize=8)
     ax.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
-    ax.set(xlabel=f"{metric.replace('_', ' ')}, percent", title=f"{experiment} on {dataset}, preset {preset}")
+    ax.set(
+        xlabel=f"{metric.replace('_', ' ')}, percent",
+        title=f"{experiment} on {dataset}, preset {preset}",
+    )
     return ax
 
 # %% ../../nbs/results/05_tables.ipynb #6b638b29
@@ -954,7 +1299,8 @@ def entry_names(
 
 
 def find_entry(
-    name: str | os.PathLike,  # an entry's name or the beginning of one, or the path of a file that ends in `.json`
+    name: str
+    | os.PathLike,  # an entry's name or the beginning of one, or the path of a file that ends in `.json`
     root: str | os.PathLike | None = None,  # as in `load_ledger`
 ) -> Entry:
     "One entry by its name. Raises `ValueError` if there is none (with the closest name), more than one, or if it is damaged."
@@ -971,7 +1317,9 @@ def find_entry(
     else:
         near = difflib.get_close_matches(text, files, n=1, cutoff=0.5)
         which = f"none of the {len(files):,} begins with it{f', did you mean {near[0]}?' if near else ''} (nsl-repro list --results shows them)"
-    raise ValueError(f"""{text or "''"} must be the name of one entry of the ledger, or its beginning, but {which}.""")
+    raise ValueError(
+        f"""{text or "''"} must be the name of one entry of the ledger, or its beginning, but {which}."""
+    )
 
 # %% ../../nbs/results/05_tables.ipynb #9cacbf50
 def _number(value: float) -> str:
@@ -984,8 +1332,7 @@ def _cell(value: Any) -> str:  # at most 60 letters
 
 
 def compare_entries(
-    a: Entry,
-    b: Entry,
+    a: Entry, b: Entry
 ) -> Table:  # a row a metric, then a row for everything else that differs
     "Two runs side by side: metrics with their difference (B minus A), and the parameters, versions, device and commit that are not the same."
     rows = []
@@ -993,18 +1340,41 @@ def compare_entries(
         before, after = a.metrics.get(metric), b.metrics.get(metric)
         change = "" if before is None or after is None else f"{after - before:+,.4g}"
         rows.append([metric, *("" if v is None else _number(v) for v in (before, after)), change])
-    rows.append(["wall_time_s", _number(a.wall_time_s), _number(b.wall_time_s), f"{b.wall_time_s - a.wall_time_s:+,.4g}"])
-    plain = ("experiment", "dataset", "method", "preset", "seed", "device", "commit", "dirty", "nondeterministic")
+    rows.append(
+        [
+            "wall_time_s",
+            _number(a.wall_time_s),
+            _number(b.wall_time_s),
+            f"{b.wall_time_s - a.wall_time_s:+,.4g}",
+        ]
+    )
+    plain = (
+        "experiment",
+        "dataset",
+        "method",
+        "preset",
+        "seed",
+        "device",
+        "commit",
+        "dirty",
+        "nondeterministic",
+    )
     sides = [
         {
-            **{key: getattr(e, key) for key in plain[:5]}, **{f"parameter {k}": v for k, v in e.parameters.items()},
-            **{key: getattr(e, key) for key in plain[5:]}, **{f"version of {k}": v for k, v in e.versions.items()},
+            **{key: getattr(e, key) for key in plain[:5]},
+            **{f"parameter {k}": v for k, v in e.parameters.items()},
+            **{key: getattr(e, key) for key in plain[5:]},
+            **{f"version of {k}": v for k, v in e.versions.items()},
         }
         for e in (a, b)
     ]
     same = 0
     for key in [*sides[0], *(k for k in sides[1] if k not in sides[0])]:
-        if all(key in side for side in sides) and sides[0][key] == sides[1][key] and type(sides[0][key]) is type(sides[1][key]):
+        if (
+            all(key in side for side in sides)
+            and sides[0][key] == sides[1][key]
+            and type(sides[0][key]) is type(sides[1][key])
+        ):
             same += 1
         else:
             rows.append([key, *(_cell(side[key]) if key in side else "" for side in sides), ""])

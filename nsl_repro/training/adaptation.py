@@ -22,17 +22,28 @@ from ..nsl.static import fold
 __all__ = ['ADAPTATIONS', 'Classifier', 'fit_probe']
 
 # %% ../../nbs/training/09_adaptation.ipynb #4cfd5e07
-ADAPTATIONS = ('linear_probe', *KINDS, 'batchnorm', 'full')
+ADAPTATIONS = ("linear_probe", *KINDS, "batchnorm", "full")
 
 
 def _let_learn(backbone: nn.Module, what: str) -> None:
     "Exactly these parameters get gradients."
-    if what in KINDS: similarity_parameters(backbone, freeze=True); return
-    backbone.requires_grad_(what == 'full')
-    if what == 'batchnorm':
-        norms = [p for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()]
-        if not norms: raise ValueError(f'backbone must have batch norm with scales and shifts to be adapted by batchnorm, but {type(backbone).__name__} has none')
-        for p in norms: p.requires_grad_()
+    if what in KINDS:
+        similarity_parameters(backbone, freeze=True)
+        return
+    backbone.requires_grad_(what == "full")
+    if what == "batchnorm":
+        norms = [
+            p
+            for m in backbone.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            for p in m.parameters()
+        ]
+        if not norms:
+            raise ValueError(
+                f"backbone must have batch norm with scales and shifts to be adapted by batchnorm, but {type(backbone).__name__} has none"
+            )
+        for p in norms:
+            p.requires_grad_()
 
 # %% ../../nbs/training/09_adaptation.ipynb #ee423aa8
 @checked
@@ -44,16 +55,30 @@ class Classifier(nn.Module):
         backbone: nn.Module,  # images -> (B, in_dim), for instance from `load_backbone`
         in_dim: int,  # features of the backbone
         classes: int,
-        adapt: str = 'static_dns',  # one of `ADAPTATIONS`: what the backbone learns
-        where: Callable[[str, nn.Module], bool] | str | Sequence[str] | None = None,  # which convolutions get a similarity: see `to_nsl`
+        adapt: str = "static_dns",  # one of `ADAPTATIONS`: what the backbone learns
+        where: Callable[[str, nn.Module], bool]
+        | str
+        | Sequence[str]
+        | None = None,  # which convolutions get a similarity: see `to_nsl`
         **options: Any,  # of the predictors of dynamic kinds: see `to_nsl`
     ):
         super().__init__()
-        if adapt not in ADAPTATIONS: raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, not {adapt!r}")
-        if in_dim < 1 or classes < 2: raise ValueError(f'in_dim must be positive and classes at least 2, but were {in_dim} and {classes}')
-        if adapt not in KINDS and (options or where is not None): raise ValueError(f"adapt={adapt!r} has no similarities: {', '.join(options) or 'where'} cannot be set")
+        if adapt not in ADAPTATIONS:
+            raise ValueError(f"adapt must be one of {', '.join(ADAPTATIONS)}, not {adapt!r}")
+        if in_dim < 1 or classes < 2:
+            raise ValueError(
+                f"in_dim must be positive and classes at least 2, but were {in_dim} and {classes}"
+            )
+        if adapt not in KINDS and (options or where is not None):
+            raise ValueError(
+                f"adapt={adapt!r} has no similarities: {', '.join(options) or 'where'} cannot be set"
+            )
         self.adapt = adapt
-        self.backbone = to_nsl(backbone, adapt, where, **options).model if adapt in KINDS else copy.deepcopy(backbone)
+        self.backbone = (
+            to_nsl(backbone, adapt, where, **options).model
+            if adapt in KINDS
+            else copy.deepcopy(backbone)
+        )
         _let_learn(self.backbone, adapt)
         self.head = nn.Linear(in_dim, classes)
         self.train()
@@ -66,7 +91,7 @@ class Classifier(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, 'B C H W'] | Float[Tensor, 'B C H W'],  # as the backbone wants them
+        images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"],  # as the backbone wants them
     ) -> Tensor:  # (B, classes) logits
         return self.head(self.backbone(images))
 
@@ -77,7 +102,9 @@ class Classifier(nn.Module):
     def groups(self, lr: float, head_lr: float | None = None) -> list[dict]:  # for an optimizer
         "The head, and what the backbone learns with rate `lr`; without such parameters `lr` is the head's."
         rest = self.adapted()
-        head = dict(params=list(self.head.parameters()), lr=lr if head_lr is None or not rest else head_lr)
+        head = dict(
+            params=list(self.head.parameters()), lr=lr if head_lr is None or not rest else head_lr
+        )
         return [head, dict(params=rest, lr=lr)] if rest else [head]
 
     def folded(self) -> Classifier:
@@ -87,29 +114,48 @@ class Classifier(nn.Module):
 # %% ../../nbs/training/09_adaptation.ipynb #929a67a3
 @checked
 def fit_probe(
-    features: Float[Tensor, 'N D'],  # of the training images
-    labels: Integer[Tensor, ' N'],  # in 0..classes-1, each of them at least once
+    features: Float[Tensor, "N D"],  # of the training images
+    labels: Integer[Tensor, " N"],  # in 0..classes-1, each of them at least once
     classes: int,
     C: float = 0.01,  # inverse strength of the regularisation
 ) -> nn.Linear:  # D -> classes
     "The linear probe: logistic regression on standardised features, as a layer for the features as they are. Raises `ValueError` for a class without images."
     from sklearn.linear_model import LogisticRegression
 
-    if C <= 0: raise ValueError(f'C must be positive, but was {C}')
-    if classes < 2: raise ValueError(f'classes must be at least 2, but was {classes}')
-    if not (features.shape[1] and features.isfinite().all()): raise ValueError(f'features must be finite numbers, at least one for each image, but were {described(features)}')
+    if C <= 0:
+        raise ValueError(f"C must be positive, but was {C}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, but was {classes}")
+    if not (features.shape[1] and features.isfinite().all()):
+        raise ValueError(
+            f"features must be finite numbers, at least one for each image, but were {described(features)}"
+        )
     present = set(labels.tolist())
     if missing := classes - sum(0 <= c < classes for c in present):
         first = next(c for c in range(classes) if c not in present)
-        raise ValueError(f'labels must have an image of every class, but {missing} of {classes} have none, the first is {first}')
-    if (low := int(labels.min())) < 0: raise ValueError(f'labels must be at least 0, but the smallest was {low}')
-    if (top := int(labels.max())) >= classes: raise ValueError(f'labels must be below classes={classes}, but the largest was {top}')
+        raise ValueError(
+            f"labels must have an image of every class, but {missing} of {classes} have none, the first is {first}"
+        )
+    if (low := int(labels.min())) < 0:
+        raise ValueError(f"labels must be at least 0, but the smallest was {low}")
+    if (top := int(labels.max())) >= classes:
+        raise ValueError(f"labels must be below classes={classes}, but the largest was {top}")
     z = features.detach().double().cpu()
     mean, std = z.mean(0), z.std(0, correction=0)
-    std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, 1.)  # a feature that never changes says nothing
-    found = LogisticRegression(C=C, max_iter=500).fit(((z - mean) / std).numpy(), labels.cpu().numpy())
+    std = torch.where(
+        std > 1e-6 * std.max().clamp(min=1e-12), std, 1.0
+    )  # a feature that never changes says nothing
+    found = LogisticRegression(C=C, max_iter=500).fit(
+        ((z - mean) / std).numpy(), labels.cpu().numpy()
+    )
     A, b = (torch.from_numpy(np.atleast_1d(v)) for v in (found.coef_, found.intercept_))
-    if classes == 2: A, b = torch.cat([-A, A]) / 2, torch.cat([-b, b]) / 2  # scikit-learn keeps one row for two classes
+    if classes == 2:
+        A, b = (
+            torch.cat([-A, A]) / 2,
+            torch.cat([-b, b]) / 2,
+        )  # scikit-learn keeps one row for two classes
     head = nn.Linear(z.shape[1], classes)
-    with torch.no_grad(): head.weight.copy_(A / std); head.bias.copy_(b - (A / std) @ mean)
+    with torch.no_grad():
+        head.weight.copy_(A / std)
+        head.bias.copy_(b - (A / std) @ mean)
     return head

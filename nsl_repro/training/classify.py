@@ -39,10 +39,11 @@ from ..nsl.static import KernelShape, NeuralSimilarity, shape_penalty, similarit
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained: everything that is neither the network, the data, the seed nor the length of the run."
+
     name: str
-    input: Literal['raw', 'standardised', 'centred']
-    static_init: Literal['ones', 'eye3']
-    decay_target: Literal['identity', 'zero']  # what static UNS decays to
+    input: Literal["raw", "standardised", "centred"]
+    static_init: Literal["ones", "eye3"]
+    decay_target: Literal["identity", "zero"]  # what static UNS decays to
     validation: bool  # hold out validation images
     log_eps: float = 1e-4  # added to the probabilities inside the logarithm
     lr: float = 0.1
@@ -51,16 +52,23 @@ class Recipe:
     similarity_decay: float = 5e-3  # of static UNS
     label_smoothing: float = 0.01
     batch_size: int = 128
-    drops: tuple[float, ...] = (20_000 / 42_500, 30_000 / 42_500, 37_500 / 42_500)  # where the rate is divided by 10, as a share of the run
+    drops: tuple[float, ...] = (
+        20_000 / 42_500,
+        30_000 / 42_500,
+        37_500 / 42_500,
+    )  # where the rate is divided by 10, as a share of the run
 
-    optimizer: Literal['sgd', 'adam'] = 'sgd'
+    optimizer: Literal["sgd", "adam"] = "sgd"
     pad: int = 4  # mirrored border for the random crops; 0: no crops
-    sphere_decay: bool = True  # whether weight decay includes the filters of SphereConvs; attention's always decay
-    orthogonality: float = 0.  # weight of the orthogonality penalty on every SphereConv
+    sphere_decay: bool = (
+        True  # whether weight decay includes the filters of SphereConvs; attention's always decay
+    )
+    orthogonality: float = 0.0  # weight of the orthogonality penalty on every SphereConv
     bn_renewals: float = 42.5  # how often a run renews batch norm's running statistics: their momentum times the steps
 
     def __post_init__(self):
-        if self.optimizer not in ('sgd', 'adam'): raise ValueError(f"optimizer must be 'sgd' or 'adam', not {self.optimizer!r}")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"optimizer must be 'sgd' or 'adam', not {self.optimizer!r}")
 
     def bn_momentum(self, steps: int) -> float:
         "Share of a new batch in the running statistics, for a run of this many steps."
@@ -69,16 +77,35 @@ class Recipe:
     def parameters(self) -> dict:  # for `Entry.parameters`, whose hash names a run
         "All settings, for the ledger; those after `drops` only where they differ from their default, so that the runs recorded before these settings existed keep their names."
         names = [f.name for f in fields(self)]
-        later = {f.name: f.default for f in fields(self)[names.index('drops') + 1:]}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in later or v != later[k]}
+        later = {f.name: f.default for f in fields(self)[names.index("drops") + 1 :]}
+        return {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in asdict(self).items()
+            if k not in later or v != later[k]
+        }
 
 
-RECIPES = {r.name: r for r in (
-    Recipe('clean', 'standardised', 'ones', 'identity', True),
-    Recipe('as_released', 'raw', 'eye3', 'zero', False),
-    Recipe('spherenet', 'centred', 'ones', 'identity', False, lr=1e-3, drops=(34_000 / 64_000, 54_000 / 64_000),
-           optimizer='adam', pad=0, sphere_decay=False, orthogonality=2e-4, bn_renewals=64.),
-)}
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe("clean", "standardised", "ones", "identity", True),
+        Recipe("as_released", "raw", "eye3", "zero", False),
+        Recipe(
+            "spherenet",
+            "centred",
+            "ones",
+            "identity",
+            False,
+            lr=1e-3,
+            drops=(34_000 / 64_000, 54_000 / 64_000),
+            optimizer="adam",
+            pad=0,
+            sphere_decay=False,
+            orthogonality=2e-4,
+            bn_renewals=64.0,
+        ),
+    )
+}
 
 # %% ../../nbs/training/04_classify.ipynb #93e037d6
 @checked
@@ -88,88 +115,157 @@ def learning_rate(
     recipe: Recipe,
 ) -> float:
     "The released staircase, stretched or squeezed to the length of the run."
-    if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
     return recipe.lr * 0.1 ** sum(step >= round(drop * steps) for drop in recipe.drops)
 
 # %% ../../nbs/training/04_classify.ipynb #ef32b5ae
 @checked
 def classification_loss(
-    logits: Float[Tensor, 'B n'],
-    labels: Integer[Tensor, ' B'],  # in 0..n-1
+    logits: Float[Tensor, "B n"],
+    labels: Integer[Tensor, " B"],  # in 0..n-1
     recipe: Recipe,
 ) -> Tensor:  # 0-dim, float32 at least
     "Label-smoothed cross-entropy with the released code's constant inside the logarithm; `log_eps=0` is the textbook's. Raises `ValueError` for an empty batch, and on a CPU for a label that is none."
-    if not logits.numel(): raise ValueError(f'logits must have an image and a class at least, not shape {tuple(logits.shape)}')
-    if labels.device.type == 'cpu' and not (0 <= labels.min() and labels.max() < logits.shape[1]):  # a GPU's kernel looks itself
-        raise ValueError(f'labels must be in 0..{logits.shape[1] - 1}, but are between {labels.min()} and {labels.max()}')
+    if not logits.numel():
+        raise ValueError(
+            f"logits must have an image and a class at least, not shape {tuple(logits.shape)}"
+        )
+    if labels.device.type == "cpu" and not (
+        0 <= labels.min() and labels.max() < logits.shape[1]
+    ):  # a GPU's kernel looks itself
+        raise ValueError(
+            f"labels must be in 0..{logits.shape[1] - 1}, but are between {labels.min()} and {labels.max()}"
+        )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.long()
-    if not recipe.log_eps: return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if not recipe.log_eps:
+        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     logp = (logits.softmax(1) + recipe.log_eps).log()
-    return (1 - recipe.label_smoothing) * F.nll_loss(logp, labels) - recipe.label_smoothing * logp.mean()
+    return (1 - recipe.label_smoothing) * F.nll_loss(
+        logp, labels
+    ) - recipe.label_smoothing * logp.mean()
 
 # %% ../../nbs/training/04_classify.ipynb #da9eec73
 @checked
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     "Optimizer groups: everything under weight decay, except the static similarities, the scores of kernel shapes and, where the recipe says so, the SphereConvs outside attention."
-    free = {p for m in model.modules() if isinstance(m, (NeuralSimilarity, KernelShape)) for p in m.parameters()}
+    free = {
+        p
+        for m in model.modules()
+        if isinstance(m, (NeuralSimilarity, KernelShape))
+        for p in m.parameters()
+    }
     if not recipe.sphere_decay:
-        of = lambda kind: {p for m in model.modules() if isinstance(m, kind) for p in m.parameters()}
+        of = lambda kind: {
+            p for m in model.modules() if isinstance(m, kind) for p in m.parameters()
+        }
         free |= of(SphereConv2d) | of(GlobalNeuralSimilarity)
-        free -= {conv.weight for m in model.modules() if isinstance(m, GlobalNeuralSimilarity) for conv in m.children()}
-    return [dict(params=[p for p in model.parameters() if p not in free], weight_decay=recipe.weight_decay),
-            *([dict(params=[p for p in model.parameters() if p in free], weight_decay=0.)] if free else [])]
+        free -= {
+            conv.weight
+            for m in model.modules()
+            if isinstance(m, GlobalNeuralSimilarity)
+            for conv in m.children()
+        }
+    return [
+        dict(
+            params=[p for p in model.parameters() if p not in free],
+            weight_decay=recipe.weight_decay,
+        ),
+        *(
+            [dict(params=[p for p in model.parameters() if p in free], weight_decay=0.0)]
+            if free
+            else []
+        ),
+    ]
 
 
 @checked
 def regulariser(model: nn.Module, recipe: Recipe) -> Tensor | float:
     "The pull of every unconstrained static similarity towards the recipe's target, the price of the taps of kernel shapes without a budget, and the recipe's orthogonality penalty; 0 where there is none of them."
-    pull = sum(similarity_decay(m, recipe.decay_target) for m in model.modules() if isinstance(m, NeuralSimilarity) and m.kind == 'unconstrained')
-    price = sum(shape_penalty(m) for m in model.modules() if isinstance(m, KernelShape) and m.budget is None)
+    pull = sum(
+        similarity_decay(m, recipe.decay_target)
+        for m in model.modules()
+        if isinstance(m, NeuralSimilarity) and m.kind == "unconstrained"
+    )
+    price = sum(
+        shape_penalty(m) for m in model.modules() if isinstance(m, KernelShape) and m.budget is None
+    )
     total = recipe.similarity_decay * pull + price
-    return total + orthogonality_penalty(model, recipe.orthogonality) if recipe.orthogonality else total
+    return (
+        total + orthogonality_penalty(model, recipe.orthogonality)
+        if recipe.orthogonality
+        else total
+    )
 
 
 @checked
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     "The recipe's optimizer for all parameters of the model: SGD with momentum, or Adam."
     groups = parameter_groups(model, recipe)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum) if recipe.optimizer == 'sgd' else torch.optim.Adam(groups, lr=recipe.lr)
+    return (
+        torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+        if recipe.optimizer == "sgd"
+        else torch.optim.Adam(groups, lr=recipe.lr)
+    )
 
 # %% ../../nbs/training/04_classify.ipynb #89b2f27e
 @checked
 def make_accelerator(
-    device: str = 'auto',  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
-    precision: str = 'float32',  # or 'bfloat16' (autocast)
-    tracker: str = 'none',  # or 'tensorboard', or another one that `accelerate` knows: see `tracked`
+    device: str = "auto",  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
+    precision: str = "float32",  # or 'bfloat16' (autocast)
+    tracker: str = "none",  # or 'tensorboard', or another one that `accelerate` knows: see `tracked`
     **options: Any,  # of `Accelerator`
 ) -> Accelerator:
     "The `accelerate` engine for a device. Raises `ValueError` for an unknown or absent device or an unknown tracker, `ImportError` for a tracker that is not installed."
-    if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
-    if precision not in ('float32', 'bfloat16'): raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
-    if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda' was asked for, but torch sees no CUDA device here; use device='auto' or 'cpu'")
-    if tracker != 'none':
-        if tracker not in LOGGER_TYPE_TO_CLASS: raise ValueError(f"tracker must be none or one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, not {tracker!r}")
-        package = "'nsl_repro[tracking]'" if tracker == 'tensorboard' else tracker
-        if tracker not in map(str, get_available_trackers()): raise ImportError(f'tracker={tracker!r} needs a package that is not installed: pip install {package}')
-        options |= dict(log_with=tracker, project_dir='.')  # where to is said for each run
-    return Accelerator(cpu=device == 'cpu', mixed_precision='bf16' if precision == 'bfloat16' else 'no', **options)
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {device!r}")
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device='cuda' was asked for, but torch sees no CUDA device here; use device='auto' or 'cpu'"
+        )
+    if tracker != "none":
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(
+                f"tracker must be none or one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, not {tracker!r}"
+            )
+        package = "'nsl_repro[tracking]'" if tracker == "tensorboard" else tracker
+        if tracker not in map(str, get_available_trackers()):
+            raise ImportError(
+                f"tracker={tracker!r} needs a package that is not installed: pip install {package}"
+            )
+        options |= dict(log_with=tracker, project_dir=".")  # where to is said for each run
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if precision == "bfloat16" else "no", **options
+    )
 
 # %% ../../nbs/training/04_classify.ipynb #e3da312d
 @checked
 @contextmanager
 def tracked(
     accelerator: Accelerator | None,  # from `make_accelerator`, with or without a tracker
-    checkpoint: str | Path | None,  # of the training; its logs go into the folder `tracker` beside it
+    checkpoint: str
+    | Path
+    | None,  # of the training; its logs go into the folder `tracker` beside it
 ) -> Iterator[Callable]:  # log(step, **values): the newest points of the curves
     "Trackers for as long as a training lasts. Without a tracker, or without a checkpoint, `log` does nothing."
-    if not (accelerator and accelerator.log_with and checkpoint): yield lambda step, **values: None; return
+    if not (accelerator and accelerator.log_with and checkpoint):
+        yield lambda step, **values: None
+        return
     run, part = Path(checkpoint).parent, Path(checkpoint).stem
-    accelerator.project_configuration.logging_dir = str(run / 'tracker' / part.removeprefix('checkpoint').lstrip('_'))
-    accelerator.init_trackers('nsl_repro', init_kwargs={'wandb': dict(name=run.name), 'mlflow': dict(run_name=run.name)})
-    try: yield lambda step, **values: accelerator.log(values, step=step)
+    accelerator.project_configuration.logging_dir = str(
+        run / "tracker" / part.removeprefix("checkpoint").lstrip("_")
+    )
+    accelerator.init_trackers(
+        "nsl_repro", init_kwargs={"wandb": dict(name=run.name), "mlflow": dict(run_name=run.name)}
+    )
+    try:
+        yield lambda step, **values: accelerator.log(values, step=step)
     finally:
-        for tracker in accelerator.trackers: tracker.finish()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         accelerator.trackers.clear()
 
 # %% ../../nbs/training/04_classify.ipynb #21d40523
@@ -177,7 +273,7 @@ from ..base.downloads import progress_bar
 from ..base.files import make_folder, write_whole
 
 # %% ../../nbs/training/04_classify.ipynb #7f9d4ac7
-_CHECKPOINT = b'nsl_repro checkpoint '
+_CHECKPOINT = b"nsl_repro checkpoint "
 _SCHEMA = 1  # the version of the checkpoints this code writes and reads
 
 
@@ -189,8 +285,13 @@ def save_checkpoint(
     "Keep what is at `path` as `NAME.previous`, and write `state`: at every moment one of the two is whole. Raises `CannotWrite`, one sentence."
     path, data = Path(path), io.BytesIO()
     torch.save(state, data)
-    if path.exists(): os.replace(path, f'{path}.previous')
-    return write_whole(path, b'%s%d %s\n' % (_CHECKPOINT, _SCHEMA, hashlib.sha256(data.getbuffer()).hexdigest().encode()) + data.getbuffer())
+    if path.exists():
+        os.replace(path, f"{path}.previous")
+    return write_whole(
+        path,
+        b"%s%d %s\n" % (_CHECKPOINT, _SCHEMA, hashlib.sha256(data.getbuffer()).hexdigest().encode())
+        + data.getbuffer(),
+    )
 
 
 @checked
@@ -198,31 +299,52 @@ def load_checkpoint(path: str | Path) -> dict:
     "What `save_checkpoint` wrote, on the CPU; nothing but data is unpickled. Raises `ValueError`, one sentence, for a file that is not a whole checkpoint of this version."
     data = Path(path).read_bytes()
     if data.startswith(_CHECKPOINT):
-        head, _, data = data.partition(b'\n')
-        schema, _, digest = head.removeprefix(_CHECKPOINT).decode('ascii', 'replace').partition(' ')
-        if schema != str(_SCHEMA): raise ValueError(f'{path} must be a checkpoint of version {_SCHEMA}, but is of version {schema[:20]}')
-        if hashlib.sha256(data).hexdigest() != digest: raise ValueError(f'{path} is not a whole checkpoint: its sha256 is not the one in its first line')
-    try: return dict(torch.load(io.BytesIO(data), map_location='cpu', weights_only=True))
-    except Exception as e: raise ValueError(f'{path} is not a whole checkpoint of this library ({type(e).__name__})') from e
+        head, _, data = data.partition(b"\n")
+        schema, _, digest = head.removeprefix(_CHECKPOINT).decode("ascii", "replace").partition(" ")
+        if schema != str(_SCHEMA):
+            raise ValueError(
+                f"{path} must be a checkpoint of version {_SCHEMA}, but is of version {schema[:20]}"
+            )
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError(
+                f"{path} is not a whole checkpoint: its sha256 is not the one in its first line"
+            )
+    try:
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as e:
+        raise ValueError(
+            f"{path} is not a whole checkpoint of this library ({type(e).__name__})"
+        ) from e
 
 
 @checked
 def newest_checkpoint(
-    path: str | Path | None,  # as for `save_checkpoint`; its folder is made, so that a run that cannot save does not begin
+    path: str
+    | Path
+    | None,  # as for `save_checkpoint`; its folder is made, so that a run that cannot save does not begin
     identity: dict | None = None,  # what the checkpoint's must be; None: anything
 ) -> dict | None:  # None: there is none, begin at the beginning
     "The newest whole checkpoint of a run; others are put aside with a sentence. Raises `ValueError` for one of another run, `CannotWrite`."
-    if path is None: return None
+    if path is None:
+        return None
     make_folder(Path(path).parent)
-    for file in (Path(path), Path(f'{path}.previous')):
-        try: state = load_checkpoint(file)
-        except FileNotFoundError: continue
-        except ValueError as e:
-            os.replace(file, f'{path}.refused')
-            print(f'{e}; it is now {Path(path).name}.refused, and the run goes on from the checkpoint before it, if there is one', file=sys.stderr, flush=True)
+    for file in (Path(path), Path(f"{path}.previous")):
+        try:
+            state = load_checkpoint(file)
+        except FileNotFoundError:
             continue
-        if identity is not None and state.get('identity') != identity:
-            raise ValueError(f"{file} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output")
+        except ValueError as e:
+            os.replace(file, f"{path}.refused")
+            print(
+                f"{e}; it is now {Path(path).name}.refused, and the run goes on from the checkpoint before it, if there is one",
+                file=sys.stderr,
+                flush=True,
+            )
+            continue
+        if identity is not None and state.get("identity") != identity:
+            raise ValueError(
+                f"{file} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output"
+            )
         return state
     return None
 
@@ -232,7 +354,9 @@ def newest_checkpoint(
 def evaluate(
     model: nn.Module,
     data: ImageSet,  # on the model's device
-    prepare: Callable[[UInt8[Tensor, 'B C H W']], Tensor],  # uint8 images (B, C, H, W) -> the network's input
+    prepare: Callable[
+        [UInt8[Tensor, "B C H W"]], Tensor
+    ],  # uint8 images (B, C, H, W) -> the network's input
     accelerator: Accelerator,
     batch_size: int = 100,  # small: activations that stay in a CPU's cache are faster than large batches
 ) -> float:  # percent
@@ -242,50 +366,71 @@ def evaluate(
     rank, world = accelerator.process_index, accelerator.num_processes
     right = torch.zeros((), device=data.images.device)
     for i in range(rank * batch_size, len(data), world * batch_size):
-        logits = model(prepare(data.images[i:i + batch_size]))
-        right += (logits.argmax(1) == data.labels[i:i + batch_size]).sum()
+        logits = model(prepare(data.images[i : i + batch_size]))
+        right += (logits.argmax(1) == data.labels[i : i + batch_size]).sum()
     model.train(training)
-    return 100 * accelerator.reduce(right, 'sum').item() / len(data)
+    return 100 * accelerator.reduce(right, "sum").item() / len(data)
 
 # %% ../../nbs/training/04_classify.ipynb #f57fd90e
 class NonFinite(ArithmeticError):
     "The loss or a gradient is not finite. `step` counts from 1, `where` is the first place that was found, `rows` is what the batch consists of."
 
-    def __init__(self, step: int, where: str, rows: list, unit: str = 'images'):
+    def __init__(self, step: int, where: str, rows: list, unit: str = "images"):
         super().__init__(step, where, rows, unit)
         self.step, self.where, self.rows, self.unit = step, where, rows, unit
 
     def __str__(self) -> str:
-        return (f"step {self.step}: {self.where} is not finite, with the {self.unit} {', '.join(map(str, self.rows))}; look at these, or lower the learning rate; "
-                "on_nonfinite='skip' leaves such steps out, 'record' ends the run before the first one and keeps what it has")
+        return (
+            f"step {self.step}: {self.where} is not finite, with the {self.unit} {', '.join(map(str, self.rows))}; look at these, or lower the learning rate; "
+            "on_nonfinite='skip' leaves such steps out, 'record' ends the run before the first one and keeps what it has"
+        )
 
 
-_unwrapped = getattr(torch.func, 'debug_unwrap', lambda t: t)  # the numbers of a tensor inside of `vmap`; since torch 2.7
+_unwrapped = getattr(
+    torch.func, "debug_unwrap", lambda t: t
+)  # the numbers of a tensor inside of `vmap`; since torch 2.7
 
 
 def _is_bad(values: Any) -> bool:  # one tensor or several
-    tensors = (_unwrapped(v) for v in (values if isinstance(values, (tuple, list)) else [values]) if isinstance(v, Tensor) and v.is_floating_point())
+    tensors = (
+        _unwrapped(v)
+        for v in (values if isinstance(values, (tuple, list)) else [values])
+        if isinstance(v, Tensor) and v.is_floating_point()
+    )
     return not all(t.isfinite().all() for t in tensors)
 
 
 def _listed(rows: Iterable) -> list:  # what is in tensors as numbers, anything else as it is
-    return [v for row in ([rows] if isinstance(rows, Tensor) else rows) for v in (row.flatten().tolist() if isinstance(row, Tensor) else [row])]
+    return [
+        v
+        for row in ([rows] if isinstance(rows, Tensor) else rows)
+        for v in (row.flatten().tolist() if isinstance(row, Tensor) else [row])
+    ]
 
 
 def _first_bad(model: nn.Module, forward: Callable[[], Any], device: torch.device) -> str:
     "What is not finite first in a forward pass, in words; '' if everything is. Random numbers are afterwards as before."
-    if start := next((name for name, p in model.named_parameters() if _is_bad(p)), None): return f'the parameter {start}'
+    if start := next((name for name, p in model.named_parameters() if _is_bad(p)), None):
+        return f"the parameter {start}"
     found: list[str] = []
 
     def look(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if not found and _is_bad(output): found.append(f"the {'input' if _is_bad(inputs) else 'output'} of {name or 'the model'} ({type(layer).__name__})")
+        if not found and _is_bad(output):
+            found.append(
+                f"the {'input' if _is_bad(inputs) else 'output'} of {name or 'the model'} ({type(layer).__name__})"
+            )
 
-    hooks = [m.register_forward_hook(lambda m, inputs, output, name=name: look(name, m, inputs, output)) for name, m in model.named_modules()]
+    hooks = [
+        m.register_forward_hook(lambda m, inputs, output, name=name: look(name, m, inputs, output))
+        for name, m in model.named_modules()
+    ]
     try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == 'cuda' else []): forward()
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            forward()
     finally:
-        for hook in hooks: hook.remove()
-    return next(iter(found), '')
+        for hook in hooks:
+            hook.remove()
+    return next(iter(found), "")
 
 
 @checked
@@ -297,12 +442,20 @@ class FiniteSteps:
     def __init__(
         self,
         model: nn.Module,
-        on_nonfinite: str = 'raise',
+        on_nonfinite: str = "raise",
         accelerator: Accelerator | None = None,  # several processes decide together
-        unit: str = 'images',  # what a batch consists of
+        unit: str = "images",  # what a batch consists of
     ):
-        if on_nonfinite not in ('raise', 'record', 'skip'): raise ValueError(f"on_nonfinite must be 'raise', 'record' or 'skip', not {on_nonfinite!r}")
-        self.model, self.on_nonfinite, self.accelerator, self.unit = model, on_nonfinite, accelerator, unit
+        if on_nonfinite not in ("raise", "record", "skip"):
+            raise ValueError(
+                f"on_nonfinite must be 'raise', 'record' or 'skip', not {on_nonfinite!r}"
+            )
+        self.model, self.on_nonfinite, self.accelerator, self.unit = (
+            model,
+            on_nonfinite,
+            accelerator,
+            unit,
+        )
         self.skipped = 0
         self.diverged: int | None = None
         self.remember()
@@ -313,7 +466,7 @@ class FiniteSteps:
 
     def allow(
         self,
-        loss: Float[Tensor, ''],  # of the step
+        loss: Float[Tensor, ""],  # of the step
         step: int,  # from 0
         rows: Iterable,  # what the batch consists of, for the sentence: indices, names, ...
         forward: Callable[[], Any],  # the step's forward pass once more
@@ -321,41 +474,62 @@ class FiniteSteps:
         "To be asked when all gradients are there, and nothing has been done to them. Raises `ValueError` before there is any."
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if not gradients and any(p.requires_grad for p in self.model.parameters()):
-            raise ValueError('loss must have been back-propagated before it is looked at, but no parameter of model has a gradient')
-        together = self.accelerator if self.accelerator and self.accelerator.num_processes > 1 else None
+            raise ValueError(
+                "loss must have been back-propagated before it is looked at, but no parameter of model has a gradient"
+            )
+        together = (
+            self.accelerator if self.accelerator and self.accelerator.num_processes > 1 else None
+        )
 
-        def bad(power: float) -> list[float]:  # whether the loss and whether the gradients are not finite
+        def bad(
+            power: float,
+        ) -> list[float]:  # whether the loss and whether the gradients are not finite
             norm = torch.nn.utils.get_total_norm(gradients, power)
-            flags = torch.stack([loss.detach().isfinite(), norm.isfinite().to(loss.device)]).logical_not().float()
-            return (together.reduce(flags, 'sum') if together else flags).tolist()
+            flags = (
+                torch.stack([loss.detach().isfinite(), norm.isfinite().to(loss.device)])
+                .logical_not()
+                .float()
+            )
+            return (together.reduce(flags, "sum") if together else flags).tolist()
 
         in_loss, in_gradient = bad(2)
-        if in_gradient: in_loss, in_gradient = bad(math.inf)
+        if in_gradient:
+            in_loss, in_gradient = bad(math.inf)
         scaler = self.accelerator and self.accelerator.scaler
         if not in_loss and (not in_gradient or (scaler and scaler.get_scale() > 1)):
             self.remember()
             return True
 
-        where = ''
-        if self.on_nonfinite != 'skip':
+        where = ""
+        if self.on_nonfinite != "skip":
             where = _first_bad(self.model, forward, loss.device)
-            if together: where = next(filter(None, gather_object([where])), '')
-            if not where and not in_loss: where = next(f'the gradient of {name}' for name, p in reversed([*self.model.named_parameters()]) if p.grad is not None and _is_bad(p.grad))
+            if together:
+                where = next(filter(None, gather_object([where])), "")
+            if not where and not in_loss:
+                where = next(
+                    f"the gradient of {name}"
+                    for name, p in reversed([*self.model.named_parameters()])
+                    if p.grad is not None and _is_bad(p.grad)
+                )
         with torch.no_grad():
-            for b, before in zip(self.model.buffers(), self._buffers): b.copy_(before)
-        if self.on_nonfinite == 'skip':
+            for b, before in zip(self.model.buffers(), self._buffers):
+                b.copy_(before)
+        if self.on_nonfinite == "skip":
             self.skipped += 1
             return False
-        found = NonFinite(step + 1, where or 'the loss', _listed(rows), self.unit)
-        if self.on_nonfinite == 'raise': raise found
+        found = NonFinite(step + 1, where or "the loss", _listed(rows), self.unit)
+        if self.on_nonfinite == "raise":
+            raise found
         self.diverged = step + 1
-        if not together or together.is_main_process: warnings.warn(str(found), stacklevel=5)  # of the call of the training
+        if not together or together.is_main_process:
+            warnings.warn(str(found), stacklevel=5)  # of the call of the training
         return False
 
 # %% ../../nbs/training/04_classify.ipynb #d31c0ec9
 @dataclass
 class TrainResult:
     "What a run leaves: numbers, curves, seconds."
+
     metrics: dict[str, float]
     curves: dict[str, list[float]]
     wall_time_s: float
@@ -374,90 +548,164 @@ def train(
     segments: int = 10,  # how often to measure and save
     flip: bool = True,  # mirror images at random: not for digits
     accelerator: Accelerator | None = None,
-    checkpoint: str | Path | None = None,  # file to save to and to continue from; None: keep nothing
-    description: str = '',  # of the progress bar
+    checkpoint: str
+    | Path
+    | None = None,  # file to save to and to continue from; None: keep nothing
+    description: str = "",  # of the progress bar
     on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
-    on_nonfinite: str = 'raise',  # or 'record' or 'skip': see `FiniteSteps`
+    on_nonfinite: str = "raise",  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:
     """Train `model` in place for `steps` steps of the recipe and measure it on the test set once, at the end.
 
     Metrics: `test_accuracy`, `val_accuracy` (percent), `train_loss`, `step_ms` (median over segments), `loader_share` (of the time, 0 to 1), `diverged_step` if it diverged, `skipped_steps` with `on_nonfinite='skip'`.
     Curves: `step, train_loss, train_accuracy, val_step, val_accuracy`. Raises `ValueError` when the checkpoint belongs to another run, `NonFinite` for a step that is not finite.
     """
-    if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
     accelerator = accelerator or make_accelerator()
     device = accelerator.device
     mean, std = channel_statistics(train_set.images)
     train_set = train_set.to(device)
     test_set, validation_set = (s.to(device) if s else None for s in (test_set, validation_set))
-    prepare = lambda images: to_input(images, recipe.input, mean, std).contiguous(memory_format=torch.channels_last)
+    prepare = lambda images: to_input(images, recipe.input, mean, std).contiguous(
+        memory_format=torch.channels_last
+    )
 
     optimizer = make_optimizer(model, recipe)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer = accelerator.prepare(model, optimizer)
-    identity = dict(steps=steps, seed=seed, segments=segments, recipe=recipe.name, images=len(train_set))
-    done, timings, loader_s, wall_s, diverged = 0, [], 0., 0., None
-    curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[])
+    identity = dict(
+        steps=steps, seed=seed, segments=segments, recipe=recipe.name, images=len(train_set)
+    )
+    done, timings, loader_s, wall_s, diverged = 0, [], 0.0, 0.0, None
+    curves: dict[str, list[float]] = dict(
+        step=[], train_loss=[], train_accuracy=[], val_step=[], val_accuracy=[]
+    )
 
     if state := newest_checkpoint(checkpoint, identity):
-        model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
-        done, timings, loader_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'loader_s', 'wall_s', 'diverged', 'curves'))
-        if 'random' in state: torch.set_rng_state(state['random'])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, timings, loader_s, wall_s, diverged, curves = (
+            state[k] for k in ("done", "timings", "loader_s", "wall_s", "diverged", "curves")
+        )
+        if "random" in state:
+            torch.set_rng_state(state["random"])
     guard = FiniteSteps(model, on_nonfinite, accelerator)
-    guard.skipped = state.get('skipped', 0) if state else 0
+    guard.skipped = state.get("skipped", 0) if state else 0
 
     boundaries = sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)})
     rank, world = accelerator.process_index, accelerator.num_processes
-    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) as bar:
+    with (
+        tracked(accelerator, checkpoint) as log,
+        progress_bar(steps, description, initial=done) as bar,
+    ):
         bar.disable = bar.disable or not accelerator.is_main_process
         for end in boundaries:
-            if end <= done or diverged is not None: continue
-            began, started, kept, sums, net = time.perf_counter(), done, 0, torch.zeros(2, device=device), net.train()
+            if end <= done or diverged is not None:
+                continue
+            began, started, kept, sums, net = (
+                time.perf_counter(),
+                done,
+                0,
+                torch.zeros(2, device=device),
+                net.train(),
+            )
             for step in range(started, end):
                 t = time.perf_counter()
-                rows = batch_indices(len(train_set), recipe.batch_size, seed, step).to(device, non_blocking=True)
-                inputs = prepare(augment(train_set.images[rows], seed, step, pad=recipe.pad, flip=flip)[rank::world])
+                rows = batch_indices(len(train_set), recipe.batch_size, seed, step).to(
+                    device, non_blocking=True
+                )
+                inputs = prepare(
+                    augment(train_set.images[rows], seed, step, pad=recipe.pad, flip=flip)[
+                        rank::world
+                    ]
+                )
                 labels = train_set.labels[rows[rank::world]]
                 loader_s += time.perf_counter() - t
 
-                for group in optimizer.param_groups: group['lr'] = learning_rate(step, steps, recipe)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, steps, recipe)
                 logits = net(inputs)
                 loss = classification_loss(logits, labels, recipe)
                 accelerator.backward(loss + regulariser(model, recipe))
                 allowed = guard.allow(loss, step, rows, lambda: model(inputs))
-                if allowed: optimizer.step()
+                if allowed:
+                    optimizer.step()
                 optimizer.zero_grad()
 
-                if allowed: kept += 1; sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+                if allowed:
+                    kept += 1
+                    sums += torch.stack(
+                        [loss.detach(), (logits.argmax(1) == labels).float().mean()]
+                    )
                 done = step + 1
                 if done % max(1, steps // 200) == 0 and not bar.disable:
                     loss_now, right = (sums / max(1, kept)).tolist()
-                    bar.set_postfix_str(f'loss {loss_now:.3f} accuracy {100 * right:.1f} %', refresh=False)
+                    bar.set_postfix_str(
+                        f"loss {loss_now:.3f} accuracy {100 * right:.1f} %", refresh=False
+                    )
                 bar.update()
-                if on_step: on_step(done)
-                if guard.diverged is not None: break
+                if on_step:
+                    on_step(done)
+                if guard.diverged is not None:
+                    break
             segment_s = time.perf_counter() - began
             timings.append(1000 * segment_s / (done - started))
             diverged = guard.diverged
             if diverged is None and kept:
-                mean_loss, right = (accelerator.reduce(sums, 'mean') / kept).tolist()
-                curves['step'].append(done); curves['train_loss'].append(mean_loss); curves['train_accuracy'].append(100 * right)
+                mean_loss, right = (accelerator.reduce(sums, "mean") / kept).tolist()
+                curves["step"].append(done)
+                curves["train_loss"].append(mean_loss)
+                curves["train_accuracy"].append(100 * right)
                 if validation_set:
-                    curves['val_step'].append(done); curves['val_accuracy'].append(evaluate(net, validation_set, prepare, accelerator))
-                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith('step')})
+                    curves["val_step"].append(done)
+                    curves["val_accuracy"].append(
+                        evaluate(net, validation_set, prepare, accelerator)
+                    )
+                log(
+                    done,
+                    **{
+                        name: curve[-1]
+                        for name, curve in curves.items()
+                        if curve and not name.endswith("step")
+                    },
+                )
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
-                save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     loader_s=loader_s, wall_s=wall_s, diverged=diverged, curves=curves, skipped=guard.skipped, random=torch.get_rng_state()), checkpoint)
+                save_checkpoint(
+                    dict(
+                        identity=identity,
+                        model=model.state_dict(),
+                        optimizer=optimizer.state_dict(),
+                        done=done,
+                        timings=timings,
+                        loader_s=loader_s,
+                        wall_s=wall_s,
+                        diverged=diverged,
+                        curves=curves,
+                        skipped=guard.skipped,
+                        random=torch.get_rng_state(),
+                    ),
+                    checkpoint,
+                )
 
     began = time.perf_counter()
-    metrics = dict(step_ms=sorted(timings)[len(timings) // 2],
-                   loader_share=1000 * loader_s / sum(t * n for t, n in zip(timings, _lengths([min(b, done) for b in boundaries]))))
-    if test_set: metrics['test_accuracy'] = evaluate(net, test_set, prepare, accelerator)
-    if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
-    if curves['val_accuracy']: metrics['val_accuracy'] = curves['val_accuracy'][-1]
-    if diverged is not None: metrics['diverged_step'] = diverged
-    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
+    metrics = dict(
+        step_ms=sorted(timings)[len(timings) // 2],
+        loader_share=1000
+        * loader_s
+        / sum(t * n for t, n in zip(timings, _lengths([min(b, done) for b in boundaries]))),
+    )
+    if test_set:
+        metrics["test_accuracy"] = evaluate(net, test_set, prepare, accelerator)
+    if curves["train_loss"]:
+        metrics["train_loss"] = curves["train_loss"][-1]
+    if curves["val_accuracy"]:
+        metrics["val_accuracy"] = curves["val_accuracy"][-1]
+    if diverged is not None:
+        metrics["diverged_step"] = diverged
+    if on_nonfinite == "skip":
+        metrics["skipped_steps"] = guard.skipped
     return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)
 
 

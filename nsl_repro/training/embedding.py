@@ -28,14 +28,28 @@ from torch import Tensor, nn
 
 from ..base.checks import checked, described
 from ..data.images import generator_for
-from ..pddm.unit import PDDM, DoubleHeaderHingeLoss, Quadruplets, hard_quadruplets, negative_distance
+from nsl_repro.pddm.unit import (
+    PDDM,
+    DoubleHeaderHingeLoss,
+    Quadruplets,
+    hard_quadruplets,
+    negative_distance,
+)
 from ..data.photos import PhotoSet
-from .classify import FiniteSteps, TrainResult, make_accelerator, newest_checkpoint, progress_bar, save_checkpoint, tracked
+from nsl_repro.training.classify import (
+    FiniteSteps,
+    TrainResult,
+    make_accelerator,
+    newest_checkpoint,
+    progress_bar,
+    save_checkpoint,
+    tracked,
+)
 
 # %% ../../nbs/training/05_embedding.ipynb #807dca29
 @checked
 def class_batches(
-    labels: Integer[Tensor, ' N'],
+    labels: Integer[Tensor, " N"],
     batch_size: int,
     per_class: int,  # K images of each of batch_size / K classes
     seed: int,
@@ -43,34 +57,47 @@ def class_batches(
 ) -> Tensor:  # (batch_size,) int64, class by class, on the CPU
     "Which images make up the batch of this step. A class with fewer than K images repeats some. Raises `ValueError` if there are not enough classes."
     labels = labels.cpu()
-    if len(labels) and labels.min() < 0: raise ValueError(f'labels must be at least 0, but one is {labels.min()}')
-    if batch_size < 1: raise ValueError(f'batch_size must be at least 1, but was {batch_size}')
-    if per_class < 1 or batch_size % per_class: raise ValueError(f'per_class must divide batch_size, but they were {per_class} and {batch_size}')
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be at least 0, but one is {labels.min()}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, but was {batch_size}")
+    if per_class < 1 or batch_size % per_class:
+        raise ValueError(
+            f"per_class must divide batch_size, but they were {per_class} and {batch_size}"
+        )
     order = labels.argsort(stable=True)
     counts = labels.bincount()
     present = counts.nonzero().flatten()
     P = batch_size // per_class
-    if P > len(present): raise ValueError(f'labels must have more classes, or batch_size be smaller: a batch of {batch_size} with {per_class} images a class needs {P} classes, but there are {len(present)}')
-    g = generator_for(seed, 'classes', step)
+    if P > len(present):
+        raise ValueError(
+            f"labels must have more classes, or batch_size be smaller: a batch of {batch_size} with {per_class} images a class needs {P} classes, but there are {len(present)}"
+        )
+    g = generator_for(seed, "classes", step)
     chosen = present[torch.randperm(len(present), generator=g)[:P]]
     starts = counts.cumsum(0) - counts
     rows = []
     for c in chosen.tolist():
         n = int(counts[c])
-        pick = torch.cat([torch.randperm(n, generator=g) for _ in range(math.ceil(per_class / n))])[:per_class]
+        pick = torch.cat([torch.randperm(n, generator=g) for _ in range(math.ceil(per_class / n))])[
+            :per_class
+        ]
         rows.append(order[starts[c] + pick])
     return torch.cat(rows)
 
 # %% ../../nbs/training/05_embedding.ipynb #8a8005b9
 @checked
 def batch_shape(
-    labels: Integer[Tensor, ' N'],
+    labels: Integer[Tensor, " N"],
     batch_size: int,  # at most
     per_class: int = 4,  # wished for
     at_most: int = 8,  # images a class, where classes are few
 ) -> dict[str, int]:  # batch_size and per_class for `class_batches`
     "P classes with K images each that the labels can fill."
-    if min(batch_size, per_class, at_most) < 1: raise ValueError(f'batch_size, per_class and at_most must be at least 1, but were {batch_size}, {per_class} and {at_most}')
+    if min(batch_size, per_class, at_most) < 1:
+        raise ValueError(
+            f"batch_size, per_class and at_most must be at least 1, but were {batch_size}, {per_class} and {at_most}"
+        )
     P = max(1, min(batch_size // per_class, len(labels.unique())))
     K = max(1, min(at_most, batch_size // P))
     return dict(batch_size=P * K, per_class=K)
@@ -84,41 +111,60 @@ class EmbeddingNet(nn.Module):
         self,
         in_dim: int,  # features that the linear layer sees
         dim: int = 128,  # of the embedding
-        backbone: nn.Module | None = None,  # images -> (B, in_dim), trained along; None: the inputs are features
+        backbone: nn.Module
+        | None = None,  # images -> (B, in_dim), trained along; None: the inputs are features
     ):
         super().__init__()
-        if in_dim < 1 or dim < 1: raise ValueError(f'in_dim and dim must be positive, but were {in_dim} and {dim}')
+        if in_dim < 1 or dim < 1:
+            raise ValueError(f"in_dim and dim must be positive, but were {in_dim} and {dim}")
         self.backbone, self.linear = backbone, nn.Linear(in_dim, dim)
         self.any_precision = backbone is not None  # a backbone may convert its input itself
 
     def forward(
         self,
-        x: Shaped[Tensor, 'B ...'],  # (B, in_dim), or what a backbone takes
+        x: Shaped[Tensor, "B ..."],  # (B, in_dim), or what a backbone takes
     ) -> Tensor:  # (B, dim) of length 1; float32 also under autocast
-        if self.backbone is None and x.shape[1:] != (self.linear.in_features,): raise ValueError(f'x must be (B, {self.linear.in_features}), not {described(x)}')
-        if self.backbone is None and not x.is_floating_point(): raise TypeError(f'x must be a floating-point tensor, not {described(x)}')
+        if self.backbone is None and x.shape[1:] != (self.linear.in_features,):
+            raise ValueError(f"x must be (B, {self.linear.in_features}), not {described(x)}")
+        if self.backbone is None and not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, not {described(x)}")
         z = self.linear(x if self.backbone is None else self.backbone(x))
         return F.normalize(z.float() if z.dtype in (torch.bfloat16, torch.float16) else z, dim=1)
 
     def groups(self, lr: float, backbone_lr: float = 0.1) -> list[dict]:  # for an optimizer
         "The parameters; a backbone, which has been trained before, learns `backbone_lr` times as fast."
         own = [dict(params=list(self.linear.parameters()), lr=lr)]
-        return own if self.backbone is None else own + [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], lr=lr * backbone_lr)]
+        return (
+            own
+            if self.backbone is None
+            else own
+            + [
+                dict(
+                    params=[p for p in self.backbone.parameters() if p.requires_grad],
+                    lr=lr * backbone_lr,
+                )
+            ]
+        )
 
 
 @checked
 @torch.inference_mode()
 def embed(
     net: EmbeddingNet,
-    inputs: Callable[[Tensor, int | None], Tensor],  # (rows, None) -> what the network sees, without augmentation
+    inputs: Callable[
+        [Tensor, int | None], Tensor
+    ],  # (rows, None) -> what the network sees, without augmentation
     n: int,  # rows 0 to n - 1
     batch_size: int = 256,
-    device: str | torch.device = 'cpu',
+    device: str | torch.device = "cpu",
 ) -> Tensor:  # (n, dim) float32 on `device`
     "The embeddings of a whole set."
     training = net.training
     net.eval()
-    parts = [net(inputs(torch.arange(i, min(i + batch_size, n)), None).to(device)) for i in range(0, n, batch_size)]
+    parts = [
+        net(inputs(torch.arange(i, min(i + batch_size, n)), None).to(device))
+        for i in range(0, n, batch_size)
+    ]
     net.train(training)
     return torch.cat(parts) if parts else torch.empty(0, net.linear.out_features, device=device)
 
@@ -130,35 +176,42 @@ def photo_tensor(
     crop: bool = False,  # cut out the bounding boxes first
 ) -> Tensor:  # (N, 3, size, size) uint8
     "All images, decoded in threads. Raises `DamagedData` or `DataNotFound`, which name an image."
-    if size < 1: raise ValueError(f'size must be at least 1, but was {size}')
+    if size < 1:
+        raise ValueError(f"size must be at least 1, but was {size}")
     out = torch.empty(len(photos), 3, size, size, dtype=torch.uint8)
-    def read(i): out[i] = torch.from_numpy(np.array(photos.image(i, crop).resize((size, size), Image.Resampling.BILINEAR))).permute(2, 0, 1)
-    with ThreadPoolExecutor() as pool: list(pool.map(read, range(len(photos))))
+
+    def read(i):
+        out[i] = torch.from_numpy(
+            np.array(photos.image(i, crop).resize((size, size), Image.Resampling.BILINEAR))
+        ).permute(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(read, range(len(photos))))
     return out
 
 
 @checked
-def centre_crops(
-    images: Shaped[Tensor, 'B C H W'],
-    size: int,
-) -> Tensor:  # (B, C, size, size)
+def centre_crops(images: Shaped[Tensor, "B C H W"], size: int) -> Tensor:  # (B, C, size, size)
     "The middle of every image."
     _fits(images, size)
     top, left = ((n - size) // 2 for n in images.shape[2:])
-    return images[:, :, top:top + size, left:left + size]
+    return images[:, :, top : top + size, left : left + size]
 
 
 @checked
 def random_crops(
-    images: Shaped[Tensor, 'B C H W'],  # on any device
+    images: Shaped[Tensor, "B C H W"],  # on any device
     size: int,
     seed: int,
     step: int,  # counted from 0 over the whole training
 ) -> Tensor:  # (B, C, size, size)
     "A crop at a random place of every image, half of them mirrored; the same for the same seed and step on every device."
     _fits(images, size)
-    g, (B, _, H, W) = generator_for(seed, 'crops', step), images.shape
-    top, left = torch.randint(H - size + 1, (B, 1), generator=g), torch.randint(W - size + 1, (B, 1), generator=g)
+    g, (B, _, H, W) = generator_for(seed, "crops", step), images.shape
+    top, left = (
+        torch.randint(H - size + 1, (B, 1), generator=g),
+        torch.randint(W - size + 1, (B, 1), generator=g),
+    )
     mirrored = torch.randint(2, (B, 1), generator=g).bool()
     rows = top + torch.arange(size)
     columns = left + torch.where(mirrored, torch.arange(size).flip(0), torch.arange(size))
@@ -168,7 +221,10 @@ def random_crops(
 
 
 def _fits(images: Tensor, size: int) -> None:
-    if not 0 < size <= min(images.shape[2:]): raise ValueError(f"size must be between 1 and the images' {min(images.shape[2:])}, but was {size}")
+    if not 0 < size <= min(images.shape[2:]):
+        raise ValueError(
+            f"size must be between 1 and the images' {min(images.shape[2:])}, but was {size}"
+        )
 
 # %% ../../nbs/training/05_embedding.ipynb #02f28296
 @checked
@@ -178,8 +234,8 @@ class QuadrupletObjective(nn.Module):
     def __init__(
         self,
         dim: int,  # of the embeddings
-        mine_by: str = 'pddm',  # or 'distance'
-        heads: str = 'both',  # 'both', 'metric' or 'embedding'
+        mine_by: str = "pddm",  # or 'distance'
+        heads: str = "both",  # 'both', 'metric' or 'embedding'
         triplets: bool = False,  # leave out l and its terms
         n: int = 1,  # hardest positive pairs a batch
         alpha: float = 0.5,  # margin of the scores
@@ -188,24 +244,36 @@ class QuadrupletObjective(nn.Module):
         squared: bool = True,  # distances squared
     ):
         super().__init__()
-        if mine_by not in ('pddm', 'distance'): raise ValueError(f"mine_by must be 'pddm' or 'distance', but was {mine_by!r}")
-        self.score = None if heads == 'embedding' else PDDM(dim)
-        if self.score is None and mine_by == 'pddm': raise ValueError('the embedding head alone does not train the PDDM unit: mine_by must be distance')
+        if mine_by not in ("pddm", "distance"):
+            raise ValueError(f"mine_by must be 'pddm' or 'distance', but was {mine_by!r}")
+        self.score = None if heads == "embedding" else PDDM(dim)
+        if self.score is None and mine_by == "pddm":
+            raise ValueError(
+                "the embedding head alone does not train the PDDM unit: mine_by must be distance"
+            )
         self.dim, self.mine_by, self.triplets, self.n = dim, mine_by, triplets, n
         self.loss = DoubleHeaderHingeLoss(alpha, beta, lam, squared, heads=heads)
 
-    def mine(self, embeddings: Float[Tensor, 'B dim'], labels: Integer[Tensor, ' B']) -> Quadruplets:
+    def mine(
+        self, embeddings: Float[Tensor, "B dim"], labels: Integer[Tensor, " B"]
+    ) -> Quadruplets:
         "The hardest quadruplets (or triplets) of a batch."
-        if embeddings.shape[1] != self.dim: raise ValueError(f'embeddings must be (B, {self.dim}), not {tuple(embeddings.shape)}')
-        found = hard_quadruplets(negative_distance if self.score is None or self.mine_by == 'distance' else self.score, embeddings, labels, self.n)
+        if embeddings.shape[1] != self.dim:
+            raise ValueError(f"embeddings must be (B, {self.dim}), not {tuple(embeddings.shape)}")
+        found = hard_quadruplets(
+            negative_distance if self.score is None or self.mine_by == "distance" else self.score,
+            embeddings,
+            labels,
+            self.n,
+        )
         return found._replace(l=None) if self.triplets else found
 
     def forward(
-        self,
-        embeddings: Float[Tensor, 'B dim'],
-        labels: Integer[Tensor, ' B'],
+        self, embeddings: Float[Tensor, "B dim"], labels: Integer[Tensor, " B"]
     ) -> Tensor:  # scalar
-        return self.loss(self.score or negative_distance, embeddings, self.mine(embeddings, labels)).loss
+        return self.loss(
+            self.score or negative_distance, embeddings, self.mine(embeddings, labels)
+        ).loss
 
 
 @checked
@@ -222,9 +290,7 @@ class LibraryObjective(nn.Module):
         self.loss, self.miner, self.scale, self.score = loss, miner, scale, None
 
     def forward(
-        self,
-        embeddings: Float[Tensor, 'B dim'],
-        labels: Integer[Tensor, ' B'],
+        self, embeddings: Float[Tensor, "B dim"], labels: Integer[Tensor, " B"]
     ) -> Tensor:  # scalar
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         pairs = self.miner(embeddings, labels) if self.miner else None
@@ -243,17 +309,18 @@ class LiftedStructure(nn.Module):
         self.margin, self.score = margin, None
 
     def forward(
-        self,
-        embeddings: Float[Tensor, 'B dim'],
-        labels: Integer[Tensor, ' B'],
+        self, embeddings: Float[Tensor, "B dim"], labels: Integer[Tensor, " B"]
     ) -> Tensor:  # scalar; a zero that can be differentiated if no positive pair has a negative
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        D = torch.cdist(embeddings, embeddings, compute_mode='donot_use_mm_for_euclid_dist')
+        D = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
         same = labels[:, None] == labels
-        if same.all(): return 0 * embeddings.sum()
+        if same.all():
+            return 0 * embeddings.sum()
         row = (self.margin - D).masked_fill(same, -torch.inf).logsumexp(1)  # l_i
         i, j = same.triu(1).nonzero(as_tuple=True)
-        return (torch.logaddexp(row[i], row[j]) + D[i, j]).relu().square().sum() / (2 * max(1, len(i)))
+        return (torch.logaddexp(row[i], row[j]) + D[i, j]).relu().square().sum() / (
+            2 * max(1, len(i))
+        )
 
 # %% ../../nbs/training/05_embedding.ipynb #1cda851c
 def _library(build):  # pytorch-metric-learning is asked for only when one of its losses is
@@ -261,37 +328,86 @@ def _library(build):  # pytorch-metric-learning is asked for only when one of it
         try:
             from pytorch_metric_learning import distances, losses, miners
         except ImportError as error:
-            raise ImportError("this method is pytorch-metric-learning's: pip install 'nsl_repro[metric]'") from error
+            raise ImportError(
+                "this method is pytorch-metric-learning's: pip install 'nsl_repro[metric]'"
+            ) from error
         return build(losses, miners, distances, **hyper)
+
     return make
 
 
 @dataclass(frozen=True)
 class Method:
     "A way to train an embedding."
-    build: Callable[..., nn.Module] | None  # (dim, **hyper) -> an objective; None: nothing is trained
-    space: dict[str, tuple] = field(default_factory=dict)  # hyper-parameter -> values to try, the default first
-    settings_of: str = ''  # takes over the hyper-parameters that were chosen for this method
+
+    build: (
+        Callable[..., nn.Module] | None
+    )  # (dim, **hyper) -> an objective; None: nothing is trained
+    space: dict[str, tuple] = field(
+        default_factory=dict
+    )  # hyper-parameter -> values to try, the default first
+    settings_of: str = ""  # takes over the hyper-parameters that were chosen for this method
     rank_by_score: bool = False  # hyper-parameters are chosen by the ranking under its score, since distance is not what it trains
 
 
 LEARNING_RATES = (1e-4, 3e-4, 3e-5, 1e-3)
-_ours = dict(n=(192, 32, 1), beta=(1.0, 0.3))  # 192: all positive pairs of a batch of 128 with 4 images a class; 1: the paper's
+_ours = dict(
+    n=(192, 32, 1), beta=(1.0, 0.3)
+)  # 192: all positive pairs of a batch of 128 with 4 images a class; 1: the paper's
 METHODS: dict[str, Method] = {
-    'frozen': Method(None),
-    'contrastive': Method(_library(lambda L, M, D, neg_margin: LibraryObjective(L.ContrastiveLoss(0, neg_margin))), dict(neg_margin=(1.0, 0.7, 0.5))),
-    'triplet': Method(_library(lambda L, M, D, margin: LibraryObjective(L.TripletMarginLoss(margin), M.BatchHardMiner())), dict(margin=(0.2, 0.1, 0.05, 0.4))),
-    'lifted_structure': Method(lambda dim, margin: LiftedStructure(margin), dict(margin=(1.0, 0.7, 0.5))),
-    'n_pair': Method(_library(lambda L, M, D, scale: LibraryObjective(L.NPairsLoss(distance=D.DotProductSimilarity(normalize_embeddings=False)), scale=scale ** 0.5)),
-                     dict(scale=(16.0, 8.0, 32.0))),
-    'multi_similarity': Method(_library(lambda L, M, D, alpha, beta, base: LibraryObjective(L.MultiSimilarityLoss(alpha, beta, base), M.MultiSimilarityMiner())),
-                               dict(alpha=(2.0, 5.0), beta=(50.0, 20.0), base=(0.5, 0.7))),
-    'quadruplet_euclidean': Method(lambda dim, **h: QuadrupletObjective(dim, 'distance', **h), _ours),
-    'embedding_head': Method(lambda dim, **h: QuadrupletObjective(dim, 'distance', 'embedding', **h), _ours),
-    'metric_head': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', 'metric', **h), dict(n=_ours['n'], alpha=(0.5, 1.0)), rank_by_score=True),
-    'pddm_triplet': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', triplets=True, **h), _ours),
-    'pddm_quadruplet': Method(lambda dim, **h: QuadrupletObjective(dim, 'pddm', **h), _ours),
-    'pddm_mined_by_distance': Method(lambda dim, **h: QuadrupletObjective(dim, 'distance', **h), _ours, settings_of='pddm_quadruplet'),
+    "frozen": Method(None),
+    "contrastive": Method(
+        _library(lambda L, M, D, neg_margin: LibraryObjective(L.ContrastiveLoss(0, neg_margin))),
+        dict(neg_margin=(1.0, 0.7, 0.5)),
+    ),
+    "triplet": Method(
+        _library(
+            lambda L, M, D, margin: LibraryObjective(
+                L.TripletMarginLoss(margin), M.BatchHardMiner()
+            )
+        ),
+        dict(margin=(0.2, 0.1, 0.05, 0.4)),
+    ),
+    "lifted_structure": Method(
+        lambda dim, margin: LiftedStructure(margin), dict(margin=(1.0, 0.7, 0.5))
+    ),
+    "n_pair": Method(
+        _library(
+            lambda L, M, D, scale: LibraryObjective(
+                L.NPairsLoss(distance=D.DotProductSimilarity(normalize_embeddings=False)),
+                scale=scale**0.5,
+            )
+        ),
+        dict(scale=(16.0, 8.0, 32.0)),
+    ),
+    "multi_similarity": Method(
+        _library(
+            lambda L, M, D, alpha, beta, base: LibraryObjective(
+                L.MultiSimilarityLoss(alpha, beta, base), M.MultiSimilarityMiner()
+            )
+        ),
+        dict(alpha=(2.0, 5.0), beta=(50.0, 20.0), base=(0.5, 0.7)),
+    ),
+    "quadruplet_euclidean": Method(
+        lambda dim, **h: QuadrupletObjective(dim, "distance", **h), _ours
+    ),
+    "embedding_head": Method(
+        lambda dim, **h: QuadrupletObjective(dim, "distance", "embedding", **h), _ours
+    ),
+    "metric_head": Method(
+        lambda dim, **h: QuadrupletObjective(dim, "pddm", "metric", **h),
+        dict(n=_ours["n"], alpha=(0.5, 1.0)),
+        rank_by_score=True,
+    ),
+    "pddm_triplet": Method(
+        lambda dim, **h: QuadrupletObjective(dim, "pddm", triplets=True, **h), _ours
+    ),
+    "pddm_quadruplet": Method(lambda dim, **h: QuadrupletObjective(dim, "pddm", **h), _ours),
+    "pddm_mined_by_distance": Method(
+        lambda dim, **h: QuadrupletObjective(dim, "distance", **h),
+        _ours,
+        settings_of="pddm_quadruplet",
+    ),
 }
 
 
@@ -302,15 +418,28 @@ def trials(
     seed: int = 0,
 ) -> list[dict[str, float]]:  # hyper-parameters and `lr`, each different from all others
     "The settings to try: the default, then random ones. Every method gets as many."
-    if n < 1: raise ValueError(f'n must be at least 1, but was {n}')
+    if n < 1:
+        raise ValueError(f"n must be at least 1, but was {n}")
     space = dict(lr=LEARNING_RATES, **_method(method).space)
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    if n > len(grid): raise ValueError(f'n must be at most {len(grid)}: {method} has {len(grid)} settings, fewer than the {n} asked for')
-    return [grid[0], *(grid[1 + i] for i in torch.randperm(len(grid) - 1, generator=generator_for(seed, f'trials {method}'))[:n - 1].tolist())]
+    if n > len(grid):
+        raise ValueError(
+            f"n must be at most {len(grid)}: {method} has {len(grid)} settings, fewer than the {n} asked for"
+        )
+    return [
+        grid[0],
+        *(
+            grid[1 + i]
+            for i in torch.randperm(
+                len(grid) - 1, generator=generator_for(seed, f"trials {method}")
+            )[: n - 1].tolist()
+        ),
+    ]
 
 
 def _method(name: str) -> Method:
-    if name not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {name!r}")
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {name!r}")
     return METHODS[name]
 
 
@@ -322,10 +451,16 @@ def make_objective(
 ) -> nn.Module | None:  # (embeddings, labels) -> loss, with an attribute `score`: a PDDM or None
     "The objective of a method."
     found = _method(method)
-    if unknown := set(hyper) - set(found.space): raise ValueError(f"{method} has no hyper-parameter {', '.join(sorted(unknown))}; it has {', '.join(found.space) or 'none'}")
+    if unknown := set(hyper) - set(found.space):
+        raise ValueError(
+            f"{method} has no hyper-parameter {', '.join(sorted(unknown))}; it has {', '.join(found.space) or 'none'}"
+        )
     for name, value in hyper.items():
-        if not isinstance(value, (int, float, np.integer, np.floating)): raise TypeError(f'{name} must be a number, not {described(value)}')
-    return found.build and found.build(dim, **{name: values[0] for name, values in found.space.items()} | hyper)
+        if not isinstance(value, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{name} must be a number, not {described(value)}")
+    return found.build and found.build(
+        dim, **{name: values[0] for name, values in found.space.items()} | hyper
+    )
 
 # %% ../../nbs/training/05_embedding.ipynb #4420ec61
 COLLAPSED = 0.05  # a spread below it is a collapse
@@ -334,22 +469,28 @@ COLLAPSED = 0.05  # a spread below it is a collapse
 @checked
 @torch.no_grad()
 def embedding_spread(
-    embeddings: Float[Tensor, 'N D'],  # of any scale
+    embeddings: Float[Tensor, "N D"],  # of any scale
 ) -> float:  # 0 at one point, about 1 at random; NaN for fewer than two
     "How far embeddings lie from one another, as a share of their length."
     z, n = embeddings.double(), len(embeddings)
-    if n < 2: return math.nan
-    if not z.any(): return 0.
+    if n < 2:
+        return math.nan
+    if not z.any():
+        return 0.0
     z = z / z.abs().max()  # so that no square is too large or too small
-    return math.sqrt((z - z.mean(0)).square().sum().item() * n / ((n - 1) * z.square().sum().item()))
+    return math.sqrt(
+        (z - z.mean(0)).square().sum().item() * n / ((n - 1) * z.square().sum().item())
+    )
 
 # %% ../../nbs/training/05_embedding.ipynb #e6083874
 @checked
 def train_embedding(
     net: nn.Module,  # an `EmbeddingNet`, or another network with its `groups`
     objective: nn.Module,  # from `make_objective`
-    inputs: Callable[[Tensor, int | None], Tensor],  # (rows, step) -> what the network sees; step None: without augmentation
-    labels: Integer[Tensor, ' N'],  # of the training images
+    inputs: Callable[
+        [Tensor, int | None], Tensor
+    ],  # (rows, step) -> what the network sees; step None: without augmentation
+    labels: Integer[Tensor, " N"],  # of the training images
     *,
     steps: int,
     lr: float = 1e-3,
@@ -358,11 +499,14 @@ def train_embedding(
     weight_decay: float = 1e-5,  # twice the gamma of the loss's gamma ||W||^2; the same for all methods
     seed: int = 0,  # of the batches
     segments: int = 10,  # how often to measure and save
-    measure: Callable[[], dict[str, float]] | None = None,  # called at the start and after each segment: one point of each curve
+    measure: Callable[[], dict[str, float]]
+    | None = None,  # called at the start and after each segment: one point of each curve
     accelerator: Accelerator | None = None,
-    checkpoint: str | Path | None = None,  # file to save to and to continue from; None: keep nothing
-    description: str = '',  # of the progress bar
-    on_nonfinite: str = 'raise',  # or 'record' or 'skip': see `FiniteSteps`
+    checkpoint: str
+    | Path
+    | None = None,  # file to save to and to continue from; None: keep nothing
+    description: str = "",  # of the progress bar
+    on_nonfinite: str = "raise",  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:
     """Train `net` and the objective's own parameters in place with Adam.
 
@@ -370,22 +514,46 @@ def train_embedding(
     Collapse is looked for in an `EmbeddingNet` only, in the last batch of each segment: `collapsed_step` is the end, in steps, of the first segment whose batch had an `embedding_spread` below `COLLAPSED`.
     Raises `ValueError` when the checkpoint belongs to another run, and for more than one process, `NonFinite` for a step that is not finite.
     """
-    if steps < 1 or segments < 1: raise ValueError(f'steps and segments must be at least 1, but were {steps} and {segments}')
+    if steps < 1 or segments < 1:
+        raise ValueError(f"steps and segments must be at least 1, but were {steps} and {segments}")
     accelerator = accelerator or make_accelerator()
-    if accelerator.num_processes > 1: raise ValueError('pairs are compared within one batch on one device: start one process, not several')
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            "pairs are compared within one batch on one device: start one process, not several"
+        )
     device, labels = accelerator.device, labels.cpu()
-    net.to(device); objective.to(device)
-    optimizer = torch.optim.Adam([*net.groups(lr), dict(params=list(objective.parameters()), lr=lr)], weight_decay=weight_decay)  # type: ignore[operator]
-    identity = dict(objective=type(objective).__name__, steps=steps, seed=seed, segments=segments, lr=lr, weight_decay=weight_decay, batch_size=batch_size, per_class=per_class, images=len(labels))
-    done, timings, wall_s, diverged, collapse = 0, [], 0., None, {}
+    net.to(device)
+    objective.to(device)
+    optimizer = torch.optim.Adam(
+        [*net.groups(lr), dict(params=list(objective.parameters()), lr=lr)],
+        weight_decay=weight_decay,
+    )  # type: ignore[operator]
+    identity = dict(
+        objective=type(objective).__name__,
+        steps=steps,
+        seed=seed,
+        segments=segments,
+        lr=lr,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        per_class=per_class,
+        images=len(labels),
+    )
+    done, timings, wall_s, diverged, collapse = 0, [], 0.0, None, {}
     curves: dict[str, list[float]] = dict(step=[], train_loss=[], measured_step=[])
 
     if state := newest_checkpoint(checkpoint, identity):
-        net.load_state_dict(state['net']); objective.load_state_dict(state['objective']); optimizer.load_state_dict(state['optimizer'])
-        done, timings, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'wall_s', 'diverged', 'curves'))
-        collapse = state.get('collapse', {})
-    guard = FiniteSteps(nn.ModuleDict(dict(net=net, objective=objective)), on_nonfinite, accelerator)
-    guard.skipped = state.get('skipped', 0) if state else 0
+        net.load_state_dict(state["net"])
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, timings, wall_s, diverged, curves = (
+            state[k] for k in ("done", "timings", "wall_s", "diverged", "curves")
+        )
+        collapse = state.get("collapse", {})
+    guard = FiniteSteps(
+        nn.ModuleDict(dict(net=net, objective=objective)), on_nonfinite, accelerator
+    )
+    guard.skipped = state.get("skipped", 0) if state else 0
 
     def forward():
         with accelerator.autocast():
@@ -394,45 +562,92 @@ def train_embedding(
 
     def point():
         found = measure() if measure else {}
-        for name, value in found.items(): curves.setdefault(name, []).append(value)
-        curves['measured_step'].append(done)
+        for name, value in found.items():
+            curves.setdefault(name, []).append(value)
+        curves["measured_step"].append(done)
         log(done, **found)
 
-    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) as bar:
-        if done == 0: point()
+    with (
+        tracked(accelerator, checkpoint) as log,
+        progress_bar(steps, description, initial=done) as bar,
+    ):
+        if done == 0:
+            point()
         for end in sorted({math.ceil(steps * (i + 1) / segments) for i in range(segments)}):
-            if end <= done or diverged is not None: continue
-            began, started, kept, total = time.perf_counter(), done, 0, torch.zeros((), device=device)
-            net.train(); objective.train()
+            if end <= done or diverged is not None:
+                continue
+            began, started, kept, total = (
+                time.perf_counter(),
+                done,
+                0,
+                torch.zeros((), device=device),
+            )
+            net.train()
+            objective.train()
             for step in range(started, end):
                 rows = class_batches(labels, batch_size, per_class, seed, step)
-                with torch.random.fork_rng(devices=[]):  # losses that draw at random draw the same after a restart
-                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator_for(seed, 'loss', step))))
-                    with accelerator.autocast(): x = inputs(rows, step).to(device, non_blocking=True)
+                with torch.random.fork_rng(
+                    devices=[]
+                ):  # losses that draw at random draw the same after a restart
+                    torch.manual_seed(
+                        int(torch.randint(2**62, (), generator=generator_for(seed, "loss", step)))
+                    )
+                    with accelerator.autocast():
+                        x = inputs(rows, step).to(device, non_blocking=True)
                     y = labels[rows].to(device, non_blocking=True)
                     embeddings, loss = forward()
                 accelerator.backward(loss)
                 allowed = guard.allow(loss, step, rows, forward)
-                if allowed: optimizer.step(); kept += 1; total += loss.detach()
+                if allowed:
+                    optimizer.step()
+                    kept += 1
+                    total += loss.detach()
                 optimizer.zero_grad()
-                done = step + 1; bar.update()
-                if guard.diverged is not None: break
+                done = step + 1
+                bar.update()
+                if guard.diverged is not None:
+                    break
             timings.append(1000 * (time.perf_counter() - began) / (done - started))
             diverged = guard.diverged
             if diverged is None and kept:
                 mean_loss = total.item() / kept
-                if isinstance(net, EmbeddingNet) and not collapse and (spread := embedding_spread(embeddings)) < COLLAPSED:
+                if (
+                    isinstance(net, EmbeddingNet)
+                    and not collapse
+                    and (spread := embedding_spread(embeddings)) < COLLAPSED
+                ):
                     collapse = dict(collapsed_step=done, embedding_spread=spread)
-                    warnings.warn(f'the embeddings have collapsed: after step {done} the spread of a batch is {spread:.2g}, less than {COLLAPSED}, where 0 is a point and 1 is random; lower the learning rate, or choose another margin or objective', stacklevel=3)
-                curves['step'].append(done); curves['train_loss'].append(mean_loss)
+                    warnings.warn(
+                        f"the embeddings have collapsed: after step {done} the spread of a batch is {spread:.2g}, less than {COLLAPSED}, where 0 is a point and 1 is random; lower the learning rate, or choose another margin or objective",
+                        stacklevel=3,
+                    )
+                curves["step"].append(done)
+                curves["train_loss"].append(mean_loss)
                 log(done, train_loss=mean_loss)
                 point()
             wall_s += time.perf_counter() - began
             if checkpoint is not None:
-                save_checkpoint(dict(identity=identity, net=net.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
-                                     done=done, timings=timings, wall_s=wall_s, diverged=diverged, curves=curves, skipped=guard.skipped, collapse=collapse), checkpoint)
+                save_checkpoint(
+                    dict(
+                        identity=identity,
+                        net=net.state_dict(),
+                        objective=objective.state_dict(),
+                        optimizer=optimizer.state_dict(),
+                        done=done,
+                        timings=timings,
+                        wall_s=wall_s,
+                        diverged=diverged,
+                        curves=curves,
+                        skipped=guard.skipped,
+                        collapse=collapse,
+                    ),
+                    checkpoint,
+                )
     metrics = dict(step_ms=median(timings)) | collapse
-    if curves['train_loss']: metrics['train_loss'] = curves['train_loss'][-1]
-    if diverged is not None: metrics['diverged_step'] = diverged
-    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
+    if curves["train_loss"]:
+        metrics["train_loss"] = curves["train_loss"][-1]
+    if diverged is not None:
+        metrics["diverged_step"] = diverged
+    if on_nonfinite == "skip":
+        metrics["skipped_steps"] = guard.skipped
     return TrainResult(metrics, curves, wall_s)

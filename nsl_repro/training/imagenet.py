@@ -27,7 +27,12 @@ import torch
 import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -38,21 +43,65 @@ from tqdm import tqdm
 
 from ..base.checks import checked
 from ..nsl.convert import KINDS, to_nsl
-from ..data.images import DataNotFound, ImageSet, batch_indices, channel_statistics, data_root as find_root, generator_for, load_dataset, stratified_indices, to_input
+from nsl_repro.data.images import (
+    DataNotFound,
+    ImageSet,
+    batch_indices,
+    channel_statistics,
+    data_root as find_root,
+    generator_for,
+    load_dataset,
+    stratified_indices,
+    to_input,
+)
 from ..base.files import locked
 from .models import collect_similarities, count_macs, count_parameters
-from ..data.photos import DamagedData, PhotoSet, _damages, _only, load_photos, photos_from_folder, what_is_used
-from ..results.tables import Entry, comparison_table, finite_curves, forget_run, new_entry, recorded_run, repeatable, run_folder
-from .classify import FiniteSteps, Recipe, TrainResult, classification_loss, learning_rate, make_accelerator, make_optimizer, newest_checkpoint, progress_bar, regulariser, save_checkpoint, tracked
+from nsl_repro.data.photos import (
+    DamagedData,
+    PhotoSet,
+    _damages,
+    _only,
+    load_photos,
+    photos_from_folder,
+    what_is_used,
+)
+from nsl_repro.results.tables import (
+    Entry,
+    comparison_table,
+    finite_curves,
+    forget_run,
+    new_entry,
+    recorded_run,
+    repeatable,
+    run_folder,
+)
+from nsl_repro.training.classify import (
+    FiniteSteps,
+    Recipe,
+    TrainResult,
+    classification_loss,
+    learning_rate,
+    make_accelerator,
+    make_optimizer,
+    newest_checkpoint,
+    progress_bar,
+    regulariser,
+    save_checkpoint,
+    tracked,
+)
 
 # %% ../../nbs/training/08_imagenet.ipynb #87131842
-DATASETS = ('digits', 'mini_imagenet', 'imagenet')
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the channels on 0..255; torchvision's for all its weights
+DATASETS = ("digits", "mini_imagenet", "imagenet")
+IMAGENET_MEAN, IMAGENET_STD = (
+    (123.675, 116.28, 103.53),
+    (58.395, 57.12, 57.375),
+)  # of the channels on 0..255; torchvision's for all its weights
 
 
 @dataclass(frozen=True)
 class Splits:
     "What is learned from, what choices are made on, what is tested on."
+
     train: PhotoSet | ImageSet
     validation: PhotoSet | ImageSet
     test: PhotoSet | ImageSet
@@ -60,7 +109,9 @@ class Splits:
     flip: bool  # whether a mirrored image still belongs to its class
     mean: Tensor  # (3,) on the scale 0..255
     std: Tensor  # (3,)
-    used: dict[str, int | bool] = field(default_factory=dict)  # for the ledger: how much of the published set was found, if it was not all of it; see `what_is_used`
+    used: dict[str, int | bool] = field(
+        default_factory=dict
+    )  # for the ledger: how much of the published set was found, if it was not all of it; see `what_is_used`
 
 
 def _last_sixth(labels: Tensor) -> Tensor:  # (N,) bool: of each class the last n - 5n // 6 images
@@ -71,7 +122,9 @@ def _last_sixth(labels: Tensor) -> Tensor:  # (N,) bool: of each class the last 
     return rank >= (5 * count // 6)[labels]
 
 
-def _some(images: PhotoSet | ImageSet, n: int) -> PhotoSet | ImageSet:  # n of them, stratified; all for n = 0 or where there are fewer
+def _some(
+    images: PhotoSet | ImageSet, n: int
+) -> PhotoSet | ImageSet:  # n of them, stratified; all for n = 0 or where there are fewer
     return images.subset(stratified_indices(images.labels, n)) if 0 < n < len(images) else images
 
 
@@ -88,28 +141,40 @@ def load_splits(
     """The three parts of a data set; photographs are not decoded.
 
     Raises `DataNotFound` for a missing folder or an empty class, `DamagedData` for what cannot be read (and for a class of one image), `ValueError` for an unknown name, a size below 16, or folders that hold different classes."""
-    if dataset not in DATASETS: raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {dataset!r}.")
-    if size < 16: raise ValueError(f'size must be at least 16 pixels, but was {size}.')
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, but was {dataset!r}.")
+    if size < 16:
+        raise ValueError(f"size must be at least 16 pixels, but was {size}.")
     train: PhotoSet | ImageSet
     test: PhotoSet | ImageSet
     used: dict[str, int | bool] = {}
-    if dataset == 'digits':
-        train, test = load_dataset('digits')
+    if dataset == "digits":
+        train, test = load_dataset("digits")
         size, (mean, std) = 16, (v.expand(3) for v in channel_statistics(train.images))
     else:
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        if dataset == 'imagenet':
-            folder = find_root(root) / 'imagenet'
-            if not folder.is_dir(): raise DataNotFound(f"imagenet was not found at {folder}: put its images in {folder}/train and {folder}/val, one folder a class, or set NSL_DATA to the folder that holds imagenet.")
-            train, test = (photos_from_folder(folder / part, 'imagenet') for part in ('train', 'val'))
+        if dataset == "imagenet":
+            folder = find_root(root) / "imagenet"
+            if not folder.is_dir():
+                raise DataNotFound(
+                    f"imagenet was not found at {folder}: put its images in {folder}/train and {folder}/val, one folder a class, or set NSL_DATA to the folder that holds imagenet."
+                )
+            train, test = (
+                photos_from_folder(folder / part, "imagenet") for part in ("train", "val")
+            )
             if odd := sorted(set(train.classes) ^ set(test.classes)):
-                raise ValueError(f"{folder}/train and {folder}/val must hold the same classes, but {len(odd):,} are in one of them only, the first is {odd[0]}.")
-            used = what_is_used('imagenet', train, test)
+                raise ValueError(
+                    f"{folder}/train and {folder}/val must hold the same classes, but {len(odd):,} are in one of them only, the first is {odd[0]}."
+                )
+            used = what_is_used("imagenet", train, test)
         else:
-            photos = load_photos('mini_imagenet', root)
-            used = what_is_used('mini_imagenet', photos)
+            photos = load_photos("mini_imagenet", root)
+            used = what_is_used("mini_imagenet", photos)
             last = _last_sixth(photos.labels)
-            train, test = photos.subset((~last).nonzero().flatten()), photos.subset(last.nonzero().flatten())
+            train, test = (
+                photos.subset((~last).nonzero().flatten()),
+                photos.subset(last.nonzero().flatten()),
+            )
         if 0 < classes < len(train.classes):
             chosen = [i * len(train.classes) // classes for i in range(classes)]
             train, test = _only(train, chosen), _only(test, chosen)
@@ -117,7 +182,16 @@ def load_splits(
     held = torch.zeros(len(train), dtype=torch.bool)
     held[stratified_indices(train.labels, max(1, min(10_000, len(train) // 10)))] = True
     validation = train.subset(held.nonzero().flatten())
-    return Splits(train.subset((~held).nonzero().flatten()), _some(validation, validation_images), _some(test, test_images), size, dataset != 'digits', mean, std, used)
+    return Splits(
+        train.subset((~held).nonzero().flatten()),
+        _some(validation, validation_images),
+        _some(test, test_images),
+        size,
+        dataset != "digits",
+        mean,
+        std,
+        used,
+    )
 
 # %% ../../nbs/training/08_imagenet.ipynb #a7e82e2e
 @checked
@@ -125,6 +199,7 @@ class Pictures(Dataset):
     """Images ready for a network, as bytes. `pictures[epoch, i]` is image `i` augmented as in that epoch, `pictures[i]` is image `i` as it is evaluated: ((3, size, size) uint8, label).
 
     Raises `DataNotFound` or `DamagedData`, which name the file, when an image cannot be read."""
+
     def __init__(
         self,
         source: PhotoSet | ImageSet,  # grey images are given three equal channels
@@ -134,19 +209,33 @@ class Pictures(Dataset):
         seed: int = 0,
     ):
         self.source, self.seed = source, seed
-        self.augment = v2.Compose([v2.RandomResizedCrop(size, (min_area, 1), antialias=True), *([v2.RandomHorizontalFlip()] if flip else [])])
-        self.centre = v2.Compose([v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)])
+        self.augment = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, (min_area, 1), antialias=True),
+                *([v2.RandomHorizontalFlip()] if flip else []),
+            ]
+        )
+        self.centre = v2.Compose(
+            [v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
+        )
 
     def __len__(self) -> int:  # number of images
         return len(self.source)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, i = key if isinstance(key, tuple) else (None, key)
-        image = self.source.images[i].expand(3, -1, -1) if isinstance(self.source, ImageSet) else pil_to_tensor(self.source.image(i))
+        image = (
+            self.source.images[i].expand(3, -1, -1)
+            if isinstance(self.source, ImageSet)
+            else pil_to_tensor(self.source.image(i))
+        )
         label = int(self.source.labels[i])
-        if epoch is None: return self.centre(image), label
+        if epoch is None:
+            return self.centre(image), label
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(generator_for(self.seed, f'augment {epoch}', i).initial_seed())
+            torch.default_generator.manual_seed(
+                generator_for(self.seed, f"augment {epoch}", i).initial_seed()
+            )
             return self.augment(image), label
 
 
@@ -155,13 +244,23 @@ def decoded(
     photos: PhotoSet,  # of one size
 ) -> ImageSet:
     "All photographs as bytes in memory, where they are small and looked at often. Raises `ValueError` if their sizes differ, `DamagedData` as `PhotoSet.image`."
-    with ThreadPoolExecutor() as pool: images = list(pool.map(lambda i: pil_to_tensor(photos.image(i)), range(len(photos))))
-    if len(sizes := {tuple(image.shape) for image in images}) > 1: raise ValueError(f"photos must have one size to be kept in memory, but {photos.name} has {len(sizes)} sizes.")
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(lambda i: pil_to_tensor(photos.image(i)), range(len(photos))))
+    if len(sizes := {tuple(image.shape) for image in images}) > 1:
+        raise ValueError(
+            f"photos must have one size to be kept in memory, but {photos.name} has {len(sizes)} sizes."
+        )
     return ImageSet(torch.stack(images), photos.labels, photos.classes)
 
 # %% ../../nbs/training/08_imagenet.ipynb #90b1e7d1
-NETWORKS = ('cnn10', 'resnet18')
-METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', *KINDS, 'dynamic_dns_norm')  # cnn: the plain network; cnn_wide_*: as many parameters as dynamic_*; norm: batch norm in the predictor
+NETWORKS = ("cnn10", "resnet18")
+METHODS = (
+    "cnn",
+    "cnn_wide_dns",
+    "cnn_wide_uns",
+    *KINDS,
+    "dynamic_dns_norm",
+)  # cnn: the plain network; cnn_wide_*: as many parameters as dynamic_*; norm: batch norm in the predictor
 
 
 @checked
@@ -172,39 +271,66 @@ def cnn10(
 ) -> nn.Sequential:  # (B, 3, H, W) -> logits (B, num_classes)
     "Ten layers without shortcuts. (ours)"
     _check_sizes(num_classes, width, image_size)
-    block = lambda i, o, k=3, s=1: nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+    block = lambda i, o, k=3, s=1: nn.Sequential(
+        nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)
+    )
     w = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
-    net = nn.Sequential(OrderedDict(
-        stem=nn.Sequential(block(3, w[0], 7, 2), nn.MaxPool2d(3, 2, 1)) if image_size >= 128 else block(3, w[0], 3, 2 if image_size > 32 else 1),
-        **{f'stage{n + 1}': nn.Sequential(block(w[max(0, n - 1)], w[n], s=2 if n else 1), block(w[n], w[n])) for n in range(4)},
-        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), score=nn.Linear(w[3], num_classes),
-    ))
+    net = nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(block(3, w[0], 7, 2), nn.MaxPool2d(3, 2, 1))
+            if image_size >= 128
+            else block(3, w[0], 3, 2 if image_size > 32 else 1),
+            **{
+                f"stage{n + 1}": nn.Sequential(
+                    block(w[max(0, n - 1)], w[n], s=2 if n else 1), block(w[n], w[n])
+                )
+                for n in range(4)
+            },
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            score=nn.Linear(w[3], num_classes),
+        )
+    )
     for m in net.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')  # as torchvision's ResNets
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(
+                m.weight, mode="fan_out", nonlinearity="relu"
+            )  # as torchvision's ResNets
     return net
 
 
-class _ResNet18(ResNet):  # torchvision's, whose stages (not the stem of 64 channels) may be wider or narrower
+class _ResNet18(
+    ResNet
+):  # torchvision's, whose stages (not the stem of 64 channels) may be wider or narrower
     fc: nn.Linear
 
     def __init__(self, num_classes: int, width: float):
         self.width = width
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
-        if self.inplanes != self.fc.in_features: self.fc = nn.Linear(self.inplanes, num_classes)
+        if self.inplanes != self.fc.in_features:
+            self.fc = nn.Linear(self.inplanes, num_classes)
 
     def _make_layer(self, block, planes, *args, **kwargs):
         return super()._make_layer(block, max(1, round(self.width * planes)), *args, **kwargs)
 
 
 def _plain(network: str, num_classes: int, width: float, image_size: int) -> nn.Module:
-    return cnn10(num_classes, width, image_size) if network == 'cnn10' else _ResNet18(num_classes, width)
+    return (
+        cnn10(num_classes, width, image_size)
+        if network == "cnn10"
+        else _ResNet18(num_classes, width)
+    )
 
 
 @lru_cache
-def _matched_width(network: str, method: str, num_classes: int, width: float, image_size: int) -> float:
+def _matched_width(
+    network: str, method: str, num_classes: int, width: float, image_size: int
+) -> float:
     "The width at which the plain network has the parameters of `method`, by bisection."
-    count = lambda w, method='cnn': count_parameters(build_network(network, method, num_classes, w, image_size))
-    with torch.device('meta'):
+    count = lambda w, method="cnn": count_parameters(
+        build_network(network, method, num_classes, w, image_size)
+    )
+    with torch.device("meta"):
         target, low, high = count(width, method), width, 8 * width
         while high - low > 1e-3 * width:
             middle = (low + high) / 2
@@ -213,20 +339,26 @@ def _matched_width(network: str, method: str, num_classes: int, width: float, im
 
 
 def _check_sizes(num_classes: int, width: float, image_size: int) -> None:
-    if not 0 < width < math.inf: raise ValueError(f'width must be positive and finite, but was {width}.')
-    if min(num_classes, image_size) < 1: raise ValueError(f'num_classes and image_size must be at least 1, but were {num_classes} and {image_size}.')
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be positive and finite, but was {width}.")
+    if min(num_classes, image_size) < 1:
+        raise ValueError(
+            f"num_classes and image_size must be at least 1, but were {num_classes} and {image_size}."
+        )
 
 
 def _check_names(network: str, *methods: str) -> None:
-    if network not in NETWORKS: raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but was {network!r}.")
+    if network not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but was {network!r}.")
     for method in methods:
-        if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {method!r}.")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, but was {method!r}.")
 
 
 @checked
 def build_network(
-    network: str = 'cnn10',  # one of `NETWORKS`
-    method: str = 'cnn',  # one of `METHODS`
+    network: str = "cnn10",  # one of `NETWORKS`
+    method: str = "cnn",  # one of `METHODS`
     num_classes: int = 1000,
     width: float = 1.0,  # multiplies the channels of the stages, and the predictors' hidden ones
     image_size: int = 224,  # pixels
@@ -235,52 +367,82 @@ def build_network(
     "A plain network, or one whose 3x3 convolutions have a neural similarity that starts at the identity. One seed gives all methods but the wide ones the same weights. Raises `ValueError` for what it does not know."
     _check_names(network, method)
     _check_sizes(num_classes, width, image_size)
-    if method.startswith('cnn_wide'): width = _matched_width(network, method.replace('cnn_wide', 'dynamic'), num_classes, width, image_size)
+    if method.startswith("cnn_wide"):
+        width = _matched_width(
+            network, method.replace("cnn_wide", "dynamic"), num_classes, width, image_size
+        )
     net = _plain(network, num_classes, width, image_size)
-    if method.startswith('cnn'): return net
+    if method.startswith("cnn"):
+        return net
     first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
-    if method.startswith('dynamic'): predictor = dict(hidden=max(1, round(width * (64 if 'dns' in method else 128))), batchnorm=method.endswith('norm')) | predictor
-    return to_nsl(net, method.removesuffix('_norm'), lambda name, conv: conv is not first and conv.kernel_size == (3, 3), inplace=True, **predictor).model
+    if method.startswith("dynamic"):
+        predictor = (
+            dict(
+                hidden=max(1, round(width * (64 if "dns" in method else 128))),
+                batchnorm=method.endswith("norm"),
+            )
+            | predictor
+        )
+    return to_nsl(
+        net,
+        method.removesuffix("_norm"),
+        lambda name, conv: conv is not first and conv.kernel_size == (3, 3),
+        inplace=True,
+        **predictor,
+    ).model
 
 # %% ../../nbs/training/08_imagenet.ipynb #27b18af5
 @dataclass(frozen=True)
 class ImageNetRecipe(Recipe):
     "torchvision's reference recipe for ResNet-18; `Recipe` says what the inherited settings mean. What concerns CIFAR's input and crops is not used."
-    name: str = 'imagenet'
-    input: Literal['raw', 'standardised', 'centred'] = 'standardised'
-    static_init: Literal['ones', 'eye3'] = 'ones'
-    decay_target: Literal['identity', 'zero'] = 'identity'
+
+    name: str = "imagenet"
+    input: Literal["raw", "standardised", "centred"] = "standardised"
+    static_init: Literal["ones", "eye3"] = "ones"
+    decay_target: Literal["identity", "zero"] = "identity"
     validation: bool = True
-    log_eps: float = 0.
+    log_eps: float = 0.0
     weight_decay: float = 1e-4
-    label_smoothing: float = 0.
+    label_smoothing: float = 0.0
     batch_size: int = 256  # images a step
     drops: tuple[float, ...] = (30 / 90, 60 / 90)
 
-    schedule: Literal['step', 'cosine'] = 'step'  # 'cosine': half a wave down to 0, without the drops
-    warmup: float = 0.  # share of the run in which the rate rises linearly
+    schedule: Literal["step", "cosine"] = (
+        "step"  # 'cosine': half a wave down to 0, without the drops
+    )
+    warmup: float = 0.0  # share of the run in which the rate rises linearly
     micro_batch: int = 32  # images that share their batch statistics
     min_area: float = 0.08  # of a random crop, as a share of the image
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.lr > 0: raise ValueError(f'lr must be positive, not {self.lr}')
-        if self.schedule not in ('step', 'cosine'): raise ValueError(f"schedule must be 'step' or 'cosine', not {self.schedule!r}")
-        if not 0 <= self.warmup < 1: raise ValueError(f'warmup must be a share of the run, at least 0 and below 1, not {self.warmup}')
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, not {self.lr}")
+        if self.schedule not in ("step", "cosine"):
+            raise ValueError(f"schedule must be 'step' or 'cosine', not {self.schedule!r}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup must be a share of the run, at least 0 and below 1, not {self.warmup}"
+            )
         if not 0 < self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
-            raise ValueError(f'micro_batch must divide batch_size ({self.batch_size}), but was {self.micro_batch}')
+            raise ValueError(
+                f"micro_batch must divide batch_size ({self.batch_size}), but was {self.micro_batch}"
+            )
 
     def rate(self, step: int, steps: int) -> float:
         "The learning rate of a step, a function of nothing else."
         warm = self.warmup * steps
-        if step < warm: return self.lr * min(1., (step + 1) / warm)
-        if self.schedule == 'step': return learning_rate(step, steps, self)
+        if step < warm:
+            return self.lr * min(1.0, (step + 1) / warm)
+        if self.schedule == "step":
+            return learning_rate(step, steps, self)
         return self.lr / 2 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 # %% ../../nbs/training/08_imagenet.ipynb #ad3a5f1d
 @checked
 class MicroBatches(Sampler):
     "The keys (epoch, index) of all micro-batches of the steps `start` to `steps`, one after the other."
+
     batch_size: int
 
     def __init__(
@@ -292,10 +454,21 @@ class MicroBatches(Sampler):
         steps: int,  # the end of the run
         start: int = 0,  # steps done before
     ):
-        if not 0 < micro_batch <= batch_size or batch_size % micro_batch: raise ValueError(f'micro_batch must divide batch_size ({batch_size}), but was {micro_batch}')
-        if not 0 <= start <= steps: raise ValueError(f'start must be between 0 and steps ({steps}), but was {start}')
+        if not 0 < micro_batch <= batch_size or batch_size % micro_batch:
+            raise ValueError(
+                f"micro_batch must divide batch_size ({batch_size}), but was {micro_batch}"
+            )
+        if not 0 <= start <= steps:
+            raise ValueError(f"start must be between 0 and steps ({steps}), but was {start}")
         batch_indices(n, batch_size, seed, 0)  # refuses a batch larger than the set
-        self.n, self.step_size, self.batch_size, self.seed, self.steps, self.start = n, batch_size, micro_batch, seed, steps, start
+        self.n, self.step_size, self.batch_size, self.seed, self.steps, self.start = (
+            n,
+            batch_size,
+            micro_batch,
+            seed,
+            steps,
+            start,
+        )
 
     def __len__(self) -> int:  # number of micro-batches
         return (self.steps - self.start) * (self.step_size // self.batch_size)
@@ -303,24 +476,40 @@ class MicroBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.steps):
             epoch = step // (self.n // self.step_size)
-            for part in batch_indices(self.n, self.step_size, self.seed, step).split(self.batch_size): yield [(epoch, i) for i in part.tolist()]
+            for part in batch_indices(self.n, self.step_size, self.seed, step).split(
+                self.batch_size
+            ):
+                yield [(epoch, i) for i in part.tolist()]
 
 # %% ../../nbs/training/08_imagenet.ipynb #8861344f
 @checked
 class StepStatistics:
     "The running statistics of every batch norm in a model: `collect()` after each micro-batch, `share()` at the end of a step."
+
     def __init__(self, model: nn.Module):
-        self.buffers = [b for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers(recurse=False)]
+        self.buffers = [
+            b
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            for b in m.buffers(recurse=False)
+        ]
         self.parts: list[Tensor] = []
         self.start = self._read()
 
     @torch.no_grad()
-    def _read(self) -> Tensor:  # all in one vector, so that there is one thing to communicate; counters are exact in float64
-        return torch.cat([b.flatten().double() for b in self.buffers]) if self.buffers else torch.zeros(0, dtype=torch.float64)
+    def _read(
+        self,
+    ) -> Tensor:  # all in one vector, so that there is one thing to communicate; counters are exact in float64
+        return (
+            torch.cat([b.flatten().double() for b in self.buffers])
+            if self.buffers
+            else torch.zeros(0, dtype=torch.float64)
+        )
 
     @torch.no_grad()
     def _write(self, values: Tensor) -> None:
-        for b, v in zip(self.buffers, values.split([b.numel() for b in self.buffers])): b.copy_(v.view_as(b))
+        for b, v in zip(self.buffers, values.split([b.numel() for b in self.buffers])):
+            b.copy_(v.view_as(b))
 
     def collect(self) -> None:
         "Note what a micro-batch made of the statistics, and take it back."
@@ -329,35 +518,66 @@ class StepStatistics:
 
     def share(self, accelerator: Accelerator) -> None:
         "The mean over all micro-batches of all processes becomes the model's."
-        if self.buffers: self._write(accelerator.reduce(sum(self.parts) / len(self.parts), 'mean'))
+        if self.buffers:
+            self._write(accelerator.reduce(sum(self.parts) / len(self.parts), "mean"))
         self.parts, self.start = [], self._read()
 
 # %% ../../nbs/training/08_imagenet.ipynb #abac1938
 def check_launch() -> int:  # the number of processes
     "What `WORLD_SIZE` and `RANK` say. Raises `ValueError`, one sentence, if that cannot be."
-    size, rank = (os.environ.get(name, default) for name, default in (('WORLD_SIZE', '1'), ('RANK', '0' if os.environ.get('WORLD_SIZE', '1') == '1' else 'not set')))
-    remedy = 'start the processes with torchrun or accelerate launch, or unset it for a single one'
-    if not size.isdecimal() or int(size) < 1: raise ValueError(f'WORLD_SIZE must be the number of processes, at least 1, but was {size!r}: {remedy}.')
-    if not rank.isdecimal() or int(rank) >= int(size): raise ValueError(f'RANK must be between 0 and {int(size) - 1}, since WORLD_SIZE is {size}, but was {rank!r}: {remedy}.')
+    size, rank = (
+        os.environ.get(name, default)
+        for name, default in (
+            ("WORLD_SIZE", "1"),
+            ("RANK", "0" if os.environ.get("WORLD_SIZE", "1") == "1" else "not set"),
+        )
+    )
+    remedy = "start the processes with torchrun or accelerate launch, or unset it for a single one"
+    if not size.isdecimal() or int(size) < 1:
+        raise ValueError(
+            f"WORLD_SIZE must be the number of processes, at least 1, but was {size!r}: {remedy}."
+        )
+    if not rank.isdecimal() or int(rank) >= int(size):
+        raise ValueError(
+            f"RANK must be between 0 and {int(size) - 1}, since WORLD_SIZE is {size}, but was {rank!r}: {remedy}."
+        )
     return int(size)
 
 
 @checked
-def share_of_step(recipe: ImageNetRecipe, processes: int) -> int:  # micro-batches a process and step
+def share_of_step(
+    recipe: ImageNetRecipe, processes: int
+) -> int:  # micro-batches a process and step
     "Raises `ValueError` if the processes cannot share a step evenly."
     n = recipe.batch_size // recipe.micro_batch
     if processes < 1 or n % processes:
-        raise ValueError(f'the number of processes must divide the {n} micro-batches of a step (batch_size {recipe.batch_size} / micro_batch {recipe.micro_batch}), but was {processes}.')
+        raise ValueError(
+            f"the number of processes must divide the {n} micro-batches of a step (batch_size {recipe.batch_size} / micro_batch {recipe.micro_batch}), but was {processes}."
+        )
     return n // processes
 
 
 @checked
-def make_engine(device: str = 'auto', precision: str = 'float32', tracker: str = 'none') -> Accelerator:
+def make_engine(
+    device: str = "auto", precision: str = "float32", tracker: str = "none"
+) -> Accelerator:
     "`make_accelerator`, for one process or several: evaluation without padded batches, and no broadcast of process 0's running statistics. Raises `ValueError` as it and `check_launch` do, and if `accelerate` sees other processes than they."
     processes = check_launch()
-    if processes > 1 and device == 'auto' and not torch.cuda.is_available(): device = 'cpu'  # accelerate takes several processes on a CPU for one another only if it is told
-    engine = make_accelerator(device, precision, tracker, dataloader_config=DataLoaderConfiguration(even_batches=False), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    if engine.num_processes != processes: raise ValueError(f'WORLD_SIZE is {processes}, but accelerate has {engine.num_processes} processes: every one would do all of the work.')
+    if processes > 1 and device == "auto" and not torch.cuda.is_available():
+        device = (
+            "cpu"  # accelerate takes several processes on a CPU for one another only if it is told
+        )
+    engine = make_accelerator(
+        device,
+        precision,
+        tracker,
+        dataloader_config=DataLoaderConfiguration(even_batches=False),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if engine.num_processes != processes:
+        raise ValueError(
+            f"WORLD_SIZE is {processes}, but accelerate has {engine.num_processes} processes: every one would do all of the work."
+        )
     return engine
 
 # %% ../../nbs/training/08_imagenet.ipynb #c0530f8d
@@ -375,13 +595,25 @@ def evaluate_images(
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
-    for images, labels in accelerator.prepare_data_loader(DataLoader(pictures, batch_size, num_workers=workers)):
+    for images, labels in accelerator.prepare_data_loader(
+        DataLoader(pictures, batch_size, num_workers=workers)
+    ):
         logits = model(prepare(images)).float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        sums += torch.stack([best[:, 0].sum(), best.sum(), F.cross_entropy(logits, labels, reduction='sum'), torch.tensor(len(labels), device=logits.device)])
+        sums += torch.stack(
+            [
+                best[:, 0].sum(),
+                best.sum(),
+                F.cross_entropy(logits, labels, reduction="sum"),
+                torch.tensor(len(labels), device=logits.device),
+            ]
+        )
     model.train(training)
-    first, five, loss, counted = accelerator.reduce(sums, 'sum').tolist()
-    if counted != len(pictures): raise RuntimeError(f'{counted:.0f} images were counted, not {len(pictures)}: evaluate with an accelerator from make_engine')
+    first, five, loss, counted = accelerator.reduce(sums, "sum").tolist()
+    if counted != len(pictures):
+        raise RuntimeError(
+            f"{counted:.0f} images were counted, not {len(pictures)}: evaluate with an accelerator from make_engine"
+        )
     return dict(accuracy=100 * first / counted, top5=100 * five / counted, loss=loss / counted)
 
 # %% ../../nbs/training/08_imagenet.ipynb #30739043
@@ -395,11 +627,13 @@ def train_network(
     seed: int = 0,  # of the order of the images and their augmentation
     segments: int = 10,  # how often to measure and save
     accelerator: Accelerator | None = None,  # from `make_engine`
-    checkpoint: str | Path | None = None,  # file to save to and to continue from; used by the first process alone
+    checkpoint: str
+    | Path
+    | None = None,  # file to save to and to continue from; used by the first process alone
     workers: int = 0,  # processes that read images, for each process
-    description: str = '',  # of the progress bar
+    description: str = "",  # of the progress bar
     on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
-    on_nonfinite: str = 'raise',  # or 'record' or 'skip': see `FiniteSteps`
+    on_nonfinite: str = "raise",  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:  # the same in every process
     """Train `model` in place, in as many processes as there are, and measure it on the test images once, at the end.
 
@@ -407,92 +641,208 @@ def train_network(
     Curves: `step, train_loss, train_accuracy, processes, val_step, val_accuracy, val_top5, val_loss`. Weights do not depend on the number of processes but for rounding. Raises `ValueError` when the processes cannot share
     a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run, `NonFinite` for a step that is not finite.
     """
-    if steps < 1 or segments < 1: raise ValueError(f'steps and segments must be at least 1, not {steps} and {segments}')
+    if steps < 1 or segments < 1:
+        raise ValueError(f"steps and segments must be at least 1, not {steps} and {segments}")
     accelerator = accelerator or make_engine()
     accelerator.free_memory()  # forgets earlier networks, and micro-batches that an interrupted step has counted
     accelerator.gradient_accumulation_steps = share_of_step(recipe, accelerator.num_processes)
-    identity = dict(steps=steps, seed=seed, segments=segments, recipe=recipe.parameters(), images=len(splits.train), size=splits.size)
-    state, = broadcast_object_list([newest_checkpoint(checkpoint) if accelerator.is_main_process else None])
-    if state and state.get('identity') != identity:
-        raise ValueError(f"{checkpoint} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output")
-    done, timings, waited_s, wall_s, diverged = 0, [], 0., 0., None
-    curves: dict[str, list[float]] = dict(step=[], train_loss=[], train_accuracy=[], processes=[], val_step=[], val_accuracy=[], val_top5=[], val_loss=[])
-    if state: done, timings, waited_s, wall_s, diverged, curves = (state[k] for k in ('done', 'timings', 'waited_s', 'wall_s', 'diverged', 'curves'))
+    identity = dict(
+        steps=steps,
+        seed=seed,
+        segments=segments,
+        recipe=recipe.parameters(),
+        images=len(splits.train),
+        size=splits.size,
+    )
+    (state,) = broadcast_object_list(
+        [newest_checkpoint(checkpoint) if accelerator.is_main_process else None]
+    )
+    if state and state.get("identity") != identity:
+        raise ValueError(
+            f"{checkpoint} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output"
+        )
+    done, timings, waited_s, wall_s, diverged = 0, [], 0.0, 0.0, None
+    curves: dict[str, list[float]] = dict(
+        step=[],
+        train_loss=[],
+        train_accuracy=[],
+        processes=[],
+        val_step=[],
+        val_accuracy=[],
+        val_top5=[],
+        val_loss=[],
+    )
+    if state:
+        done, timings, waited_s, wall_s, diverged, curves = (
+            state[k] for k in ("done", "timings", "waited_s", "wall_s", "diverged", "curves")
+        )
 
-    train_set, validation_set, test_set = (Pictures(part, splits.size, splits.flip, recipe.min_area, seed) for part in (splits.train, splits.validation, splits.test))
-    loader = DataLoader(train_set, batch_sampler=MicroBatches(len(train_set), recipe.batch_size, recipe.micro_batch, seed, steps, done), num_workers=workers, pin_memory=accelerator.device.type == 'cuda')
+    train_set, validation_set, test_set = (
+        Pictures(part, splits.size, splits.flip, recipe.min_area, seed)
+        for part in (splits.train, splits.validation, splits.test)
+    )
+    loader = DataLoader(
+        train_set,
+        batch_sampler=MicroBatches(
+            len(train_set), recipe.batch_size, recipe.micro_batch, seed, steps, done
+        ),
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
     optimizer = make_optimizer(model, recipe)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if state: model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
     guard = FiniteSteps(model, on_nonfinite, accelerator)
-    guard.skipped = state.get('skipped', 0) if state else 0
+    guard.skipped = state.get("skipped", 0) if state else 0
     dtype = next(model.parameters()).dtype
-    prepare = lambda images: to_input(images, 'standardised', splits.mean, splits.std, dtype).contiguous(memory_format=torch.channels_last)
-    measure = lambda pictures: evaluate_images(model, pictures, prepare, accelerator, workers=workers)
+    prepare = lambda images: to_input(
+        images, "standardised", splits.mean, splits.std, dtype
+    ).contiguous(memory_format=torch.channels_last)
+    measure = lambda pictures: evaluate_images(
+        model, pictures, prepare, accelerator, workers=workers
+    )
 
     boundaries = {math.ceil(steps * (i + 1) / segments) for i in range(segments)}
-    statistics, sums = StepStatistics(model), torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    statistics, sums = (
+        StepStatistics(model),
+        torch.zeros(2, dtype=torch.float64, device=accelerator.device),
+    )
     net.train()
-    with tracked(accelerator, checkpoint) as log, progress_bar(steps, description, initial=done) if accelerator.is_main_process else tqdm(disable=True) as bar:
+    with (
+        tracked(accelerator, checkpoint) as log,
+        progress_bar(steps, description, initial=done)
+        if accelerator.is_main_process
+        else tqdm(disable=True) as bar,
+    ):
         started, kept, began = done, 0, time.perf_counter()
-        ended, before, seen = began, sums.clone(), []  # of the last micro-batch; the sums before the step; its micro-batches
+        ended, before, seen = (
+            began,
+            sums.clone(),
+            [],
+        )  # of the last micro-batch; the sums before the step; its micro-batches
         for images, labels in loader if diverged is None else ():
             waited_s += time.perf_counter() - ended
             with accelerator.accumulate(net):
-                for group in optimizer.param_groups: group['lr'] = recipe.rate(done, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate(done, steps)
                 logits = net(prepare(images))
                 loss = classification_loss(logits, labels, recipe)
                 accelerator.backward(loss + regulariser(model, recipe))
                 statistics.collect()
                 seen.append(images)
-                sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()]) / accelerator.gradient_accumulation_steps
-                allowed = not accelerator.sync_gradients or guard.allow(sums[0], done, batch_indices(len(train_set), recipe.batch_size, seed, done), lambda: [model(prepare(images)) for images in seen])
-                if allowed: optimizer.step()
+                sums += (
+                    torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()])
+                    / accelerator.gradient_accumulation_steps
+                )
+                allowed = not accelerator.sync_gradients or guard.allow(
+                    sums[0],
+                    done,
+                    batch_indices(len(train_set), recipe.batch_size, seed, done),
+                    lambda: [model(prepare(images)) for images in seen],
+                )
+                if allowed:
+                    optimizer.step()
                 optimizer.zero_grad()
             ended = time.perf_counter()
-            if not accelerator.sync_gradients: continue
-            if allowed: statistics.share(accelerator); guard.remember(); kept += 1
-            else: statistics.parts.clear(); sums.copy_(before)
-            before.copy_(sums); seen.clear()
+            if not accelerator.sync_gradients:
+                continue
+            if allowed:
+                statistics.share(accelerator)
+                guard.remember()
+                kept += 1
+            else:
+                statistics.parts.clear()
+                sums.copy_(before)
+            before.copy_(sums)
+            seen.clear()
             done += 1
             if done % max(1, steps // 200) == 0 and not bar.disable:
                 loss_now, right = (sums / max(1, kept)).tolist()
-                bar.set_postfix_str(f'loss {loss_now:.3f} accuracy {100 * right:.1f} %', refresh=False)
+                bar.set_postfix_str(
+                    f"loss {loss_now:.3f} accuracy {100 * right:.1f} %", refresh=False
+                )
             bar.update()
-            if on_step: on_step(done)
-            if done not in boundaries and guard.diverged is None: continue
+            if on_step:
+                on_step(done)
+            if done not in boundaries and guard.diverged is None:
+                continue
 
-            mean_loss, right = (accelerator.reduce(sums, 'mean') / max(1, kept)).tolist()
+            mean_loss, right = (accelerator.reduce(sums, "mean") / max(1, kept)).tolist()
             timings.append(1000 * (time.perf_counter() - began) / (done - started))
             diverged, found = guard.diverged, {}
             if diverged is None and kept:
                 found = measure(validation_set)
-                if not math.isfinite(found['loss']): diverged = done
+                if not math.isfinite(found["loss"]):
+                    diverged = done
             if diverged is None and kept:
-                for name, value in dict(step=done, train_loss=mean_loss, train_accuracy=100 * right, processes=accelerator.num_processes, val_step=done, **{f'val_{k}': v for k, v in found.items()}).items():
+                for name, value in dict(
+                    step=done,
+                    train_loss=mean_loss,
+                    train_accuracy=100 * right,
+                    processes=accelerator.num_processes,
+                    val_step=done,
+                    **{f"val_{k}": v for k, v in found.items()},
+                ).items():
                     curves[name].append(value)
-                log(done, **{name: curve[-1] for name, curve in curves.items() if curve and not name.endswith(('step', 'processes'))})
+                log(
+                    done,
+                    **{
+                        name: curve[-1]
+                        for name, curve in curves.items()
+                        if curve and not name.endswith(("step", "processes"))
+                    },
+                )
             wall_s += time.perf_counter() - began
             if checkpoint is not None and accelerator.is_main_process:
-                save_checkpoint(dict(identity=identity, model=model.state_dict(), optimizer=optimizer.state_dict(), done=done, timings=timings,
-                                     waited_s=waited_s, wall_s=wall_s, diverged=diverged, curves=curves, skipped=guard.skipped), checkpoint)
-            if diverged is not None: break
-            sums.zero_(); before.zero_(); started, kept, began = done, 0, time.perf_counter(); ended = began
+                save_checkpoint(
+                    dict(
+                        identity=identity,
+                        model=model.state_dict(),
+                        optimizer=optimizer.state_dict(),
+                        done=done,
+                        timings=timings,
+                        waited_s=waited_s,
+                        wall_s=wall_s,
+                        diverged=diverged,
+                        curves=curves,
+                        skipped=guard.skipped,
+                    ),
+                    checkpoint,
+                )
+            if diverged is not None:
+                break
+            sums.zero_()
+            before.zero_()
+            started, kept, began = done, 0, time.perf_counter()
+            ended = began
 
     began = time.perf_counter()
     middle = sorted(timings)[len(timings) // 2]
-    metrics = {f'test_{k}': v for k, v in measure(test_set).items() if math.isfinite(v)}
-    metrics |= dict(step_ms=middle, images_per_s=1000 * recipe.batch_size / middle, loader_share=waited_s / wall_s)
-    metrics |= {name: curve[-1] for name, curve in curves.items() if curve and name.startswith(('val_', 'train_loss')) and name != 'val_step'}
-    if diverged is not None: metrics['diverged_step'] = diverged
-    if on_nonfinite == 'skip': metrics['skipped_steps'] = guard.skipped
+    metrics = {f"test_{k}": v for k, v in measure(test_set).items() if math.isfinite(v)}
+    metrics |= dict(
+        step_ms=middle,
+        images_per_s=1000 * recipe.batch_size / middle,
+        loader_share=waited_s / wall_s,
+    )
+    metrics |= {
+        name: curve[-1]
+        for name, curve in curves.items()
+        if curve and name.startswith(("val_", "train_loss")) and name != "val_step"
+    }
+    if diverged is not None:
+        metrics["diverged_step"] = diverged
+    if on_nonfinite == "skip":
+        metrics["skipped_steps"] = guard.skipped
     return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)
 
 # %% ../../nbs/training/08_imagenet.ipynb #53c5c6ab
 @dataclass(frozen=True)
 class Preset:
     "How large a run is. Zero means: all."
+
     size: int  # pixels of the input (digits: always 16)
     width: float  # of the networks
     recipe: ImageNetRecipe
@@ -508,69 +858,115 @@ class Preset:
 
     def parameters(self) -> dict:  # for `Entry.parameters`
         "All settings that decide what comes out, those of the recipe included."
-        return {k: v for k, v in asdict(self).items() if k not in ('recipe', 'seeds', 'cache')} | self.recipe.parameters()
+        return {
+            k: v for k, v in asdict(self).items() if k not in ("recipe", "seeds", "cache")
+        } | self.recipe.parameters()
 
-    def changes(self, usual: 'Preset') -> dict:  # name -> value here
+    def changes(self, usual: "Preset") -> dict:  # name -> value here
         "The settings of that kind in which this plan differs from another."
-        every = lambda plan: {k: list(v) if isinstance(v, tuple) else v for k, v in (asdict(plan) | asdict(plan.recipe)).items() if k not in ('recipe', 'seeds', 'cache')}
+        every = lambda plan: {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in (asdict(plan) | asdict(plan.recipe)).items()
+            if k not in ("recipe", "seeds", "cache")
+        }
         return {k: v for k, v in every(self).items() if v != every(usual)[k]}
 
 
-_short = ImageNetRecipe(batch_size=64, micro_batch=32, lr=0.025, schedule='cosine', warmup=0.1, min_area=0.25)
+_short = ImageNetRecipe(
+    batch_size=64, micro_batch=32, lr=0.025, schedule="cosine", warmup=0.1, min_area=0.25
+)
 PRESETS = {
-    'smoke': Preset(32, 0.125, replace(_short, batch_size=16, micro_batch=8, lr=0.1 / 16), steps=4, segments=2, classes=10, train_images=256, validation_images=50, test_images=50, seeds=(0,)),
-    'quick': Preset(64, 0.25, _short, steps=300, segments=5, classes=20, validation_images=500, cache=True),
-    'small': Preset(84, 0.25, _short, steps=6000, segments=20, cache=True),
-    'paper': Preset(224, 1.0, ImageNetRecipe(), epochs=90, segments=90),
+    "smoke": Preset(
+        32,
+        0.125,
+        replace(_short, batch_size=16, micro_batch=8, lr=0.1 / 16),
+        steps=4,
+        segments=2,
+        classes=10,
+        train_images=256,
+        validation_images=50,
+        test_images=50,
+        seeds=(0,),
+    ),
+    "quick": Preset(
+        64, 0.25, _short, steps=300, segments=5, classes=20, validation_images=500, cache=True
+    ),
+    "small": Preset(84, 0.25, _short, steps=6000, segments=20, cache=True),
+    "paper": Preset(224, 1.0, ImageNetRecipe(), epochs=90, segments=90),
 }
 
 
 @checked
 def similarity_summary(
     model: nn.Module,
-    x: Float[Tensor, 'B C H W'],  # images
-) -> dict[str, list[float]]:  # M_layer0, ...: the similarity, its mean over images and locations where it is dynamic; M_spread0, ...: standard deviations over locations and between images
+    x: Float[Tensor, "B C H W"],  # images
+) -> dict[
+    str, list[float]
+]:  # M_layer0, ...: the similarity, its mean over images and locations where it is dynamic; M_spread0, ...: standard deviations over locations and between images
     "What the ledger keeps of the learned similarities, layer by layer from the input to the output; a layer that is not finite is left out."
     out = {}
     for n, M in enumerate(collect_similarities(model, x).values()):
-        if M.ndim <= 2: out[f'M_layer{n}'] = M.flatten().tolist()
+        if M.ndim <= 2:
+            out[f"M_layer{n}"] = M.flatten().tolist()
         else:
             M = M.flatten(1, -3)
-            out[f'M_layer{n}'] = M.mean((0, 2, 3)).tolist()
-            out[f'M_spread{n}'] = [M.var((2, 3), unbiased=False).mean().sqrt().item(), M.mean((2, 3)).var(0, unbiased=False).mean().sqrt().item()]
+            out[f"M_layer{n}"] = M.mean((0, 2, 3)).tolist()
+            out[f"M_spread{n}"] = [
+                M.var((2, 3), unbiased=False).mean().sqrt().item(),
+                M.mean((2, 3)).var(0, unbiased=False).mean().sqrt().item(),
+            ]
     return finite_curves(out)
 
 
 def _all_whole(photos: PhotoSet, accelerator: Accelerator) -> None:
     "Decode every photograph once, each process its share: a damaged one is found now, and not after hours. Raises `DamagedData` in every process."
-    mine = photos.subset(torch.arange(accelerator.process_index, len(photos), accelerator.num_processes))
-    damages = gather_object([damage for damage in _damages(mine, False, bar=accelerator.is_main_process) if damage])
-    if damages: raise DamagedData(f'{len(damages):,} of {len(photos):,} images of {photos.name} are damaged: {min(damages)}')
+    mine = photos.subset(
+        torch.arange(accelerator.process_index, len(photos), accelerator.num_processes)
+    )
+    damages = gather_object(
+        [damage for damage in _damages(mine, False, bar=accelerator.is_main_process) if damage]
+    )
+    if damages:
+        raise DamagedData(
+            f"{len(damages):,} of {len(photos):,} images of {photos.name} are damaged: {min(damages)}"
+        )
 
 
-def _recorded(work: Callable[[Path | None], tuple[dict, dict, float]], identity: dict, output: str | os.PathLike | None, resume: bool, accelerator: Accelerator) -> Entry | None:
+def _recorded(
+    work: Callable[[Path | None], tuple[dict, dict, float]],
+    identity: dict,
+    output: str | os.PathLike | None,
+    resume: bool,
+    accelerator: Accelerator,
+) -> Entry | None:
     "`recorded_run` in the first process; the others do the same work, and only if there is any."
-    folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.), output)
+    folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0), output)
     with locked(folder) if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process and not resume: forget_run(folder)
-        finished, = broadcast_object_list([accelerator.is_main_process and (folder / 'entry.json').is_file()])
-        if accelerator.is_main_process: return recorded_run(work, output, True, **identity)
+        if accelerator.is_main_process and not resume:
+            forget_run(folder)
+        (finished,) = broadcast_object_list(
+            [accelerator.is_main_process and (folder / "entry.json").is_file()]
+        )
+        if accelerator.is_main_process:
+            return recorded_run(work, output, True, **identity)
     if not finished:
-        with repeatable(): work(None)
+        with repeatable():
+            work(None)
     return None
 
 
 @checked
 def sweep(
-    dataset: str = 'digits',  # one of `DATASETS`
-    network: str = 'cnn10',  # one of `NETWORKS`
+    dataset: str = "digits",  # one of `DATASETS`
+    network: str = "cnn10",  # one of `NETWORKS`
     methods: Sequence[str] = METHODS,  # some of `METHODS`
     seeds: Sequence[int] = (),  # of initialisation, order and augmentation; empty: the preset's
-    preset: str = 'smoke',  # one of `PRESETS`
-    plan: Preset | None = None,  # a changed preset, recorded as 'custom' with what was changed; None: the preset as it is
-    device: str = 'auto',
-    precision: str = 'float32',
-    tracker: str = 'none',  # see `tracked`
+    preset: str = "smoke",  # one of `PRESETS`
+    plan: Preset
+    | None = None,  # a changed preset, recorded as 'custom' with what was changed; None: the preset as it is
+    device: str = "auto",
+    precision: str = "float32",
+    tracker: str = "none",  # see `tracked`
     workers: int = 0,  # processes that read images, for each process
     root: str | os.PathLike | None = None,  # of the data sets
     output: str | os.PathLike | None = None,  # of ledger and runs
@@ -579,45 +975,128 @@ def sweep(
     """All methods with all seeds, seeds outside, in as many processes as there are: one entry in the ledger a run, written by the first process.
 
     Raises `ValueError`, `DataNotFound` or `DamagedData`, one sentence, before any training."""
-    from nsl_repro.training.weights import Preprocessing, keep_model  # a later notebook, which builds these networks by their names
-    if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
+    from nsl_repro.training.weights import (
+        Preprocessing,
+        keep_model,
+    )  # a later notebook, which builds these networks by their names
+
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
     _check_names(network, *methods)
-    for name, values in (('methods', methods), ('seeds', seeds)):
-        if len(set(values)) < len(values): raise ValueError(f"{name} must be different from one another, but were {', '.join(map(str, values))}.")
-    if min(seeds, default=0) < 0: raise ValueError(f'seeds must be at least 0, but one is {min(seeds)}.')
+    for name, values in (("methods", methods), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(
+                f"{name} must be different from one another, but were {', '.join(map(str, values))}."
+            )
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"seeds must be at least 0, but one is {min(seeds)}.")
     plan = plan or PRESETS[preset]
     accelerator = make_engine(device, precision, tracker)
     share_of_step(plan.recipe, accelerator.num_processes)
-    splits = load_splits(dataset, root, plan.size, plan.classes, plan.train_images, plan.validation_images, plan.test_images)
-    batch_indices(len(splits.train), plan.recipe.batch_size, 0, 0)  # refuses a batch larger than the set
+    splits = load_splits(
+        dataset,
+        root,
+        plan.size,
+        plan.classes,
+        plan.train_images,
+        plan.validation_images,
+        plan.test_images,
+    )
+    batch_indices(
+        len(splits.train), plan.recipe.batch_size, 0, 0
+    )  # refuses a batch larger than the set
     steps = plan.steps or plan.epochs * (len(splits.train) // plan.recipe.batch_size)
     classes, P = len(splits.train.classes), accelerator.num_processes
-    if changed := plan.changes(PRESETS[preset]): preset, changed = 'custom', dict(changed={'preset': preset} | changed)
-    name = (f'{P} x ' if P > 1 else '') + (torch.cuda.get_device_name() if accelerator.device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads')
+    if changed := plan.changes(PRESETS[preset]):
+        preset, changed = "custom", dict(changed={"preset": preset} | changed)
+    name = (f"{P} x " if P > 1 else "") + (
+        torch.cuda.get_device_name()
+        if accelerator.device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
 
     @lru_cache
     def ready() -> Splits:
-        photos = {part: images for part in ('train', 'validation', 'test') if isinstance(images := getattr(splits, part), PhotoSet)}
-        if plan.cache: return replace(splits, **{part: decoded(images) for part, images in photos.items()})  # type: ignore[arg-type]
-        for images in photos.values(): _all_whole(images, accelerator)  # what decoding costs in one of the many epochs
+        photos = {
+            part: images
+            for part in ("train", "validation", "test")
+            if isinstance(images := getattr(splits, part), PhotoSet)
+        }
+        if plan.cache:
+            return replace(splits, **{part: decoded(images) for part, images in photos.items()})  # type: ignore[arg-type]
+        for images in photos.values():
+            _all_whole(images, accelerator)  # what decoding costs in one of the many epochs
         return splits
 
     def run(method: str, seed: int) -> Entry | None:
         def work(folder: Path | None) -> tuple[dict, dict, float]:
             torch.manual_seed(seed)
             model = build_network(network, method, classes, plan.width, splits.size)
-            result = train_network(model, ready(), recipe=plan.recipe, steps=steps, seed=seed, segments=plan.segments, accelerator=accelerator, workers=workers, on_nonfinite='record',
-                                   checkpoint=folder and folder / 'checkpoint.pt', description=f'{dataset} {network} {method} seed {seed}')
+            result = train_network(
+                model,
+                ready(),
+                recipe=plan.recipe,
+                steps=steps,
+                seed=seed,
+                segments=plan.segments,
+                accelerator=accelerator,
+                workers=workers,
+                on_nonfinite="record",
+                checkpoint=folder and folder / "checkpoint.pt",
+                description=f"{dataset} {network} {method} seed {seed}",
+            )
             if folder is not None:  # the first process
                 probe = _some(ready().test, 100)
-                x = to_input(torch.stack([Pictures(probe, splits.size)[i][0] for i in range(len(probe))]), 'standardised', splits.mean, splits.std).to(accelerator.device)
-                result.metrics.update(parameters=count_parameters(model), macs=count_macs(model, (3, splits.size, splits.size)))
+                x = to_input(
+                    torch.stack([Pictures(probe, splits.size)[i][0] for i in range(len(probe))]),
+                    "standardised",
+                    splits.mean,
+                    splits.std,
+                ).to(accelerator.device)
+                result.metrics.update(
+                    parameters=count_parameters(model),
+                    macs=count_macs(model, (3, splits.size, splits.size)),
+                )
                 result.curves.update(similarity_summary(model, x))
-                keep_model(folder, model, 'imagenet', dict(network=network, method=method, num_classes=classes, width=plan.width, image_size=splits.size),
-                           Preprocessing(input='standardised', size=[3, splits.size, splits.size], mean=splits.mean.tolist(), std=splits.std.tolist()), splits.train.classes)
+                keep_model(
+                    folder,
+                    model,
+                    "imagenet",
+                    dict(
+                        network=network,
+                        method=method,
+                        num_classes=classes,
+                        width=plan.width,
+                        image_size=splits.size,
+                    ),
+                    Preprocessing(
+                        input="standardised",
+                        size=[3, splits.size, splits.size],
+                        mean=splits.mean.tolist(),
+                        std=splits.std.tolist(),
+                    ),
+                    splits.train.classes,
+                )
             return result.metrics, result.curves, result.wall_time_s
-        parameters = dict(plan.parameters(), network=network, precision=precision, **splits.used, **changed)
-        return _recorded(work, dict(experiment='nsl_imagenet', dataset=dataset, method=method, preset=preset, seed=seed, parameters=parameters, device=name), output, resume, accelerator)
+
+        parameters = dict(
+            plan.parameters(), network=network, precision=precision, **splits.used, **changed
+        )
+        return _recorded(
+            work,
+            dict(
+                experiment="nsl_imagenet",
+                dataset=dataset,
+                method=method,
+                preset=preset,
+                seed=seed,
+                parameters=parameters,
+                device=name,
+            ),
+            output,
+            resume,
+            accelerator,
+        )
 
     entries = [run(method, seed) for seed in seeds or plan.seeds for method in methods]
     return [entry for entry in entries if entry is not None]
@@ -628,41 +1107,97 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def command(
-    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")] = 'digits',
-    network: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = 'cnn10',
-    method: Annotated[list[str], typer.Option(help=f"One of {', '.join(METHODS)}; may be repeated. Default: all.")] = [],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}: seconds, minutes, hours on two cores, the published schedule. What follows changes it, and is recorded as custom; 0 changes nothing.")] = 'smoke',
-    seed: Annotated[list[int], typer.Option(help='May be repeated. Default: the preset\'s.')] = [],
-    steps: Annotated[int, typer.Option(help='Steps of training.')] = 0,
-    batch_size: Annotated[int, typer.Option(help='Images a step.')] = 0,
-    micro_batch: Annotated[int, typer.Option(help='Images that share their batch statistics; divides the batch size. The number of processes divides how many there are in a step.')] = 0,
-    lr: Annotated[float, typer.Option(help='Learning rate.')] = 0.,
-    size: Annotated[int, typer.Option(help='Pixels of the input.')] = 0,
-    width: Annotated[float, typer.Option(help='Multiplies the channels of the network.')] = 0.,
-    device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
-    precision: Annotated[str, typer.Option(help='float32, or bfloat16: autocast.')] = 'float32',
-    tracker: Annotated[str, typer.Option(help='none, or where curves are logged while a run lasts: tensorboard, wandb, mlflow, ...')] = 'none',
-    workers: Annotated[int, typer.Option(help='Processes that read images, for each process.')] = 0,
-    data_root: Annotated[str, typer.Option(help='Folder of the data sets. Default: $NSL_DATA, else data/ of the project.')] = '',
-    output: Annotated[str, typer.Option('--output', '-o', help='Folder of ledger and runs. Default: data/ of the project.')] = '',
-    resume: Annotated[bool, typer.Option(help='Keep finished runs and continue interrupted ones, whatever number of processes they had.')] = True,
+    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")] = "digits",
+    network: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = "cnn10",
+    method: Annotated[
+        list[str], typer.Option(help=f"One of {', '.join(METHODS)}; may be repeated. Default: all.")
+    ] = [],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(PRESETS)}: seconds, minutes, hours on two cores, the published schedule. What follows changes it, and is recorded as custom; 0 changes nothing."
+        ),
+    ] = "smoke",
+    seed: Annotated[list[int], typer.Option(help="May be repeated. Default: the preset's.")] = [],
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 0,
+    micro_batch: Annotated[
+        int,
+        typer.Option(
+            help="Images that share their batch statistics; divides the batch size. The number of processes divides how many there are in a step."
+        ),
+    ] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.0,
+    size: Annotated[int, typer.Option(help="Pixels of the input.")] = 0,
+    width: Annotated[float, typer.Option(help="Multiplies the channels of the network.")] = 0.0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16: autocast.")] = "float32",
+    tracker: Annotated[
+        str,
+        typer.Option(
+            help="none, or where curves are logged while a run lasts: tensorboard, wandb, mlflow, ..."
+        ),
+    ] = "none",
+    workers: Annotated[int, typer.Option(help="Processes that read images, for each process.")] = 0,
+    data_root: Annotated[
+        str,
+        typer.Option(
+            help="Folder of the data sets. Default: $NSL_DATA, else data/ of the project."
+        ),
+    ] = "",
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", help="Folder of ledger and runs. Default: data/ of the project."
+        ),
+    ] = "",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Keep finished runs and continue interrupted ones, whatever number of processes they had."
+        ),
+    ] = True,
 ) -> None:
     """Train plain and neural-similarity networks on large images, in one process or, under torchrun or accelerate launch, in several.
 
     Exit status: 0 it worked, 2 bad usage, 3 a data set is not there.
     """
     changed = lambda **values: {k: v for k, v in values.items() if v}
-    first = os.environ.get('RANK', '0') == '0'  # one process speaks
+    first = os.environ.get("RANK", "0") == "0"  # one process speaks
     try:
-        if preset not in PRESETS: raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, but was {preset!r}.")
         plan = replace(PRESETS[preset], **changed(steps=steps, size=size, width=width))
-        plan = replace(plan, recipe=replace(plan.recipe, **changed(batch_size=batch_size, micro_batch=micro_batch, lr=lr)))
-        entries = sweep(dataset, network, method or METHODS, seed, preset, plan, device, precision, tracker, workers, data_root, output, resume)
+        plan = replace(
+            plan,
+            recipe=replace(
+                plan.recipe, **changed(batch_size=batch_size, micro_batch=micro_batch, lr=lr)
+            ),
+        )
+        entries = sweep(
+            dataset,
+            network,
+            method or METHODS,
+            seed,
+            preset,
+            plan,
+            device,
+            precision,
+            tracker,
+            workers,
+            data_root,
+            output,
+            resume,
+        )
     except (ValueError, ImportError, DataNotFound) as error:
-        if first: typer.echo(f'nsl_repro.training.imagenet: {error}', err=True)
+        if first:
+            typer.echo(f"nsl_repro.training.imagenet: {error}", err=True)
         raise typer.Exit(3 if isinstance(error, DataNotFound) else 2) from None
-    if entries: typer.echo(comparison_table(entries).to_text())
-    if torch.distributed.is_initialized():  # several processes leave together: one that still talks to another that is gone may abort
+    if entries:
+        typer.echo(comparison_table(entries).to_text())
+    if (
+        torch.distributed.is_initialized()
+    ):  # several processes leave together: one that still talks to another that is gone may abort
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
@@ -673,16 +1208,38 @@ def launch(
     *arguments: str,  # of the command
 ) -> None:
     "`torchrun --standalone --nproc_per_node {processes} -m nsl_repro.training.imagenet {arguments}`. Raises `ValueError` for less than one process, `RuntimeError` if the command fails."
-    if processes < 1: raise ValueError(f'processes must be at least 1, but was {processes}.')
-    line = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), '-m', 'nsl_repro.training.imagenet', *arguments]
-    environment = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes)), 'NSL_PROGRESS': 'lines', **os.environ}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as child:
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, but was {processes}.")
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+        "-m",
+        "nsl_repro.training.imagenet",
+        *arguments,
+    ]
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        "NSL_PROGRESS": "lines",
+        **os.environ,
+    }
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as child:
         try:
-            for text in child.stdout or (): print(text, end='', flush=True)
+            for text in child.stdout or ():
+                print(text, end="", flush=True)
         except BaseException:
             child.terminate()
             raise
-    if child.returncode: raise RuntimeError(f'the command failed with status {child.returncode}; what it said is above')
+    if child.returncode:
+        raise RuntimeError(
+            f"the command failed with status {child.returncode}; what it said is above"
+        )
 
 
-if __name__ == '__main__' and __spec__ is not None: app()  # python -m, not a notebook
+if __name__ == "__main__" and __spec__ is not None:
+    app()  # python -m, not a notebook

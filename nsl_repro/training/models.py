@@ -24,21 +24,53 @@ from ..nsl.sphere import SphereConv2d
 from ..nsl.static import KernelShape, NeuralSimilarity, StaticNSLConv2d, _check_counts
 
 # %% ../../nbs/training/01_models.ipynb #00c0620f
-METHODS = ('cnn', 'cnn_wide_dns', 'cnn_wide_uns', 'static_dns', 'static_uns', 'dynamic_dns', 'dynamic_uns', 'dynamic_dns_sphere',
-           'dynamic_dns_shared', 'dynamic_uns_shared')
+METHODS = (
+    "cnn",
+    "cnn_wide_dns",
+    "cnn_wide_uns",
+    "static_dns",
+    "static_uns",
+    "dynamic_dns",
+    "dynamic_uns",
+    "dynamic_dns_sphere",
+    "dynamic_dns_shared",
+    "dynamic_uns_shared",
+)
 
 
-def _middle_layer(method: str, width: float, static_init: str, bn: dict, predictor: dict, shape: dict | None = None) -> tuple[Callable[[int, int], nn.Conv2d], SharedPredictor | None]:
+def _middle_layer(
+    method: str,
+    width: float,
+    static_init: str,
+    bn: dict,
+    predictor: dict,
+    shape: dict | None = None,
+) -> tuple[Callable[[int, int], nn.Conv2d], SharedPredictor | None]:
     "The constructor (in_channels, out_channels) -> layer of the method's nine middle layers, and the predictor that they share or None."
     same: dict[str, Any] = dict(kernel_size=3, padding=1, bias=False)
     taps = lambda: None if shape is None else KernelShape(3, **shape)  # each layer learns its own
-    kind = 'unconstrained' if 'uns' in method else 'diagonal'
-    if method.startswith('static'):
-        return lambda i, o: StaticNSLConv2d(i, o, **same, kind=kind, init=static_init if kind == 'diagonal' else 'identity', shape=taps()), None
-    if method.startswith('dynamic'):
+    kind = "unconstrained" if "uns" in method else "diagonal"
+    if method.startswith("static"):
+        return lambda i, o: StaticNSLConv2d(
+            i,
+            o,
+            **same,
+            kind=kind,
+            init=static_init if kind == "diagonal" else "identity",
+            shape=taps(),
+        ), None
+    if method.startswith("dynamic"):
         scaled = lambda channels: max(1, round(width * channels))
-        options = dict(hidden=scaled(64 if kind == 'diagonal' else 128), sphere='full' if method.endswith('sphere') else 'input', bn_eps=bn['eps'], bn_momentum=bn['momentum'])
-        if not method.endswith('shared'): return lambda i, o: DynamicNSLConv2d(i, o, **same, kind=kind, shape=taps(), **options | predictor), None
+        options = dict(
+            hidden=scaled(64 if kind == "diagonal" else 128),
+            sphere="full" if method.endswith("sphere") else "input",
+            bn_eps=bn["eps"],
+            bn_momentum=bn["momentum"],
+        )
+        if not method.endswith("shared"):
+            return lambda i, o: DynamicNSLConv2d(
+                i, o, **same, kind=kind, shape=taps(), **options | predictor
+            ), None
         core = SharedPredictor(kind=kind, **dict(width=scaled(32)) | options | predictor)
         return lambda i, o: DynamicNSLConv2d(i, o, **same, predictor=core, shape=taps()), core
     return lambda i, o: nn.Conv2d(i, o, **same), None
@@ -46,22 +78,38 @@ def _middle_layer(method: str, width: float, static_init: str, bn: dict, predict
 # %% ../../nbs/training/01_models.ipynb #5384ff93
 def _predictor_options(method: str) -> set[str]:
     "What `predictor` may set for a method."
-    options = {'hidden', 'sphere', 'batchnorm', 'init_scales', 'residual', 'bn_eps', 'bn_momentum'}
-    return set() if not method.startswith('dynamic') else options | {'width', 'adapt', 'head'} if method.endswith('shared') else options
+    options = {"hidden", "sphere", "batchnorm", "init_scales", "residual", "bn_eps", "bn_momentum"}
+    return (
+        set()
+        if not method.startswith("dynamic")
+        else options | {"width", "adapt", "head"}
+        if method.endswith("shared")
+        else options
+    )
 
 # %% ../../nbs/training/01_models.ipynb #8f4a85e4
-def _check_sizes(num_classes: int, width: float, in_channels: int, image_size: int, bn_momentum: float) -> None:
+def _check_sizes(
+    num_classes: int, width: float, in_channels: int, image_size: int, bn_momentum: float
+) -> None:
     "One sentence for a size that neither network can have."
     _check_counts(num_classes=num_classes, in_channels=in_channels)
-    if not 8 <= image_size <= 8192 or image_size % 8: raise ValueError(f"image_size must be a multiple of 8 (three poolings) up to 8192, not {image_size}")
-    if not 0 < width < math.inf: raise ValueError(f"width must be positive, not {width}")
-    if not 0 <= bn_momentum <= 1: raise ValueError(f"bn_momentum must be from 0 to 1, not {bn_momentum}")
+    if not 8 <= image_size <= 8192 or image_size % 8:
+        raise ValueError(
+            f"image_size must be a multiple of 8 (three poolings) up to 8192, not {image_size}"
+        )
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be positive, not {width}")
+    if not 0 <= bn_momentum <= 1:
+        raise ValueError(f"bn_momentum must be from 0 to 1, not {bn_momentum}")
 
 
 def _check_images(x: Tensor, in_channels: int, image_size: int) -> None:
     "One sentence for images of another size: the score layer would give several logits a class."
-    if torch.jit.is_tracing() or x.shape[1:] == (in_channels, image_size, image_size): return
-    raise ValueError(f"x must be (B, {in_channels}, {image_size}, {image_size}), not {tuple(x.shape)}")
+    if torch.jit.is_tracing() or x.shape[1:] == (in_channels, image_size, image_size):
+        return
+    raise ValueError(
+        f"x must be (B, {in_channels}, {image_size}, {image_size}), not {tuple(x.shape)}"
+    )
 
 
 @checked
@@ -70,21 +118,44 @@ class CNN9(nn.Module):
 
     Filters are drawn from N(0, 2 / fan_in); the predictors keep their own smaller scales. [code]
     """
-    def __init__(self, middle: Callable[[int, int], nn.Conv2d], num_classes: int, widths: tuple[int, ...], in_channels: int, image_size: int, bn: dict, predictor: SharedPredictor | None = None):
+
+    def __init__(
+        self,
+        middle: Callable[[int, int], nn.Conv2d],
+        num_classes: int,
+        widths: tuple[int, ...],
+        in_channels: int,
+        image_size: int,
+        bn: dict,
+        predictor: SharedPredictor | None = None,
+    ):
         super().__init__()
+
         def he(conv):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.weight[0].numel()))
             return conv
-        block = lambda conv: nn.Sequential(he(conv), nn.BatchNorm2d(conv.out_channels, **bn), nn.ReLU(inplace=True))
+
+        block = lambda conv: nn.Sequential(
+            he(conv), nn.BatchNorm2d(conv.out_channels, **bn), nn.ReLU(inplace=True)
+        )
         self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
         self.root = block(nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False))
-        stages = [nn.Sequential(block(middle(before, width)), block(middle(width, width)), block(middle(width, width)), nn.MaxPool2d(2))
-                  for before, width in zip((widths[0], *widths), widths)]
+        stages = [
+            nn.Sequential(
+                block(middle(before, width)),
+                block(middle(width, width)),
+                block(middle(width, width)),
+                nn.MaxPool2d(2),
+            )
+            for before, width in zip((widths[0], *widths), widths)
+        ]
         self.stages = nn.Sequential(*stages)
         self.predictor = predictor  # shared by the layers, which hold it without owning it
         self.score = he(nn.Conv2d(widths[-1], num_classes, image_size // 8, bias=False))
 
-    def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(
+        self, x: Float[Tensor, "B C H W"]
+    ) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
         _check_images(x, self.in_channels, self.image_size)
         return self.score(self.stages(self.root(x))).flatten(1)
 
@@ -98,15 +169,20 @@ def count_parameters(model: nn.Module) -> int:
 @lru_cache
 def _matched_widths(method: str, **config: Any) -> tuple[int, ...]:
     "Widths of the plain network with the parameters of `method`: all three scaled by one factor, found by bisection."
-    with torch.device('meta'):
+    with torch.device("meta"):
         target = count_parameters(cnn9(method, **config))
-        widths = lambda scale: tuple(max(1, round(w * config['width'] * scale)) for w in (32, 64, 128))
-        count = lambda scale: count_parameters(cnn9('cnn', **config, _widths=widths(scale)))
+        widths = lambda scale: tuple(
+            max(1, round(w * config["width"] * scale)) for w in (32, 64, 128)
+        )
+        count = lambda scale: count_parameters(cnn9("cnn", **config, _widths=widths(scale)))
         low, high = 1.0, 8.0
         while high - low > 1e-3:
             middle = (low + high) / 2
             low, high = (middle, high) if count(middle) < target else (low, middle)
-        return min(map(widths, (low, high)), key=lambda w: abs(count_parameters(cnn9('cnn', **config, _widths=w)) - target))
+        return min(
+            map(widths, (low, high)),
+            key=lambda w: abs(count_parameters(cnn9("cnn", **config, _widths=w)) - target),
+        )
 
 # %% ../../nbs/training/01_models.ipynb #3ab4225c
 @checked
@@ -116,28 +192,51 @@ def cnn9(
     width: float = 1.0,  # multiplies 32, 64, 128 and the predictors' hidden channels
     in_channels: int = 3,
     image_size: int = 32,  # a multiple of 8
-    static_init: str = 'ones',  # of static DNS: 'ones', or 'eye3' as released
+    static_init: str = "ones",  # of static DNS: 'ones', or 'eye3' as released
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
-    predictor: dict | None = None,  # options of the dynamic layers' predictors that differ from the method's: see `SimilarityPredictor` and `SharedPredictor`
-    shape: dict | int | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`; a number is a budget
+    predictor: dict
+    | None = None,  # options of the dynamic layers' predictors that differ from the method's: see `SimilarityPredictor` and `SharedPredictor`
+    shape: dict
+    | int
+    | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`; a number is a budget
     _widths: tuple[int, ...] | None = None,
 ) -> CNN9:
     """The nine-layer CIFAR network of the released code, with the convolutions of `method` in the middle.
 
     Raises `ValueError` for an unknown method, an unknown option of the predictor, or sizes that the network cannot have. Source: the released code of Liu et al., NeurIPS 2019.
     """
-    if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
-    if static_init not in ('ones', 'eye3'): raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
-    if unknown := set(predictor or {}) - _predictor_options(method): raise ValueError(f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}")
-    if shape is not None and method.startswith('cnn'): raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
+    if static_init not in ("ones", "eye3"):
+        raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
+    if unknown := set(predictor or {}) - _predictor_options(method):
+        raise ValueError(
+            f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}"
+        )
+    if shape is not None and method.startswith("cnn"):
+        raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
     if shape is not None and not isinstance(shape, dict):
-        if not 1 <= shape <= 9: raise ValueError(f"shape must be from 1 to 9, the taps of a 3x3 kernel, or options of KernelShape, not {shape}")
+        if not 1 <= shape <= 9:
+            raise ValueError(
+                f"shape must be from 1 to 9, the taps of a 3x3 kernel, or options of KernelShape, not {shape}"
+            )
         shape = dict(budget=shape)
-    if unknown := set(shape or {}) - set(signature(KernelShape).parameters) | {'kernel_size'} & set(shape or {}): raise ValueError(f"shape must hold options of KernelShape, not {', '.join(sorted(unknown))}")
+    if unknown := set(shape or {}) - set(signature(KernelShape).parameters) | {"kernel_size"} & set(
+        shape or {}
+    ):
+        raise ValueError(
+            f"shape must hold options of KernelShape, not {', '.join(sorted(unknown))}"
+        )
     bn = dict(eps=1e-3, momentum=bn_momentum)
-    if _widths is None and method.startswith('cnn_wide'):
-        _widths = _matched_widths(method.replace('cnn_wide', 'dynamic'), num_classes=num_classes, width=width, in_channels=in_channels, image_size=image_size)
+    if _widths is None and method.startswith("cnn_wide"):
+        _widths = _matched_widths(
+            method.replace("cnn_wide", "dynamic"),
+            num_classes=num_classes,
+            width=width,
+            in_channels=in_channels,
+            image_size=image_size,
+        )
     widths = _widths or tuple(max(1, round(w * width)) for w in (32, 64, 128))
     middle, shared = _middle_layer(method, width, static_init, bn, predictor or {}, shape)
     return CNN9(middle, num_classes, widths, in_channels, image_size, bn, shared)
@@ -147,9 +246,11 @@ def _look(model: nn.Module, x: Tensor, handles: list) -> None:
     "Evaluate the model once, for its hooks alone; then they are gone, and its mode is as it was."
     training = model.training
     try:
-        with torch.no_grad(): model.eval()(x)
+        with torch.no_grad():
+            model.eval()(x)
     finally:
-        for h in handles: h.remove()
+        for h in handles:
+            h.remove()
         model.train(training)
 
 
@@ -159,19 +260,35 @@ def count_macs(
     input_size: Sequence[int],  # (C, H, W) of one image
 ) -> int:
     "Multiply-accumulates of one image through every convolution, similarity, attention, patch norm and linear layer. A static similarity counts as folded. Raises `ValueError` for sizes that are not positive."
-    if len(input_size) != 3 or min(input_size) < 1: raise ValueError(f"input_size must be three positive sizes, (C, H, W) of one image, not {input_size!r}")
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise ValueError(
+            f"input_size must be three positive sizes, (C, H, W) of one image, not {input_size!r}"
+        )
     total = 0
+
     def hook(m, args, out):
         nonlocal total
-        if isinstance(m, GlobalNeuralSimilarity):  # a score and a weighted value for every pair of locations
-            total += math.prod(out.shape[-2:])**2 * (m.query.out_channels + m.value.out_channels)
+        if isinstance(
+            m, GlobalNeuralSimilarity
+        ):  # a score and a weighted value for every pair of locations
+            total += math.prod(out.shape[-2:]) ** 2 * (m.query.out_channels + m.value.out_channels)
             return
         total += out.numel() * (m.weight[0].numel() if isinstance(m, nn.Conv2d) else m.in_features)
         if isinstance(m, DynamicNSLConv2d):
             taps = math.prod(m.kernel_size)
-            total += (taps if m.kind == 'diagonal' else taps**2) * m.in_channels * math.prod(out.shape[-2:])
-        if isinstance(m, SphereConv2d): total += args[0].numel()
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, GlobalNeuralSimilarity))]
+            total += (
+                (taps if m.kind == "diagonal" else taps**2)
+                * m.in_channels
+                * math.prod(out.shape[-2:])
+            )
+        if isinstance(m, SphereConv2d):
+            total += args[0].numel()
+
+    handles = [
+        m.register_forward_hook(hook)
+        for m in model.modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear, GlobalNeuralSimilarity))
+    ]
     p = next(model.parameters(), torch.zeros(()))
     _look(model, torch.zeros(1, *input_size, device=p.device, dtype=p.dtype), handles)
     return total
@@ -181,20 +298,31 @@ def count_macs(
 @torch.no_grad()
 def collect_similarities(
     model: nn.Module,
-    x: Float[Tensor, 'B C H W'] | None = None,  # input images; needed by dynamic layers only
-) -> dict[str, Tensor]:  # layer name -> (K,) or (K, K) where static; (B, K, H', W') or (B, K, K, H', W') where dynamic; on the CPU
+    x: Float[Tensor, "B C H W"] | None = None,  # input images; needed by dynamic layers only
+) -> dict[
+    str, Tensor
+]:  # layer name -> (K,) or (K, K) where static; (B, K, H', W') or (B, K, K, H', W') where dynamic; on the CPU
     "The similarity in every NSL layer of a model, from input to output. Raises `ValueError` when there are dynamic layers and no images."
     found, handles = {}, []
     for name, m in model.named_modules():
-        if isinstance(m, NeuralSimilarity): found[name] = m.M_s.detach().cpu().clone()
+        if isinstance(m, NeuralSimilarity):
+            found[name] = m.M_s.detach().cpu().clone()
         if isinstance(m, SimilarityPredictor):
-            if x is None: raise ValueError(f'x must be images, not None: {name} predicts its similarity from them')
-            handles.append(m.register_forward_hook(lambda m, args, M, name=name: found.__setitem__(name, M.cpu())))
-    if handles and x is not None: _look(model, x, handles)
+            if x is None:
+                raise ValueError(
+                    f"x must be images, not None: {name} predicts its similarity from them"
+                )
+            handles.append(
+                m.register_forward_hook(
+                    lambda m, args, M, name=name: found.__setitem__(name, M.cpu())
+                )
+            )
+    if handles and x is not None:
+        _look(model, x, handles)
     return found
 
 # %% ../../nbs/training/01_models.ipynb #ad190d59
-OPERATORS = ('plain', 'cosine', 'linear', 'sigmoid', 'learnable_sigmoid')
+OPERATORS = ("plain", "cosine", "linear", "sigmoid", "learnable_sigmoid")
 
 
 @checked
@@ -203,33 +331,57 @@ class SphereNet9(nn.Module):
 
     Filters are drawn from N(0, 2 / fan_in) [code], attention's after all others, so that one seed gives both networks the same filters, and at first the same function.
     """
-    def __init__(self, conv: Callable[..., nn.Conv2d], attention: bool, num_classes: int, widths: tuple[int, ...], in_channels: int, image_size: int, fc_norm: bool, bn: dict):
+
+    def __init__(
+        self,
+        conv: Callable[..., nn.Conv2d],
+        attention: bool,
+        num_classes: int,
+        widths: tuple[int, ...],
+        in_channels: int,
+        image_size: int,
+        fc_norm: bool,
+        bn: dict,
+    ):
         super().__init__()
-        block = lambda i, o: nn.Sequential(conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True))
+        block = lambda i, o: nn.Sequential(
+            conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True)
+        )
         self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
-        self.stages = nn.ModuleList(nn.Sequential(block(before, width), block(width, width), block(width, width), nn.MaxPool2d(2))
-                                    for before, width in zip((in_channels, *widths), widths))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                block(before, width), block(width, width), block(width, width), nn.MaxPool2d(2)
+            )
+            for before, width in zip((in_channels, *widths), widths)
+        )
         self.fc = conv(widths[-1], widths[-1], image_size // 8, bias=False)
         self.fc_norm = nn.BatchNorm2d(widths[-1], **bn) if fc_norm else nn.Identity()
         self.score = nn.Conv2d(widths[-1], num_classes, 1, bias=False)
         self._he(self)
-        self.attention = nn.ModuleList(self._he(GlobalNeuralSimilarity(width)) if attention else nn.Identity() for width in widths[:2])
+        self.attention = nn.ModuleList(
+            self._he(GlobalNeuralSimilarity(width)) if attention else nn.Identity()
+            for width in widths[:2]
+        )
 
     @staticmethod
     def _he(module):
         for m in module.modules():
-            if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=math.sqrt(2 / m.weight[0].numel()))
+            if isinstance(m, nn.Conv2d):
+                nn.init.normal_(m.weight, std=math.sqrt(2 / m.weight[0].numel()))
         return module
 
-    def forward(self, x: Float[Tensor, 'B C H W']) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(
+        self, x: Float[Tensor, "B C H W"]
+    ) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
         _check_images(x, self.in_channels, self.image_size)
-        for stage, attention in zip(self.stages, (*self.attention, nn.Identity())): x = attention(stage(x))
+        for stage, attention in zip(self.stages, (*self.attention, nn.Identity())):
+            x = attention(stage(x))
         return self.score(self.fc_norm(self.fc(x))).flatten(1)
 
 
 @checked
 def spherenet9(
-    operator: str = 'cosine',  # one of `OPERATORS`; 'plain' is the baseline
+    operator: str = "cosine",  # one of `OPERATORS`; 'plain' is the baseline
     attention: bool = True,  # global neural similarity after the first two poolings
     num_classes: int = 10,
     width: float = 1.0,  # multiplies 128, 192 and 256; at least 8 channels for attention, which works on an eighth of them
@@ -242,31 +394,57 @@ def spherenet9(
 
     Raises `ValueError` for an unknown operator or sizes that the network cannot have. Source: the released code of Liu et al., NeurIPS 2019 and NIPS 2017.
     """
-    if operator not in OPERATORS: raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, not {operator!r}")
+    if operator not in OPERATORS:
+        raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, not {operator!r}")
     _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
     widths = tuple(round(w * width) for w in (128, 192, 256))
     least = 8 if attention else 1
-    if widths[0] < least: raise ValueError(f"width must leave at least {least} of the first 128 channels{' (attention works on an eighth of them)' if attention else ''}, not {width}")
-    conv: Callable[..., nn.Conv2d] = nn.Conv2d if operator == 'plain' else partial(SphereConv2d, operator=operator)
-    return SphereNet9(conv, attention, num_classes, widths, in_channels, image_size, fc_norm, dict(eps=1e-3, momentum=bn_momentum))
+    if widths[0] < least:
+        raise ValueError(
+            f"width must leave at least {least} of the first 128 channels{' (attention works on an eighth of them)' if attention else ''}, not {width}"
+        )
+    conv: Callable[..., nn.Conv2d] = (
+        nn.Conv2d if operator == "plain" else partial(SphereConv2d, operator=operator)
+    )
+    return SphereNet9(
+        conv,
+        attention,
+        num_classes,
+        widths,
+        in_channels,
+        image_size,
+        fc_norm,
+        dict(eps=1e-3, momentum=bn_momentum),
+    )
 
 # %% ../../nbs/training/01_models.ipynb #adc73aa9
 @checked
 @torch.no_grad()
 def collect_attention(
     model: nn.Module,
-    x: Float[Tensor, 'B C H W'],  # input images
-    points: Sequence[tuple[float, float]],  # (row, column) of each p as shares of the image's height and width, 0 to 1 exclusive
-) -> dict[str, Tensor]:  # layer name -> (B, len(points), H', W'), each map sums to 1; on the CPU; in the order of the layers
+    x: Float[Tensor, "B C H W"],  # input images
+    points: Sequence[
+        tuple[float, float]
+    ],  # (row, column) of each p as shares of the image's height and width, 0 to 1 exclusive
+) -> dict[
+    str, Tensor
+]:  # layer name -> (B, len(points), H', W'), each map sums to 1; on the CPU; in the order of the layers
     "The attention maps of some points in every `GlobalNeuralSimilarity` of a model. Raises `ValueError` for a point outside the image."
     for i, j in points:
-        if not (0 <= i < 1 and 0 <= j < 1): raise ValueError(f"points must be shares of height and width, at least 0 and below 1, got {(i, j)}")
+        if not (0 <= i < 1 and 0 <= j < 1):
+            raise ValueError(
+                f"points must be shares of height and width, at least 0 and below 1, got {(i, j)}"
+            )
     found, handles = {}, []
     for name, m in model.named_modules():
         if isinstance(m, GlobalNeuralSimilarity):
+
             def hook(m, args, out, name=name):
                 H, W = out.shape[-2:]
-                found[name] = m.attention_map(args[0], [(int(i * H), int(j * W)) for i, j in points]).cpu()
+                found[name] = m.attention_map(
+                    args[0], [(int(i * H), int(j * W)) for i, j in points]
+                ).cpu()
+
             handles.append(m.register_forward_hook(hook))
     _look(model, x, handles)
     return found

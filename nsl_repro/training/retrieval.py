@@ -23,189 +23,300 @@ __all__ = ['nearest', 'recall_at_k', 'map_at_r', 'nmi', 'evaluate_retrieval', 's
 # %% ../../nbs/training/06_retrieval.ipynb #0b09280d
 def _check_finite(x: Tensor, name: str) -> None:
     bad = (~x.isfinite()).any(1).nonzero()
-    if len(bad): raise ValueError(f"{name} must be finite, but row {bad[0].item()} is not.")
+    if len(bad):
+        raise ValueError(f"{name} must be finite, but row {bad[0].item()} is not.")
+
 
 def _check_labels(labels: Tensor, embeddings: Tensor) -> None:
     if labels.shape != (len(embeddings),) or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels must be ({len(embeddings)},) integers, as there are embeddings, got {described(labels)}.")
+        raise ValueError(
+            f"labels must be ({len(embeddings)},) integers, as there are embeddings, got {described(labels)}."
+        )
 
-def _unknown(score: str | Callable, what: str) -> ValueError: return ValueError(f"score must be 'euclidean', 'cosine' or {what}, got {described(score)}.")
+
+def _unknown(score: str | Callable, what: str) -> ValueError:
+    return ValueError(f"score must be 'euclidean', 'cosine' or {what}, got {described(score)}.")
+
 
 def _row_scorer(score: str | Callable, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     "The function that scores some queries (n, D) with the whole gallery: (n, M) float32, higher is nearer."
-    if score == 'euclidean':
-        g = gallery.double(); g2 = g.square().sum(1)
+    if score == "euclidean":
+        g = gallery.double()
+        g2 = g.square().sum(1)
+
         def negative_distances(a: Tensor) -> Tensor:
-            a = a.double(); a2 = a.square().sum(1, keepdim=True)
-            D = (a @ g.T).mul_(-2).add_(g2).add_(a2)                       # |a - b|^2
+            a = a.double()
+            a2 = a.square().sum(1, keepdim=True)
+            D = (a @ g.T).mul_(-2).add_(g2).add_(a2)  # |a - b|^2
             return D.masked_fill_(D < 1e-12 * (a2 + g2), 0).neg_().float()
+
         return negative_distances
-    if score == 'cosine':
+    if score == "cosine":
         g = F.normalize(gallery.double(), dim=1)
         return lambda a: (F.normalize(a.double(), dim=1) @ g.T).float()
-    matrix = getattr(score, 'matrix', score)
-    if isinstance(score, type) or not callable(matrix): raise _unknown(score, 'a function of queries and images')
+    matrix = getattr(score, "matrix", score)
+    if isinstance(score, type) or not callable(matrix):
+        raise _unknown(score, "a function of queries and images")
+
     def rows(a: Tensor) -> Tensor:
         S = matrix(a, gallery)
         if S.shape != (len(a), len(gallery)):
-            raise ValueError(f"score must give ({len(a)}, {len(gallery)}) for {len(a)} queries and {len(gallery)} images, got {tuple(S.shape)}.")
+            raise ValueError(
+                f"score must give ({len(a)}, {len(gallery)}) for {len(a)} queries and {len(gallery)} images, got {tuple(S.shape)}."
+            )
         return S.float()
+
     return rows
 
 # %% ../../nbs/training/06_retrieval.ipynb #22a18213
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     "The k largest of every row with their places; among equals the lower place first. `topk` counts NaN as the largest, so that it is seen here."
     values, indices = scores.topk(min(k + 1, scores.shape[1]))
-    cut = (values[:, k:] == values[:, k - 1:k]).any(1).nonzero().flatten()
+    cut = (values[:, k:] == values[:, k - 1 : k]).any(1).nonzero().flatten()
     indices, order = indices[:, :k].sort(1)
     values, order = values[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
     indices = indices.gather(1, order)
     if len(cut):
         full = scores[cut].sort(dim=1, descending=True, stable=True)
         values[cut], indices[cut] = full.values[:, :k], full.indices[:, :k]
-    if not values.isfinite().all(): raise ValueError(f"score must give finite numbers, but some were {values[~values.isfinite()][0].item()}.")
+    if not values.isfinite().all():
+        raise ValueError(
+            f"score must give finite numbers, but some were {values[~values.isfinite()][0].item()}."
+        )
     return values, indices
 
 # %% ../../nbs/training/06_retrieval.ipynb #63127a98
-def _pair_scores(score: str | Callable, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: int = 2048) -> Tensor:
+def _pair_scores(
+    score: str | Callable, a: Tensor, i: Tensor, b: Tensor, j: Tensor, chunk: int = 2048
+) -> Tensor:
     "The scores (n,) of the pairs a[i], b[j], some at a time."
-    if score == 'euclidean': pair = lambda a, b: -(a.double() - b.double()).square().sum(1)
-    elif score == 'cosine': pair = lambda a, b: F.cosine_similarity(a.double(), b.double(), dim=1)
-    elif isinstance(score, str): raise _unknown(score, 'a function of pairs')
-    else: pair = score
+    if score == "euclidean":
+        pair = lambda a, b: -(a.double() - b.double()).square().sum(1)
+    elif score == "cosine":
+        pair = lambda a, b: F.cosine_similarity(a.double(), b.double(), dim=1)
+    elif isinstance(score, str):
+        raise _unknown(score, "a function of pairs")
+    else:
+        pair = score
     parts = []
     for some, others in zip(i.split(chunk), j.split(chunk)):
         parts.append(pair(a[some], b[others]))
-        if parts[-1].shape != some.shape: raise ValueError(f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(some)} pairs.")
+        if parts[-1].shape != some.shape:
+            raise ValueError(
+                f"score must give one number a pair, got {tuple(parts[-1].shape)} for {len(some)} pairs."
+            )
     return torch.cat(parts).float()
 
-def _ranked(queries: Tensor, gallery: Tensor | None, k: int, score: str | Callable, rerank: int | None, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+
+def _ranked(
+    queries: Tensor,
+    gallery: Tensor | None,
+    k: int,
+    score: str | Callable,
+    rerank: int | None,
+    chunk: int | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
     "The k nearest, values and indices, of a chunk of queries at a time."
     own = gallery is None
-    _check_finite(queries, 'queries')
-    if gallery is None: gallery = queries
-    else: _check_finite(gallery, 'gallery')
-    N, M = len(queries), len(gallery) - own                                             # M: the length of a full list
-    if k < 1 or (N and k > M): raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
-    if rerank is not None and rerank < 1: raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
-    if isinstance(score, type) or not isinstance(score, str) and not callable(getattr(score, 'matrix', score)): raise _unknown(score, 'a function of queries and images')
-    if rerank is not None and isinstance(score, str): raise ValueError(f"rerank needs a learned score, got {score!r}.")
-    if queries.shape[1] != (dim := getattr(score, 'dim', queries.shape[1])): raise ValueError(f"queries must have {dim} features, as score takes, got {queries.shape[1]}.")
-    if chunk is not None and chunk < 1: raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")
+    _check_finite(queries, "queries")
+    if gallery is None:
+        gallery = queries
+    else:
+        _check_finite(gallery, "gallery")
+    N, M = len(queries), len(gallery) - own  # M: the length of a full list
+    if k < 1 or (N and k > M):
+        raise ValueError(f"k must be between 1 and the {M} images that a query can find, got {k}.")
+    if rerank is not None and rerank < 1:
+        raise ValueError(f"rerank must be a positive number of candidates, got {rerank}.")
+    if (
+        isinstance(score, type)
+        or not isinstance(score, str)
+        and not callable(getattr(score, "matrix", score))
+    ):
+        raise _unknown(score, "a function of queries and images")
+    if rerank is not None and isinstance(score, str):
+        raise ValueError(f"rerank needs a learned score, got {score!r}.")
+    if queries.shape[1] != (dim := getattr(score, "dim", queries.shape[1])):
+        raise ValueError(
+            f"queries must have {dim} features, as score takes, got {queries.shape[1]}."
+        )
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be a positive number of queries, got {chunk}.")
     n = int(min(rerank or 0, M))
-    rows = _row_scorer('euclidean' if n else score, gallery)
-    chunk = chunk or max(1, 2**23 // max(len(gallery), 1))                                        # 8 million scores at a time
+    rows = _row_scorer("euclidean" if n else score, gallery)
+    chunk = chunk or max(1, 2**23 // max(len(gallery), 1))  # 8 million scores at a time
     for start in range(0, N, chunk):
-        a = queries[start:start + chunk]
+        a = queries[start : start + chunk]
         scores = rows(a)
         each = torch.arange(len(a), device=a.device)
-        if own: scores[each, start + each] = -torch.inf                                     # by index: a copy of the query stays
+        if own:
+            scores[each, start + each] = -torch.inf  # by index: a copy of the query stays
         values, indices = _top(scores, max(k, n))
         if n:
-            candidates = indices[:, :n].sort(1).values                                    # by index, so that ties keep the rule
-            if hasattr(score, 'matrix') and callable(score):
-                S = _pair_scores(score, a, each.repeat_interleave(n), gallery, candidates.flatten()).view(-1, n)
-            else: S = torch.cat([_row_scorer(score, gallery[c])(q[None]) for q, c in zip(a, candidates)])
+            candidates = indices[:, :n].sort(1).values  # by index, so that ties keep the rule
+            if hasattr(score, "matrix") and callable(score):
+                S = _pair_scores(
+                    score, a, each.repeat_interleave(n), gallery, candidates.flatten()
+                ).view(-1, n)
+            else:
+                S = torch.cat(
+                    [_row_scorer(score, gallery[c])(q[None]) for q, c in zip(a, candidates)]
+                )
             best, order = _top(S, n)
             values = torch.cat([best, torch.full_like(values[:, n:], torch.nan)], 1)
             indices = torch.cat([candidates.gather(1, order), indices[:, n:]], 1)
         yield values[:, :k], indices[:, :k]
 
+
 @checked
 @torch.no_grad()
 def nearest(
-    queries: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],
-    gallery: Float[Tensor, 'M D'] | Float[np.ndarray, 'M D'] | None = None,      # None: the queries themselves, each left out of its own list by its index
-    k: int = 10,                                      # how many to find, at most M (or N - 1)
-    score: Any = 'euclidean',                         # 'euclidean', 'cosine', a function (n, D), (M, D) -> (n, M), or what has such a one as its `matrix`: a `PDDM`
-    rerank: int | None = None,                        # put only the so many nearest by Euclidean distance in the order of the score; None: score everything
-    chunk: int | None = None,                         # queries at a time; None: as many as make 8 million scores
-) -> tuple[Tensor, Tensor]:                           # values (N, k) float32, higher is nearer ('euclidean': minus the squared distance), and indices (N, k) int64
+    queries: Float[Tensor, "N D"] | Float[np.ndarray, "N D"],
+    gallery: Float[Tensor, "M D"]
+    | Float[np.ndarray, "M D"]
+    | None = None,  # None: the queries themselves, each left out of its own list by its index
+    k: int = 10,  # how many to find, at most M (or N - 1)
+    score: Any = "euclidean",  # 'euclidean', 'cosine', a function (n, D), (M, D) -> (n, M), or what has such a one as its `matrix`: a `PDDM`
+    rerank: int
+    | None = None,  # put only the so many nearest by Euclidean distance in the order of the score; None: score everything
+    chunk: int | None = None,  # queries at a time; None: as many as make 8 million scores
+) -> tuple[
+    Tensor, Tensor
+]:  # values (N, k) float32, higher is nearer ('euclidean': minus the squared distance), and indices (N, k) int64
     """The nearest images of each query, in order; among equals the lower index first. Never more than `chunk` rows of scores exist at a time.
 
     Values behind the re-ranked candidates are nan: nothing scored them. A function without `matrix` that re-ranks is called once a query.
     Raises `ValueError` for sizes that do not fit, a k that is too large, an unknown score, and embeddings or scores that are not finite."""
-    queries, gallery = torch.as_tensor(queries), None if gallery is None else torch.as_tensor(gallery)
-    found = list(_ranked(queries, gallery, k, score, rerank, chunk)) or [(torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))]
+    queries, gallery = (
+        torch.as_tensor(queries),
+        None if gallery is None else torch.as_tensor(gallery),
+    )
+    found = list(_ranked(queries, gallery, k, score, rerank, chunk)) or [
+        (torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))
+    ]
     return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
 
 # %% ../../nbs/training/06_retrieval.ipynb #7994ec2e
-def _hits(indices: Tensor, labels: Tensor, gallery_labels: Tensor | None) -> Tensor:  # (N, k) bool: whether the neighbour has the query's class
+def _hits(
+    indices: Tensor, labels: Tensor, gallery_labels: Tensor | None
+) -> Tensor:  # (N, k) bool: whether the neighbour has the query's class
     found = labels if gallery_labels is None else gallery_labels
     if indices.numel() and not 0 <= indices.min() <= indices.max() < len(found):
-        raise ValueError(f"indices must be between 0 and {len(found) - 1}, but were between {indices.min().item()} and {indices.max().item()}.")
+        raise ValueError(
+            f"indices must be between 0 and {len(found) - 1}, but were between {indices.min().item()} and {indices.max().item()}."
+        )
     return found[indices.long()] == labels[:, None]
 
-def _possible(labels: Tensor, gallery_labels: Tensor | None) -> Tensor:  # (N,): R, the images of the query's class that it can find
-    classes, place = torch.cat([labels, labels if gallery_labels is None else gallery_labels]).unique(return_inverse=True)
-    return place[len(labels):].bincount(minlength=len(classes))[place[:len(labels)]] - int(gallery_labels is None)
+
+def _possible(
+    labels: Tensor, gallery_labels: Tensor | None
+) -> Tensor:  # (N,): R, the images of the query's class that it can find
+    classes, place = torch.cat(
+        [labels, labels if gallery_labels is None else gallery_labels]
+    ).unique(return_inverse=True)
+    return place[len(labels) :].bincount(minlength=len(classes))[place[: len(labels)]] - int(
+        gallery_labels is None
+    )
+
 
 def _counted(possible: Tensor, alone: str) -> Tensor:  # (N,) bool: which queries enter the mean
-    if alone not in ('exclude', 'miss'): raise ValueError(f"alone must be 'exclude' or 'miss', got {alone!r}.")
-    counted = possible > 0 if alone == 'exclude' else torch.ones_like(possible, dtype=torch.bool)
-    if not counted.any(): raise ValueError(f"labels must give at least one query an image of its class to find, but none of the {len(possible)} has one.")
+    if alone not in ("exclude", "miss"):
+        raise ValueError(f"alone must be 'exclude' or 'miss', got {alone!r}.")
+    counted = possible > 0 if alone == "exclude" else torch.ones_like(possible, dtype=torch.bool)
+    if not counted.any():
+        raise ValueError(
+            f"labels must give at least one query an image of its class to find, but none of the {len(possible)} has one."
+        )
     return counted
 
-def _percent(x: Tensor) -> float: return 100 * x.double().mean().item()
 
-def _first_hit(hits: Tensor) -> Tensor:  # (N,): rank of the first neighbour of the right class, from 0; the length of the list if there is none
+def _percent(x: Tensor) -> float:
+    return 100 * x.double().mean().item()
+
+
+def _first_hit(
+    hits: Tensor,
+) -> Tensor:  # (N,): rank of the first neighbour of the right class, from 0; the length of the list if there is none
     return torch.where(hits.any(1), hits.int().argmax(1), hits.shape[1])
+
 
 @checked
 def recall_at_k(
-    indices: Integer[Tensor, 'N k'],                        # neighbours, nearest first, from `nearest`
-    labels: Integer[Tensor, ' N'],                          # classes of the queries
-    gallery_labels: Integer[Tensor, ' M'] | None = None,    # None: the gallery was the queries
-    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),               # at most k
-    alone: str = 'exclude',                                 # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
-) -> dict[int, float]:                                      # K -> percent
+    indices: Integer[Tensor, "N k"],  # neighbours, nearest first, from `nearest`
+    labels: Integer[Tensor, " N"],  # classes of the queries
+    gallery_labels: Integer[Tensor, " M"] | None = None,  # None: the gallery was the queries
+    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),  # at most k
+    alone: str = "exclude",  # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
+) -> dict[int, float]:  # K -> percent
     """Recall@K: the share of queries with at least one image of their class among the K nearest.
 
     Raises `ValueError` if the lists are shorter than a K, or no query has anything to find."""
-    if not ks or min(ks) < 1 or max(ks) > indices.shape[-1]: raise ValueError(f"ks must be between 1 and the {indices.shape[-1]} neighbours there are, got {tuple(ks)}.")
-    first = _first_hit(_hits(indices, labels, gallery_labels))[_counted(_possible(labels, gallery_labels), alone)]
+    if not ks or min(ks) < 1 or max(ks) > indices.shape[-1]:
+        raise ValueError(
+            f"ks must be between 1 and the {indices.shape[-1]} neighbours there are, got {tuple(ks)}."
+        )
+    first = _first_hit(_hits(indices, labels, gallery_labels))[
+        _counted(_possible(labels, gallery_labels), alone)
+    ]
     return {K: _percent(first < K) for K in ks}
 
 # %% ../../nbs/training/06_retrieval.ipynb #1a1843d6
-def _average_precision(hits: Tensor, possible: Tensor) -> Tensor:  # (N,): the inner sum of MAP@R, over R; 0 where R is 0
+def _average_precision(
+    hits: Tensor, possible: Tensor
+) -> Tensor:  # (N,): the inner sum of MAP@R, over R; 0 where R is 0
     r = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    wanted = hits & (r <= possible[:, None])                                               # right, and among the first R
+    wanted = hits & (r <= possible[:, None])  # right, and among the first R
     return (wanted * hits.cumsum(1) / r.double()).sum(1) / possible.clamp(min=1)
+
 
 @checked
 def map_at_r(
-    indices: Integer[Tensor, 'N k'],                        # from `nearest`, k at least as large as the largest R
-    labels: Integer[Tensor, ' N'],                          # classes of the queries
-    gallery_labels: Integer[Tensor, ' M'] | None = None,    # None: the gallery was the queries
-    alone: str = 'exclude',                                 # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
-) -> float:                                                 # percent
+    indices: Integer[Tensor, "N k"],  # from `nearest`, k at least as large as the largest R
+    labels: Integer[Tensor, " N"],  # classes of the queries
+    gallery_labels: Integer[Tensor, " M"] | None = None,  # None: the gallery was the queries
+    alone: str = "exclude",  # queries whose class the gallery does not hold: 'exclude' from the mean, or count as a 'miss'
+) -> float:  # percent
     """Mean average precision at R, the number of images of the query's class. (Musgrave et al. 2020)
 
     Raises `ValueError` if the lists are shorter than R, or no query has anything to find."""
     possible = _possible(labels, gallery_labels)
     if len(possible) and possible.max() > indices.shape[-1]:
-        raise ValueError(f"indices must list at least R = {possible.max().item()} neighbours, the most that a query can find of its class, got {indices.shape[-1]}.")
-    return _percent(_average_precision(_hits(indices, labels, gallery_labels), possible)[_counted(possible, alone)])
+        raise ValueError(
+            f"indices must list at least R = {possible.max().item()} neighbours, the most that a query can find of its class, got {indices.shape[-1]}."
+        )
+    return _percent(
+        _average_precision(_hits(indices, labels, gallery_labels), possible)[
+            _counted(possible, alone)
+        ]
+    )
 
 # %% ../../nbs/training/06_retrieval.ipynb #e37a7d69
 @checked
 def nmi(
-    embeddings: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],
-    labels: Tensor | np.ndarray | list[int],    # (N,) integers, on any device
-    seed: int = 0,                       # where k-means starts, below 2**32
-) -> float:                              # percent
+    embeddings: Float[Tensor, "N D"] | Float[np.ndarray, "N D"],
+    labels: Tensor | np.ndarray | list[int],  # (N,) integers, on any device
+    seed: int = 0,  # where k-means starts, below 2**32
+) -> float:  # percent
     "Normalised mutual information of the classes and the k-means clusters, as many as classes; scikit-learn's, one start by k-means++."
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 
     embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
-    _check_finite(embeddings, 'embeddings')
+    _check_finite(embeddings, "embeddings")
     _check_labels(labels, embeddings)
-    if not embeddings.numel(): raise ValueError(f"embeddings must have at least one row and one column, got {tuple(embeddings.shape)}.")
-    if not 0 <= seed < 2**32: raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}.")
-    x, classes = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).cpu().numpy(), labels.cpu().numpy()
+    if not embeddings.numel():
+        raise ValueError(
+            f"embeddings must have at least one row and one column, got {tuple(embeddings.shape)}."
+        )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}.")
+    x, classes = (
+        embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32)).cpu().numpy(),
+        labels.cpu().numpy(),
+    )
     clusters = KMeans(len(set(classes.tolist())), n_init=1, random_state=seed).fit_predict(x)
     return 100 * float(normalized_mutual_info_score(classes, clusters))
+
 
 _nmi = nmi  # `evaluate_retrieval` has a switch of that name
 
@@ -213,68 +324,90 @@ _nmi = nmi  # `evaluate_retrieval` has a switch of that name
 @checked
 @torch.no_grad()
 def evaluate_retrieval(
-    embeddings: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],               # every image is a query, all others its gallery
-    labels: Tensor | np.ndarray | list[int],    # (N,) integers, on any device
-    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),       # a K beyond the gallery means all of it
-    score: Any = 'euclidean',                       # as in `nearest`
-    rerank: int | None = None,                      # as in `nearest`
-    nmi: bool = False,                              # k-means, too: slow
-    prefix: str = '',                               # put before every key
-    chunk: int | None = None,                       # as in `nearest`
-    alone: str = 'exclude',                         # as in `recall_at_k`
-) -> dict[str, float]:                              # percent: 'recall_at_1' and so on, 'map_at_r', and 'nmi' if it is asked for
+    embeddings: Float[Tensor, "N D"]
+    | Float[np.ndarray, "N D"],  # every image is a query, all others its gallery
+    labels: Tensor | np.ndarray | list[int],  # (N,) integers, on any device
+    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),  # a K beyond the gallery means all of it
+    score: Any = "euclidean",  # as in `nearest`
+    rerank: int | None = None,  # as in `nearest`
+    nmi: bool = False,  # k-means, too: slow
+    prefix: str = "",  # put before every key
+    chunk: int | None = None,  # as in `nearest`
+    alone: str = "exclude",  # as in `recall_at_k`
+) -> dict[str, float]:  # percent: 'recall_at_1' and so on, 'map_at_r', and 'nmi' if it is asked for
     """Recall@K and MAP@R of one embedding under one score.
 
     Raises `ValueError` as `nearest` and `recall_at_k` do."""
     embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
-    _check_finite(embeddings, 'embeddings')
+    _check_finite(embeddings, "embeddings")
     _check_labels(labels, embeddings)
     labels = labels.to(embeddings.device)
-    if not ks or min(ks) < 1: raise ValueError(f"ks must be positive, got {tuple(ks)}.")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be positive, got {tuple(ks)}.")
     possible = _possible(labels, None)
     counted = _counted(possible, alone)
     k = min(max(max(ks), int(possible.max())), len(labels) - 1)
     ranks, precisions, start = [], [], 0
     for _, indices in _ranked(embeddings, None, k, score, rerank, chunk):
-        hits = labels[indices] == labels[start:start + len(indices), None]
-        ranks.append(_first_hit(hits).masked_fill(~hits.any(1), max(k, *ks)))              # no hit: behind every K
-        precisions.append(_average_precision(hits, possible[start:start + len(indices)])); start += len(indices)
+        hits = labels[indices] == labels[start : start + len(indices), None]
+        ranks.append(
+            _first_hit(hits).masked_fill(~hits.any(1), max(k, *ks))
+        )  # no hit: behind every K
+        precisions.append(_average_precision(hits, possible[start : start + len(indices)]))
+        start += len(indices)
     first, precision = torch.cat(ranks)[counted], torch.cat(precisions)[counted]
-    found = {f'recall_at_{K}': _percent(first < K) for K in ks} | {'map_at_r': _percent(precision)}
-    if nmi: found['nmi'] = _nmi(embeddings, labels)
+    found = {f"recall_at_{K}": _percent(first < K) for K in ks} | {"map_at_r": _percent(precision)}
+    if nmi:
+        found["nmi"] = _nmi(embeddings, labels)
     return {prefix + key: value for key, value in found.items()}
 
 # %% ../../nbs/training/06_retrieval.ipynb #bd3e999f
 @checked
 @torch.no_grad()
 def score_pairs(
-    embeddings: Float[Tensor, 'N D'] | Float[np.ndarray, 'N D'],
-    labels: Tensor | np.ndarray | list[int],    # (N,) integers, on any device
-    score: str | Callable,              # 'euclidean' (minus the squared distance), 'cosine', or a function of pairs, (n, D), (n, D) -> (n,), such as a `PDDM`
-    n: int = 20_000,                    # pairs of each kind
+    embeddings: Float[Tensor, "N D"] | Float[np.ndarray, "N D"],
+    labels: Tensor | np.ndarray | list[int],  # (N,) integers, on any device
+    score: str
+    | Callable,  # 'euclidean' (minus the squared distance), 'cosine', or a function of pairs, (n, D), (n, D) -> (n,), such as a `PDDM`
+    n: int = 20_000,  # pairs of each kind
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:             # (n,) float32 each: scores of random positive pairs and of random negative pairs
+) -> tuple[
+    Tensor, Tensor
+]:  # (n,) float32 each: scores of random positive pairs and of random negative pairs
     """Scores of positive and negative pairs, each kind uniform over all its pairs. The same seed means the same pairs, whatever the score.
 
     Raises `ValueError` if there is no positive pair or no negative one."""
     x, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
-    _check_finite(x, 'embeddings')
+    _check_finite(x, "embeddings")
     _check_labels(labels, x)
-    if n < 1: raise ValueError(f"n must be positive, got {n}.")
+    if n < 1:
+        raise ValueError(f"n must be positive, got {n}.")
     n = int(n)
     labels = labels.cpu()
     _, place, count = labels.unique(return_inverse=True, return_counts=True)
-    order = place.argsort(stable=True)                                                     # class by class
-    start, size = (count.cumsum(0) - count)[place[order]], count[place[order]]               # of the class, for each place in that order
+    order = place.argsort(stable=True)  # class by class
+    start, size = (
+        (count.cumsum(0) - count)[place[order]],
+        count[place[order]],
+    )  # of the class, for each place in that order
     g = torch.Generator().manual_seed(int(seed))
     found = []
-    for kind, partners in (('positive', size - 1), ('negative', len(x) - size)):
+    for kind, partners in (("positive", size - 1), ("negative", len(x) - size)):
         total = partners.cumsum(0)
-        if not len(x) or not total[-1]: raise ValueError(f"labels must make at least one {kind} pair, but their classes have {count.tolist()[:10]} images.")
-        i = torch.searchsorted(total, torch.randint(int(total[-1]), (n,), generator=g), right=True)      # each image as often as it has partners
-        j = (torch.rand(n, generator=g, dtype=torch.float64) * partners[i]).long()                        # its j-th partner
-        if kind == 'positive': j = start[i] + j + (start[i] + j >= i)                                     # step over itself...
-        else: j = j + size[i] * (j >= start[i])                                                           # ...or over its class
+        if not len(x) or not total[-1]:
+            raise ValueError(
+                f"labels must make at least one {kind} pair, but their classes have {count.tolist()[:10]} images."
+            )
+        i = torch.searchsorted(
+            total, torch.randint(int(total[-1]), (n,), generator=g), right=True
+        )  # each image as often as it has partners
+        j = (
+            torch.rand(n, generator=g, dtype=torch.float64) * partners[i]
+        ).long()  # its j-th partner
+        if kind == "positive":
+            j = start[i] + j + (start[i] + j >= i)  # step over itself...
+        else:
+            j = j + size[i] * (j >= start[i])  # ...or over its class
         a, b = (order[t].to(x.device) for t in (i, j))
         found.append(_pair_scores(score, x, a, x, b))
     positive, negative = found
@@ -283,26 +416,36 @@ def score_pairs(
 # %% ../../nbs/training/06_retrieval.ipynb #1b7eee4f
 def _both(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     positive, negative = positive.double(), negative.double()
-    if not (positive.numel() and negative.numel()) or positive.isnan().any() or negative.isnan().any():
-        raise ValueError(f"positive and negative must be scores, at least one each and none of them nan, got {positive.numel()} and {negative.numel()}.")
+    if (
+        not (positive.numel() and negative.numel())
+        or positive.isnan().any()
+        or negative.isnan().any()
+    ):
+        raise ValueError(
+            f"positive and negative must be scores, at least one each and none of them nan, got {positive.numel()} and {negative.numel()}."
+        )
     return positive.flatten().sort().values, negative.flatten().sort().values
+
 
 @checked
 def overlap(
-    positive: Float[Tensor, '*P'],    # scores of positive pairs, any number
-    negative: Float[Tensor, '*N'],    # scores of negative pairs, any number
-) -> float:                           # percent: 0 if a threshold separates them, 100 if they are alike (or the wrong way round)
+    positive: Float[Tensor, "*P"],  # scores of positive pairs, any number
+    negative: Float[Tensor, "*N"],  # scores of negative pairs, any number
+) -> (
+    float
+):  # percent: 0 if a threshold separates them, 100 if they are alike (or the wrong way round)
     "The errors of the best threshold, misses and false alarms, each as a share of its kind: the area that the two distributions share. Invariant under increasing maps."
     positive, negative = _both(positive, negative)
     t = torch.cat([positive, negative])
-    below = lambda scores: torch.searchsorted(scores, t, right=True) / len(scores)           # F(t)
+    below = lambda scores: torch.searchsorted(scores, t, right=True) / len(scores)  # F(t)
     return 100 * (1 - (below(negative) - below(positive)).max().clamp(min=0).item())
+
 
 @checked
 def auroc(
-    positive: Float[Tensor, '*P'],    # scores of positive pairs, any number
-    negative: Float[Tensor, '*N'],    # scores of negative pairs, any number
-) -> float:                           # percent: 100 if every positive scores higher than every negative, 50 by chance
+    positive: Float[Tensor, "*P"],  # scores of positive pairs, any number
+    negative: Float[Tensor, "*N"],  # scores of negative pairs, any number
+) -> float:  # percent: 100 if every positive scores higher than every negative, 50 by chance
     "Area under the ROC curve: how often a positive pair scores higher than a negative one, a tie counting half."
     positive, negative = _both(positive, negative)
     lower, upper = (torch.searchsorted(negative, positive, right=right) for right in (False, True))
@@ -311,22 +454,35 @@ def auroc(
 # %% ../../nbs/training/06_retrieval.ipynb #cdef48f0
 @checked
 def plot_neighbours(
-    image: Callable[[int], object],            # index -> what `imshow` draws: a PIL image, or an array (H, W) or (H, W, 3)
-    labels: Integer[Tensor, ' N'],
-    queries: Sequence[int],                    # the images to ask, a row each
-    indices: Integer[Tensor, 'N k'],           # neighbours of every image, from `nearest`
-    classes: Sequence[str] | None = None,      # names of the classes, written above the images
-    size: float = .9,                          # inches an image
-) -> Any:                                      # the figure
+    image: Callable[
+        [int], object
+    ],  # index -> what `imshow` draws: a PIL image, or an array (H, W) or (H, W, 3)
+    labels: Integer[Tensor, " N"],
+    queries: Sequence[int],  # the images to ask, a row each
+    indices: Integer[Tensor, "N k"],  # neighbours of every image, from `nearest`
+    classes: Sequence[str] | None = None,  # names of the classes, written above the images
+    size: float = 0.9,  # inches an image
+) -> Any:  # the figure
     "Queries and their nearest images: a green frame where the class is the query's, a red one where it is not."
     import matplotlib.pyplot as plt
 
     k = indices.shape[1]
-    fig, axs = plt.subplots(len(queries), k + 1, figsize=(size * (k + 1), size * 1.2 * len(queries)), squeeze=False, facecolor='white', layout='constrained')
+    fig, axs = plt.subplots(
+        len(queries),
+        k + 1,
+        figsize=(size * (k + 1), size * 1.2 * len(queries)),
+        squeeze=False,
+        facecolor="white",
+        layout="constrained",
+    )
     for row, q in zip(axs, queries):
         for ax, i in zip(row, [q, *indices[q].tolist()]):
-            ax.imshow(image(i), cmap='gray_r'); ax.set_xticks([]); ax.set_yticks([])
-            color = 'black' if ax is row[0] else '#009E73' if labels[i] == labels[q] else '#D00000'
-            for side in ax.spines.values(): side.set(color=color, linewidth=1 if ax is row[0] else 3)
-            if classes is not None: ax.set_title(classes[int(labels[i])], fontsize=7, color=color)
+            ax.imshow(image(i), cmap="gray_r")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            color = "black" if ax is row[0] else "#009E73" if labels[i] == labels[q] else "#D00000"
+            for side in ax.spines.values():
+                side.set(color=color, linewidth=1 if ax is row[0] else 3)
+            if classes is not None:
+                ax.set_title(classes[int(labels[i])], fontsize=7, color=color)
     return fig

@@ -28,7 +28,15 @@ from ..nsl.dynamic import DynamicNSLConv2d
 from .embedding import EmbeddingNet
 from ..base.files import make_folder, write_whole
 from ..pddm.unit import PDDM
-from ..results.tables import Entry, _read_json, _validated, entry_name, find_entry, read_entry, run_folder
+from nsl_repro.results.tables import (
+    Entry,
+    _read_json,
+    _validated,
+    entry_name,
+    find_entry,
+    read_entry,
+    run_folder,
+)
 from ..nsl.static import KernelShape, fold
 
 # %% auto #0
@@ -39,11 +47,7 @@ __all__ = ['BUILDERS', 'TOLERANCE', 'Embedder', 'Preprocessing', 'ModelConfig', 
 class Embedder(nn.Module):
     "An embedding network and, where one was trained with it, its PDDM unit as `score`."
 
-    def __init__(
-        self,
-        net: EmbeddingNet,
-        score: PDDM | None = None,
-    ):
+    def __init__(self, net: EmbeddingNet, score: PDDM | None = None):
         super().__init__()
         self.net, self.score = net, score
 
@@ -54,35 +58,48 @@ class Embedder(nn.Module):
     def arguments(self) -> dict[str, Any]:
         "What the builder `embedding` needs to make one like it."
         body = self.net.backbone
-        return dict(in_dim=self.net.linear.in_features, dim=self.net.linear.out_features, backbone=body.name if body else None, pddm=self.score is not None)
+        return dict(
+            in_dim=self.net.linear.in_features,
+            dim=self.net.linear.out_features,
+            backbone=body.name if body else None,
+            pddm=self.score is not None,
+        )
 
 
 def _embedder(in_dim: int, dim: int, backbone: str | None = None, pddm: bool = False) -> Embedder:
     from nsl_repro.data.features import load_backbone
 
-    return Embedder(EmbeddingNet(in_dim, dim, load_backbone(backbone, weights=None) if backbone else None), PDDM(dim) if pddm else None)
+    return Embedder(
+        EmbeddingNet(in_dim, dim, load_backbone(backbone, weights=None) if backbone else None),
+        PDDM(dim) if pddm else None,
+    )
 
 
-def _classifier(backbone: str, classes: int, adapt: str = 'static_dns', **options: Any) -> nn.Module:
+def _classifier(
+    backbone: str, classes: int, adapt: str = "static_dns", **options: Any
+) -> nn.Module:
     from nsl_repro.training.adaptation import Classifier
     from nsl_repro.data.features import load_backbone
 
     body = load_backbone(backbone, weights=None)
-    if body.dim is None: raise ValueError(f'{backbone} is no network')
+    if body.dim is None:
+        raise ValueError(f"{backbone} is no network")
     return Classifier(body, body.dim, classes, adapt, **options)
 
 
 def _from(module: str, name: str) -> Callable[..., nn.Module]:  # imported when it is asked for
-    return lambda **arguments: getattr(import_module(f'nsl_repro.training.{module}'), name)(**arguments)
+    return lambda **arguments: getattr(import_module(f"nsl_repro.training.{module}"), name)(
+        **arguments
+    )
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    'cnn9': _from('models', 'cnn9'),
-    'spherenet9': _from('models', 'spherenet9'),
-    'imagenet': _from('imagenet', 'build_network'),
-    'conv4': _from('fewshot', 'Conv4'),
-    'classifier': _classifier,  # a pre-trained backbone, adapted: its weights are in the file, none are downloaded
-    'embedding': _embedder,
+    "cnn9": _from("models", "cnn9"),
+    "spherenet9": _from("models", "spherenet9"),
+    "imagenet": _from("imagenet", "build_network"),
+    "conv4": _from("fewshot", "Conv4"),
+    "classifier": _classifier,  # a pre-trained backbone, adapted: its weights are in the file, none are downloaded
+    "embedding": _embedder,
 }
 
 # %% ../../nbs/training/10_weights.ipynb #b3a024b6
@@ -91,35 +108,52 @@ def _frozen(backbone: str, digest: str) -> nn.Module:
     from nsl_repro.data.features import load_backbone
 
     body = load_backbone(backbone)
-    if body.digest() != digest: raise ValueError(f'the weights of {backbone} here (digest {body.digest()}) must be those with which the model was trained (digest {digest}).')
+    if body.digest() != digest:
+        raise ValueError(
+            f"the weights of {backbone} here (digest {body.digest()}) must be those with which the model was trained (digest {digest})."
+        )
     return body
 
 
 class Preprocessing(BaseModel):
     "How bytes become a network's input. Call it with images: (B, C, H, W) uint8 of `size`."
 
-    model_config = ConfigDict(extra='forbid', strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    input: Literal['raw', 'standardised', 'centred', 'unit']  # see `to_input`; unit: 0..1
-    size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]  # channels, height, width
+    input: Literal["raw", "standardised", "centred", "unit"]  # see `to_input`; unit: 0..1
+    size: Annotated[
+        list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)
+    ]  # channels, height, width
     mean: list[FiniteFloat] = []  # of each channel on the scale 0..255, for 'standardised'
     std: list[FiniteFloat] = []
     flatten: bool = False  # one row of numbers an image
-    backbone: Literal['', 'efficientnet_lite0', 'googlenet'] = ''  # a frozen network whose features are the input
-    digest: str = ''  # of its weights
+    backbone: Literal["", "efficientnet_lite0", "googlenet"] = (
+        ""  # a frozen network whose features are the input
+    )
+    digest: str = ""  # of its weights
 
     def model_post_init(self, _: Any) -> None:
-        if any(len(v) != (self.size[0] if self.input == 'standardised' else 0) for v in (self.mean, self.std)): raise ValueError('mean and std must have one number a channel for standardised images, and none for others')
+        if any(
+            len(v) != (self.size[0] if self.input == "standardised" else 0)
+            for v in (self.mean, self.std)
+        ):
+            raise ValueError(
+                "mean and std must have one number a channel for standardised images, and none for others"
+            )
 
     @classmethod
     def of(
         cls,
         images: Tensor,  # (N, C, H, W) uint8: the training images
-        input: Literal['raw', 'standardised', 'centred'],  # as in `to_input`
+        input: Literal["raw", "standardised", "centred"],  # as in `to_input`
         **options: Any,  # flatten
     ) -> Preprocessing:
         "The preprocessing of a network that was trained on these images."
-        mean, std = (v.tolist() for v in channel_statistics(images)) if input == 'standardised' else ([], [])
+        mean, std = (
+            (v.tolist() for v in channel_statistics(images))
+            if input == "standardised"
+            else ([], [])
+        )
         return cls(input=input, size=list(images.shape[1:]), mean=mean, std=std, **options)
 
     def __call__(
@@ -128,44 +162,63 @@ class Preprocessing(BaseModel):
     ) -> Tensor:  # (B, C, H, W) float32, or (B, D) of features
         "Raises `ValueError` for images of another type or size."
         if images.dtype != torch.uint8 or list(images.shape[1:]) != self.size:
-            raise ValueError(f"images must be uint8 of shape (B, {', '.join(map(str, self.size))}), but were {images.dtype} of shape {tuple(images.shape)}.")
+            raise ValueError(
+                f"images must be uint8 of shape (B, {', '.join(map(str, self.size))}), but were {images.dtype} of shape {tuple(images.shape)}."
+            )
         if self.backbone:
-            with torch.no_grad(): return _frozen(self.backbone, self.digest).to(images.device)(images)
-        if self.input == 'unit': x = images.float() / 255
-        else: x = to_input(images, self.input, torch.tensor(self.mean), torch.tensor(self.std))
+            with torch.no_grad():
+                return _frozen(self.backbone, self.digest).to(images.device)(images)
+        if self.input == "unit":
+            x = images.float() / 255
+        else:
+            x = to_input(images, self.input, torch.tensor(self.mean), torch.tensor(self.std))
         return x.flatten(1) if self.flatten else x.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/training/10_weights.ipynb #b52925e2
 class ModelConfig(BaseModel):
     "The `config.json` beside the weights."
 
-    model_config = ConfigDict(extra='forbid', strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
 
-    schema_: Literal[1] = Field(1, alias='schema')  # version of this format
+    schema_: Literal[1] = Field(1, alias="schema")  # version of this format
     version: str  # of nsl_repro, which wrote it
-    builder: Literal['cnn9', 'spherenet9', 'imagenet', 'conv4', 'classifier', 'embedding']  # of `BUILDERS`
+    builder: Literal[
+        "cnn9", "spherenet9", "imagenet", "conv4", "classifier", "embedding"
+    ]  # of `BUILDERS`
     arguments: dict[str, JsonValue]  # of the builder
     preprocessing: Preprocessing
     classes: list[str]  # of the outputs, in order; empty for an embedding
     note: str  # what a user must know, for people
-    weights: Annotated[str, Field(pattern='^[0-9a-f]{64}$')]  # sha256 of model.safetensors
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256 of model.safetensors
 
 
 def _build(config: ModelConfig, source: str) -> nn.Module:
     "The network that is described, with random weights; the caller's random state is left alone."
     with torch.random.fork_rng(devices=[]):
-        try: return BUILDERS[config.builder](**config.arguments)
-        except ImportError: raise  # it says itself which package is missing
-        except Exception as e: raise ValueError(f'{source}: {config.builder} cannot be built with these arguments: {e}') from e
+        try:
+            return BUILDERS[config.builder](**config.arguments)
+        except ImportError:
+            raise  # it says itself which package is missing
+        except Exception as e:
+            raise ValueError(
+                f"{source}: {config.builder} cannot be built with these arguments: {e}"
+            ) from e
 
 
-def _forms(state: dict[str, Tensor]) -> dict[str, tuple]: return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+def _forms(state: dict[str, Tensor]) -> dict[str, tuple]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
 
 
-def _difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:  # one clause, or nothing
+def _difference(
+    wanted: dict[str, Tensor], found: dict[str, Tensor]
+) -> str:  # one clause, or nothing
     a, b = _forms(wanted), _forms(found)
     wrong = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
-    return f"{len(wrong)} of {len(a)} tensors do not fit, the first is {wrong[0]}: {b.get(wrong[0], 'missing')} instead of {a.get(wrong[0], 'none')}" if wrong else ''
+    return (
+        f"{len(wrong)} of {len(a)} tensors do not fit, the first is {wrong[0]}: {b.get(wrong[0], 'missing')} instead of {a.get(wrong[0], 'none')}"
+        if wrong
+        else ""
+    )
 
 
 def keep_model(
@@ -175,30 +228,48 @@ def keep_model(
     arguments: dict[str, Any],  # with which the builder makes such a network; JSON
     preprocessing: Preprocessing,
     classes: Sequence[str] = (),  # names of the outputs; none for an embedding
-    note: str = '',  # one sentence for whoever uses the model
+    note: str = "",  # one sentence for whoever uses the model
 ) -> Path:  # the folder
     "Write `model.safetensors` and `config.json`. Raises `ValueError` if the builder does not make this network from these arguments."
     folder = Path(folder)
-    try: arguments = json.loads(json.dumps(arguments, allow_nan=False))
-    except (TypeError, ValueError) as e: raise ValueError(f'arguments must be JSON: {e}') from e
+    try:
+        arguments = json.loads(json.dumps(arguments, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"arguments must be JSON: {e}") from e
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = tensor_bytes(state)
-    config = _validated(ModelConfig, dict(version=nsl_repro.__version__, builder=builder, arguments=arguments, preprocessing=preprocessing, classes=list(classes), note=note,
-                                          weights=hashlib.sha256(data).hexdigest()), 'the description of the model')
-    with torch.device('meta'): blank = _build(config, 'arguments')
-    if wrong := _difference(state, blank.state_dict()): raise ValueError(f'builder and arguments must describe the model, but of what they make {wrong}.')
+    config = _validated(
+        ModelConfig,
+        dict(
+            version=nsl_repro.__version__,
+            builder=builder,
+            arguments=arguments,
+            preprocessing=preprocessing,
+            classes=list(classes),
+            note=note,
+            weights=hashlib.sha256(data).hexdigest(),
+        ),
+        "the description of the model",
+    )
+    with torch.device("meta"):
+        blank = _build(config, "arguments")
+    if wrong := _difference(state, blank.state_dict()):
+        raise ValueError(
+            f"builder and arguments must describe the model, but of what they make {wrong}."
+        )
     make_folder(folder)
-    write_whole(folder / 'model.safetensors', data)
-    write_whole(folder / 'config.json', config.model_dump_json(by_alias=True, indent=1) + '\n')
+    write_whole(folder / "model.safetensors", data)
+    write_whole(folder / "config.json", config.model_dump_json(by_alias=True, indent=1) + "\n")
     return folder
 
 # %% ../../nbs/training/10_weights.ipynb #d4beae67
-def read_config(
-    folder: str | Path,
-) -> ModelConfig:
+def read_config(folder: str | Path) -> ModelConfig:
     "The description in a folder. Raises `FileNotFoundError` or `ValueError`, one sentence."
-    path = Path(folder) / 'config.json'
-    if not path.is_file(): raise FileNotFoundError(f'{folder} holds no model: there is no config.json in it; `nsl-repro export RUN FOLDER` makes such a folder.')
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model: there is no config.json in it; `nsl-repro export RUN FOLDER` makes such a folder."
+        )
     return _validated(ModelConfig, _read_json(path), str(path))
 
 
@@ -209,15 +280,25 @@ def load(
 
     Raises `FileNotFoundError` or `ValueError`, one sentence, for a folder that holds none, or one that is damaged, of another schema or not what its description says."""
     folder = Path(path)
-    config, file = read_config(folder), folder / 'model.safetensors'
-    if not file.is_file(): raise FileNotFoundError(f'{folder} holds no weights: there is no model.safetensors in it.')
+    config, file = read_config(folder), folder / "model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no weights: there is no model.safetensors in it.")
     data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != config.weights: raise ValueError(f'{file} is damaged or belongs to another model: its sha256 is not the one in config.json; export or copy it again.')
-    try: tensors = read_tensors(data)
-    except SafetensorError as e: raise ValueError(f'{file} is not a safetensors file: {e}.') from e
-    with torch.device('meta'): blank = _build(config, str(folder / 'config.json'))  # takes no memory, whatever is described
-    if wrong := _difference(blank.state_dict(), tensors): raise ValueError(f'{file} is not a {config.builder} of these arguments: {wrong}.')
-    model = _build(config, str(folder / 'config.json'))
+    if hashlib.sha256(data).hexdigest() != config.weights:
+        raise ValueError(
+            f"{file} is damaged or belongs to another model: its sha256 is not the one in config.json; export or copy it again."
+        )
+    try:
+        tensors = read_tensors(data)
+    except SafetensorError as e:
+        raise ValueError(f"{file} is not a safetensors file: {e}.") from e
+    with torch.device("meta"):
+        blank = _build(
+            config, str(folder / "config.json")
+        )  # takes no memory, whatever is described
+    if wrong := _difference(blank.state_dict(), tensors):
+        raise ValueError(f"{file} is not a {config.builder} of these arguments: {wrong}.")
+    model = _build(config, str(folder / "config.json"))
     model.load_state_dict(tensors)
     vars(model).update(preprocess=config.preprocessing, config=config)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -226,68 +307,110 @@ def load(
 TOLERANCE = 1e-5  # between PyTorch and onnxruntime, as a share of the largest output (of 1, where all are smaller)
 
 
-def _runs_alike(model: nn.Module, path: Path, names: Sequence[str], examples: Sequence[tuple[Tensor, ...]]) -> float:
+def _runs_alike(
+    model: nn.Module, path: Path, names: Sequence[str], examples: Sequence[tuple[Tensor, ...]]
+) -> float:
     "The largest difference, as a share of the largest output. Raises `RuntimeError` if it is more than `TOLERANCE`, `ValueError` if an input takes no part."
     import onnxruntime
 
-    session, worst = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider']), 0.
-    if lost := set(names) - {x.name for x in session.get_inputs()}: raise ValueError(f'{type(model).__name__} cannot be written as ONNX: no operator that could be traced leads from its {sorted(lost)[0]} to its output.')
+    session, worst = (
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]),
+        0.0,
+    )
+    if lost := set(names) - {x.name for x in session.get_inputs()}:
+        raise ValueError(
+            f"{type(model).__name__} cannot be written as ONNX: no operator that could be traced leads from its {sorted(lost)[0]} to its output."
+        )
     for example in examples:
-        with torch.no_grad(): wanted = model(*example)
-        found = torch.from_numpy(session.run(None, {name: x.contiguous().numpy() for name, x in zip(names, example)})[0])
-        if found.shape != wanted.shape: raise RuntimeError(f'onnxruntime gives {tuple(found.shape)} for inputs for which PyTorch gives {tuple(wanted.shape)}')
+        with torch.no_grad():
+            wanted = model(*example)
+        found = torch.from_numpy(
+            session.run(None, {name: x.contiguous().numpy() for name, x in zip(names, example)})[0]
+        )
+        if found.shape != wanted.shape:
+            raise RuntimeError(
+                f"onnxruntime gives {tuple(found.shape)} for inputs for which PyTorch gives {tuple(wanted.shape)}"
+            )
         worst = max(worst, ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1)).item())
-    if not worst <= TOLERANCE: raise RuntimeError(f'onnxruntime and PyTorch must agree to {TOLERANCE:g} of the largest output, but differ by {worst:.2g}')
+    if not worst <= TOLERANCE:
+        raise RuntimeError(
+            f"onnxruntime and PyTorch must agree to {TOLERANCE:g} of the largest output, but differ by {worst:.2g}"
+        )
     return worst
 
 
 def to_onnx(
     model: nn.Module,  # any network of this library, or a layer; it is left untouched
     path: str | os.PathLike,  # of the file to write
-    example: Tensor | tuple[Tensor, ...],  # what the model takes, on the CPU; its first dimension is the batch
+    example: Tensor
+    | tuple[Tensor, ...],  # what the model takes, on the CPU; its first dimension is the batch
 ) -> float:  # largest difference between onnxruntime and PyTorch, as a share of the largest output
     """Write an ONNX file and run it: static similarities folded, any batch size.
 
     Raises `ImportError` if onnx or onnxruntime is missing, `ValueError` for a model that ONNX's operators cannot express, `RuntimeError` if the file does not give the same outputs."""
-    for package in ('onnx', 'onnxruntime'):
-        try: import_module(package)
-        except ImportError as e: raise ImportError(f"ONNX needs the package {package}, which is not installed: pip install 'nsl_repro[onnx]'") from e
+    for package in ("onnx", "onnxruntime"):
+        try:
+            import_module(package)
+        except ImportError as e:
+            raise ImportError(
+                f"ONNX needs the package {package}, which is not installed: pip install 'nsl_repro[onnx]'"
+            ) from e
     example = example if isinstance(example, tuple) else (example,)
-    if not example or any(len(x) < 1 for x in example): raise ValueError('example must hold at least one row')
+    if not example or any(len(x) < 1 for x in example):
+        raise ValueError("example must hold at least one row")
     model, path = fold(model).cpu().eval(), Path(path)
     for layer in model.modules():
-        if isinstance(layer, DynamicNSLConv2d): layer.backend = 'reference'
-        if isinstance(layer, KernelShape): setattr(layer, 'forward', partial(Tensor.clone, layer().detach()))  # decided: which taps live is a constant
-    names = ['input'] if len(example) == 1 else [f'input{n}' for n in range(len(example))]
+        if isinstance(layer, DynamicNSLConv2d):
+            layer.backend = "reference"
+        if isinstance(layer, KernelShape):
+            setattr(
+                layer, "forward", partial(Tensor.clone, layer().detach())
+            )  # decided: which taps live is a constant
+    names = ["input"] if len(example) == 1 else [f"input{n}" for n in range(len(example))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')  # that checks of shapes are traced once, and that there is a newer exporter
-            try: torch.onnx.export(model, example, str(part), dynamo=False, input_names=names, output_names=['output'], dynamic_axes={name: {0: 'batch'} for name in (*names, 'output')}, opset_version=17)
+            warnings.simplefilter(
+                "ignore"
+            )  # that checks of shapes are traced once, and that there is a newer exporter
+            try:
+                torch.onnx.export(
+                    model,
+                    example,
+                    str(part),
+                    dynamo=False,
+                    input_names=names,
+                    output_names=["output"],
+                    dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
+                    opset_version=17,
+                )
             except (torch.onnx.errors.OnnxExporterError, RuntimeError) as e:
-                raise ValueError(f'{type(model).__name__} cannot be written as ONNX: {str(e).strip().splitlines()[0]}') from e
+                raise ValueError(
+                    f"{type(model).__name__} cannot be written as ONNX: {str(e).strip().splitlines()[0]}"
+                ) from e
         other = tuple(torch.cat([x, x.flip(0)[:1]]) for x in example)
         worst = _runs_alike(model, part, names, [example, other])
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
     return worst
 
 # %% ../../nbs/training/10_weights.ipynb #74f4932c
 _LICENCES = {  # of the images, in words; the model card says so beside the licence of the code
-    'digits': 'Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository: CC BY 4.0',
-    'cifar10': 'CIFAR-10, A. Krizhevsky, V. Nair and G. Hinton, 2009: for research; no licence is stated',
-    'cifar100': 'CIFAR-100, A. Krizhevsky, V. Nair and G. Hinton, 2009: for research; no licence is stated',
-    'cub': 'CUB-200-2011, C. Wah et al., Caltech, 2011: for non-commercial research',
-    'cars': 'CARS196, J. Krause et al., 2013: for non-commercial research',
-    'mini_imagenet': "100 classes of ImageNet: for non-commercial research, under ImageNet's terms of access",
-    'imagenet': "ImageNet: for non-commercial research, under its terms of access",
+    "digits": "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository: CC BY 4.0",
+    "cifar10": "CIFAR-10, A. Krizhevsky, V. Nair and G. Hinton, 2009: for research; no licence is stated",
+    "cifar100": "CIFAR-100, A. Krizhevsky, V. Nair and G. Hinton, 2009: for research; no licence is stated",
+    "cub": "CUB-200-2011, C. Wah et al., Caltech, 2011: for non-commercial research",
+    "cars": "CARS196, J. Krause et al., 2013: for non-commercial research",
+    "mini_imagenet": "100 classes of ImageNet: for non-commercial research, under ImageNet's terms of access",
+    "imagenet": "ImageNet: for non-commercial research, under its terms of access",
 }
 _LIMITS = {
-    'smoke': 'Trained for seconds, to see that the code runs. It has learned next to nothing.',
-    'quick': 'Trained for minutes on two CPU cores, to see that everything works on real data. It is evidence neither for nor against what the paper claims.',
-    'small': 'Trained for hours on two CPU cores: a fair comparison of short trainings, not the scale of the paper.',
-    'paper': "Trained by the paper's schedule.",
+    "smoke": "Trained for seconds, to see that the code runs. It has learned next to nothing.",
+    "quick": "Trained for minutes on two CPU cores, to see that everything works on real data. It is evidence neither for nor against what the paper claims.",
+    "small": "Trained for hours on two CPU cores: a fair comparison of short trainings, not the scale of the paper.",
+    "paper": "Trained by the paper's schedule.",
 }
 
 
@@ -297,80 +420,203 @@ def model_card(
     files: Sequence[str] = (),  # what lies beside the card, besides weights and description
 ) -> str:  # Markdown, with the front matter that model hubs read
     "What the model is, how good it is, how to use it, and what it is not."
-    p, name = config.preprocessing, f'{entry.experiment}, {entry.method}, {entry.dataset}, `{entry.preset}`, seed {entry.seed}'
-    kinds = [kind for kind in ('accuracy', 'recall') if any(kind in metric for metric in entry.metrics)]
-    front = dict(license='mit', library_name='nsl_repro', datasets=[entry.dataset], metrics=kinds, pipeline_tag='image-classification' if config.classes else 'image-feature-extraction',
-                 tags=['neural-similarity', 'metric-learning' if config.builder == 'embedding' else 'image-classification', entry.method, entry.preset])
-    what = f"a row of {p.backbone}'s features" if p.backbone else 'images'
-    use = ['import torch', 'import nsl_repro', '', 'model = nsl_repro.load("path/to/this/folder")', f'images = torch.zeros(1, {", ".join(map(str, p.size))}, dtype=torch.uint8)  # yours',
-           f'with torch.no_grad(): {"logits" if config.classes else "embeddings"} = model(model.preprocess(images))']
-    if config.classes: use.append('print(model.config.classes[logits[0].argmax()])')
-    if config.arguments.get('pddm'): use.append('with torch.no_grad(): similarity = model.score(embeddings, embeddings)  # PDDM, row by row: higher is more similar')
-    number = lambda value: f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
-    table = lambda head, values: '\n'.join([f'| {head} | |', '|---|---|', *(f'| `{key}` | {value} |' for key, value in values.items())])
-    code = f'`{entry.commit[:12]}`' + (' with changes that were not committed' if entry.dirty else '') if entry.commit else 'not known: it was not run from a checkout'
-    onnx = [f'`{file}` runs without PyTorch; ' + {'model.onnx': f'its input is {what if p.backbone else "uint8 images as above, the preprocessing is inside"}, the batch may have any size.',
-                                                  'score.onnx': "its inputs are two batches of embeddings, its output PDDM's similarity row by row."}[file] for file in files if file.endswith('.onnx')]
-    return '\n'.join(['---', *(f'{key}: {json.dumps(value)}' for key, value in front.items()), '---', '', f'# {name}', '',
-        f'A network of nsl_repro (its builder `{config.builder}`), as one recorded run left it.', *(['', config.note] if config.note else []), '',
-        '## How to use it', '', f'With nsl_repro {config.version} or later. Images are uint8, {p.size[0]} x {p.size[1]} x {p.size[2]} (channels, height, width); the normalisation is in `config.json`.', '',
-        '```python', *use, '```', '', *onnx, *([''] if onnx else []),
-        '## How good it is', '', 'Accuracies and recalls in percent, one seed.', '', table('metric', {k: number(v) for k, v in entry.metrics.items()}), '',
-        '## What it is not', '', _LIMITS[entry.preset], '',
-        '## How it was made', '', table('parameter', {k: f'`{json.dumps(v)}`' for k, v in entry.parameters.items()}), '',
-        table('', dict(dataset=entry.dataset, device=entry.device, seconds=f'{entry.wall_time_s:,.0f}', commit=code, **entry.versions)), '',
-        '## Licences', '', f'Code and weights: MIT. The images it was trained on are not covered by that: {_LICENCES.get(entry.dataset, "their licence is not known here")}.',
-        *([f'The features are of a pre-trained {p.backbone}, which is not in this folder.'] if p.backbone else []), ''])
+    p, name = (
+        config.preprocessing,
+        f"{entry.experiment}, {entry.method}, {entry.dataset}, `{entry.preset}`, seed {entry.seed}",
+    )
+    kinds = [
+        kind for kind in ("accuracy", "recall") if any(kind in metric for metric in entry.metrics)
+    ]
+    front = dict(
+        license="mit",
+        library_name="nsl_repro",
+        datasets=[entry.dataset],
+        metrics=kinds,
+        pipeline_tag="image-classification" if config.classes else "image-feature-extraction",
+        tags=[
+            "neural-similarity",
+            "metric-learning" if config.builder == "embedding" else "image-classification",
+            entry.method,
+            entry.preset,
+        ],
+    )
+    what = f"a row of {p.backbone}'s features" if p.backbone else "images"
+    use = [
+        "import torch",
+        "import nsl_repro",
+        "",
+        'model = nsl_repro.load("path/to/this/folder")',
+        f"images = torch.zeros(1, {', '.join(map(str, p.size))}, dtype=torch.uint8)  # yours",
+        f"with torch.no_grad(): {'logits' if config.classes else 'embeddings'} = model(model.preprocess(images))",
+    ]
+    if config.classes:
+        use.append("print(model.config.classes[logits[0].argmax()])")
+    if config.arguments.get("pddm"):
+        use.append(
+            "with torch.no_grad(): similarity = model.score(embeddings, embeddings)  # PDDM, row by row: higher is more similar"
+        )
+    number = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    table = lambda head, values: "\n".join(
+        [f"| {head} | |", "|---|---|", *(f"| `{key}` | {value} |" for key, value in values.items())]
+    )
+    code = (
+        f"`{entry.commit[:12]}`" + (" with changes that were not committed" if entry.dirty else "")
+        if entry.commit
+        else "not known: it was not run from a checkout"
+    )
+    onnx = [
+        f"`{file}` runs without PyTorch; "
+        + {
+            "model.onnx": f"its input is {what if p.backbone else 'uint8 images as above, the preprocessing is inside'}, the batch may have any size.",
+            "score.onnx": "its inputs are two batches of embeddings, its output PDDM's similarity row by row.",
+        }[file]
+        for file in files
+        if file.endswith(".onnx")
+    ]
+    return "\n".join(
+        [
+            "---",
+            *(f"{key}: {json.dumps(value)}" for key, value in front.items()),
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"A network of nsl_repro (its builder `{config.builder}`), as one recorded run left it.",
+            *(["", config.note] if config.note else []),
+            "",
+            "## How to use it",
+            "",
+            f"With nsl_repro {config.version} or later. Images are uint8, {p.size[0]} x {p.size[1]} x {p.size[2]} (channels, height, width); the normalisation is in `config.json`.",
+            "",
+            "```python",
+            *use,
+            "```",
+            "",
+            *onnx,
+            *([""] if onnx else []),
+            "## How good it is",
+            "",
+            "Accuracies and recalls in percent, one seed.",
+            "",
+            table("metric", {k: number(v) for k, v in entry.metrics.items()}),
+            "",
+            "## What it is not",
+            "",
+            _LIMITS[entry.preset],
+            "",
+            "## How it was made",
+            "",
+            table("parameter", {k: f"`{json.dumps(v)}`" for k, v in entry.parameters.items()}),
+            "",
+            table(
+                "",
+                dict(
+                    dataset=entry.dataset,
+                    device=entry.device,
+                    seconds=f"{entry.wall_time_s:,.0f}",
+                    commit=code,
+                    **entry.versions,
+                ),
+            ),
+            "",
+            "## Licences",
+            "",
+            f"Code and weights: MIT. The images it was trained on are not covered by that: {_LICENCES.get(entry.dataset, 'their licence is not known here')}.",
+            *(
+                [f"The features are of a pre-trained {p.backbone}, which is not in this folder."]
+                if p.backbone
+                else []
+            ),
+            "",
+        ]
+    )
 
 # %% ../../nbs/training/10_weights.ipynb #c17cc2a5
 class _FromBytes(nn.Module):
     "A network with its preprocessing in front."
-    def __init__(self, model: nn.Module, prepare: Preprocessing): super().__init__(); self.model, self.prepare = model, prepare
-    def forward(self, images: Tensor) -> Tensor: return self.model(self.prepare(images))
+
+    def __init__(self, model: nn.Module, prepare: Preprocessing):
+        super().__init__()
+        self.model, self.prepare = model, prepare
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.prepare(images))
 
 
 def _onnx_files(model: nn.Module, config: ModelConfig, folder: Path) -> list[str]:
     "Write what of a loaded model can run without PyTorch; the names of the files."
     p, g = config.preprocessing, torch.Generator().manual_seed(0)
-    if isinstance(model, Embedder) and p.backbone: to_onnx(model, folder / 'model.onnx', torch.rand(2, model.net.linear.in_features, generator=g))
-    else: to_onnx(_FromBytes(model, p), folder / 'model.onnx', torch.randint(256, (2, *p.size), generator=g, dtype=torch.uint8))
-    if not (isinstance(model, Embedder) and model.score): return ['model.onnx']
+    if isinstance(model, Embedder) and p.backbone:
+        to_onnx(
+            model, folder / "model.onnx", torch.rand(2, model.net.linear.in_features, generator=g)
+        )
+    else:
+        to_onnx(
+            _FromBytes(model, p),
+            folder / "model.onnx",
+            torch.randint(256, (2, *p.size), generator=g, dtype=torch.uint8),
+        )
+    if not (isinstance(model, Embedder) and model.score):
+        return ["model.onnx"]
     z = nn.functional.normalize(torch.randn(4, model.net.linear.out_features, generator=g))
-    to_onnx(model.score, folder / 'score.onnx', (z[:2], z[2:]))
-    return ['model.onnx', 'score.onnx']
+    to_onnx(model.score, folder / "score.onnx", (z[:2], z[2:]))
+    return ["model.onnx", "score.onnx"]
 
 
 def export(
     run: str,  # the name of a ledger entry, or its beginning: see `find_entry`
-    folder: str | os.PathLike | None = None,  # to make; None: `exports/` beside the ledger, under the entry's name
+    folder: str
+    | os.PathLike
+    | None = None,  # to make; None: `exports/` beside the ledger, under the entry's name
     root: str | os.PathLike | None = None,  # of ledger and runs; None: the project's data/
     onnx: bool = False,  # write ONNX files too
 ) -> Path:  # the folder
     """Put the model of a finished run, its description, its ledger entry and a model card into a folder of their own.
 
     Raises `ValueError`, one sentence, for a run that is not known, not finished, or kept no model, for a folder that holds anything but this export, and as `to_onnx`."""
-    root = Path(root) if root else project_root() / 'data'
-    name = Path(run).name.removesuffix('.json')
-    begun = root / 'runs' / name
-    if name and begun.is_dir() and not (begun / 'entry.json').is_file(): raise ValueError(f'{name} is not finished: run it to its end first, the same command continues it.')
+    root = Path(root) if root else project_root() / "data"
+    name = Path(run).name.removesuffix(".json")
+    begun = root / "runs" / name
+    if name and begun.is_dir() and not (begun / "entry.json").is_file():
+        raise ValueError(
+            f"{name} is not finished: run it to its end first, the same command continues it."
+        )
     name = entry_name(find_entry(run, root))
-    source = root / 'runs' / name
-    experiment, dataset, preset = name.split('__')[:3]
-    again = f'nsl-repro run {experiment} -p dataset={dataset} -p preset={preset}'
-    if not (source / 'entry.json').is_file(): raise ValueError(f'{name} was not run here, or its folder {source} is gone: run it first ({again}, with the parameters in its entry).')
-    entry = read_entry(source / 'entry.json')
-    if not (source / 'config.json').is_file(): raise ValueError(f'{name} kept no model, as runs recorded before this was possible and runs that train nothing: run it again ({again} -p resume=false, with the parameters in its entry).')
-    folder, model, config = Path(folder) if folder else root / 'exports' / name, load(source), read_config(source)
-    if folder.exists() and not folder.is_dir(): raise ValueError(f'folder must be a folder, but {folder} is a file.')
+    source = root / "runs" / name
+    experiment, dataset, preset = name.split("__")[:3]
+    again = f"nsl-repro run {experiment} -p dataset={dataset} -p preset={preset}"
+    if not (source / "entry.json").is_file():
+        raise ValueError(
+            f"{name} was not run here, or its folder {source} is gone: run it first ({again}, with the parameters in its entry)."
+        )
+    entry = read_entry(source / "entry.json")
+    if not (source / "config.json").is_file():
+        raise ValueError(
+            f"{name} kept no model, as runs recorded before this was possible and runs that train nothing: run it again ({again} -p resume=false, with the parameters in its entry)."
+        )
+    folder, model, config = (
+        Path(folder) if folder else root / "exports" / name,
+        load(source),
+        read_config(source),
+    )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, but {folder} is a file.")
     if folder.is_dir() and any(folder.iterdir()):
-        same = all((folder / part).is_file() and (folder / part).read_bytes() == (source / part).read_bytes() for part in ('config.json', 'entry.json'))
-        if not same: raise ValueError(f'folder must be new or empty, but {folder} holds something else.')
+        same = all(
+            (folder / part).is_file()
+            and (folder / part).read_bytes() == (source / part).read_bytes()
+            for part in ("config.json", "entry.json")
+        )
+        if not same:
+            raise ValueError(f"folder must be new or empty, but {folder} holds something else.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch)
-        for part in ('model.safetensors', 'entry.json', 'config.json'): (made / part).write_bytes((source / part).read_bytes())
+        for part in ("model.safetensors", "entry.json", "config.json"):
+            (made / part).write_bytes((source / part).read_bytes())
         files = _onnx_files(model, config, made) if onnx else []
-        (made / 'README.md').write_text(model_card(entry, config, files), encoding='utf-8')
+        (made / "README.md").write_text(model_card(entry, config, files), encoding="utf-8")
         folder.mkdir(exist_ok=True)
-        for file in sorted(made.iterdir(), key=lambda file: file.name == 'config.json'): os.replace(file, folder / file.name)  # what makes it a model comes last
+        for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+            os.replace(file, folder / file.name)  # what makes it a model comes last
     return folder

@@ -1,6 +1,7 @@
 """Whatever a public function is given: the right result, or a `ValueError` or `TypeError` that names the argument. Never a wrong answer, a crash or a hang.
 
 Each function has one good call below. Every argument is spoiled in every way that fits it, and Hypothesis spoils two or three at once, with NSL_SOAK=1 far more often."""
+
 import ast
 import importlib
 import inspect
@@ -27,78 +28,223 @@ from nsl_repro.data import features, images as data
 from nsl_repro.kernels import cpu as kernels
 from nsl_repro.nsl import attention, convert, dynamic, similarity, sphere, static, theory
 from nsl_repro.pddm import plugins, unit as pddm
-from nsl_repro.training import adaptation, classify as training, embedding, fewshot, imagenet, models, retrieval
+from nsl_repro.training import (
+    adaptation,
+    classify as training,
+    embedding,
+    fewshot,
+    imagenet,
+    models,
+    retrieval,
+)
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
 
 draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 pair, K = dict(kernel_size=(3, 3)), 9
 x, y, z = draw(2, 4, 6, 5), torch.tensor([0, 0, 1, 1, 2, 2]), F.normalize(draw(6, 8), dim=1)
-small = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)).eval()
+small = lambda: nn.Sequential(
+    nn.Conv2d(3, 4, 3),
+    nn.BatchNorm2d(4),
+    nn.ReLU(),
+    nn.Conv2d(4, 4, 3),
+    nn.Flatten(),
+    nn.Linear(16, 3),
+).eval()
 unit = lru_cache(lambda: pddm.PDDM(8))
 bytes_ = (draw(6, 1, 16, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
 image_set = lambda: data.ImageSet(bytes_, y, ("a", "b", "c"))
-backbone = lru_cache(lambda: features.Backbone(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "mean colour", 3, (0.5,) * 3, (0.2,) * 3))
+backbone = lru_cache(
+    lambda: features.Backbone(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        "mean colour",
+        3,
+        (0.5,) * 3,
+        (0.2,) * 3,
+    )
+)
 sampler = lru_cache(lambda: fewshot.EpisodeSampler(z, y, way=2, shot=1, query=1))
 classifier = lru_cache(lambda: nn.Linear(8, 2))
 quadruplets = pddm.Quadruplets(*(torch.tensor([n]) for n in (0, 1, 2, 3)))
 recipe = training.RECIPES["clean"]
-dimensions = dict(in_channels=4, out_channels=6, kernel_size=3, stride=1, padding=1, dilation=1, groups=1)
+dimensions = dict(
+    in_channels=4, out_channels=6, kernel_size=3, stride=1, padding=1, dilation=1, groups=1
+)
 
 # name -> (what is called, its arguments); a name is `module.function` or `module.Class.method`
 GOOD = {
-    "bilinear_similarity": (similarity.bilinear_similarity, dict(W=draw(3, 4), X=draw(3, 4), M=draw(4, 4))),
+    "bilinear_similarity": (
+        similarity.bilinear_similarity,
+        dict(W=draw(3, 4), X=draw(3, 4), M=draw(4, 4)),
+    ),
     "block_diagonal": (similarity.block_diagonal, dict(M_s=draw(4, 4), channels=3)),
-    "neural_similarity": (similarity.neural_similarity, dict(W=draw(3, 2, 4), X=draw(3, 2, 4), M_s=draw(4), kind="diagonal")),
-    "NeuralSimilarity": (static.NeuralSimilarity, dict(**pair, kind="diagonal", init="ones", shape=3)),
-    "NeuralSimilarity.forward": (static.NeuralSimilarity(3, "unconstrained"), dict(W=draw(2, 4, 3, 3))),
-    "StaticNSLConv2d": (static.StaticNSLConv2d, dict(dimensions, bias=True, kind="unconstrained", init="identity", shape=4)),
+    "neural_similarity": (
+        similarity.neural_similarity,
+        dict(W=draw(3, 2, 4), X=draw(3, 2, 4), M_s=draw(4), kind="diagonal"),
+    ),
+    "NeuralSimilarity": (
+        static.NeuralSimilarity,
+        dict(**pair, kind="diagonal", init="ones", shape=3),
+    ),
+    "NeuralSimilarity.forward": (
+        static.NeuralSimilarity(3, "unconstrained"),
+        dict(W=draw(2, 4, 3, 3)),
+    ),
+    "StaticNSLConv2d": (
+        static.StaticNSLConv2d,
+        dict(dimensions, bias=True, kind="unconstrained", init="identity", shape=4),
+    ),
     "StaticNSLConv2d.forward": (static.StaticNSLConv2d(4, 6, 3), dict(x=x)),
-    "KernelShape": (static.KernelShape, dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0)),
+    "KernelShape": (
+        static.KernelShape,
+        dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0),
+    ),
     "fold": (static.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
-    "similarity_decay": (static.similarity_decay, dict(module=static.StaticNSLConv2d(4, 6, 3), target="zero")),
+    "similarity_decay": (
+        static.similarity_decay,
+        dict(module=static.StaticNSLConv2d(4, 6, 3), target="zero"),
+    ),
     "shape_penalty": (static.shape_penalty, dict(module=static.StaticNSLConv2d(4, 6, 3))),
     "kernel_shapes": (static.kernel_shapes, dict(module=static.StaticNSLConv2d(4, 6, 3, shape=3))),
     "shrink": (static.shrink, dict(module=nn.Conv2d(4, 6, 3))),
-    **{f"dynamic_conv2d.{backend}.{kind}": (dynamic.dynamic_conv2d, dict(x=x, weight=draw(6, 4, 3, 3), M=draw(2, *k, 6, 5), stride=1, padding=1, dilation=1, bias=draw(6), groups=1, backend=backend))
-       for backend in ("c", "reference") for kind, k in (("dns", (K,)), ("uns", (K, K)))},
-    "SimilarityPredictor": (dynamic.SimilarityPredictor, dict(in_channels=4, kernel_size=3, kind="diagonal", hidden=5, sphere="input", batchnorm=True, init_scales=(0.1, 0.01), residual=True, stride=1, padding=1, dilation=1, bn_eps=1e-3, bn_momentum=0.1)),
+    **{
+        f"dynamic_conv2d.{backend}.{kind}": (
+            dynamic.dynamic_conv2d,
+            dict(
+                x=x,
+                weight=draw(6, 4, 3, 3),
+                M=draw(2, *k, 6, 5),
+                stride=1,
+                padding=1,
+                dilation=1,
+                bias=draw(6),
+                groups=1,
+                backend=backend,
+            ),
+        )
+        for backend in ("c", "reference")
+        for kind, k in (("dns", (K,)), ("uns", (K, K)))
+    },
+    "SimilarityPredictor": (
+        dynamic.SimilarityPredictor,
+        dict(
+            in_channels=4,
+            kernel_size=3,
+            kind="diagonal",
+            hidden=5,
+            sphere="input",
+            batchnorm=True,
+            init_scales=(0.1, 0.01),
+            residual=True,
+            stride=1,
+            padding=1,
+            dilation=1,
+            bn_eps=1e-3,
+            bn_momentum=0.1,
+        ),
+    ),
     "SimilarityPredictor.forward": (dynamic.SimilarityPredictor(4, 3, padding=1).eval(), dict(x=x)),
-    "DynamicNSLConv2d": (dynamic.DynamicNSLConv2d, dict(dimensions, bias=True, kind="unconstrained", backend="auto", shape=4, hidden=5)),
+    "DynamicNSLConv2d": (
+        dynamic.DynamicNSLConv2d,
+        dict(dimensions, bias=True, kind="unconstrained", backend="auto", shape=4, hidden=5),
+    ),
     "DynamicNSLConv2d.forward": (dynamic.DynamicNSLConv2d(4, 6, 3, hidden=5).eval(), dict(x=x)),
-    "SharedPredictor": (dynamic.SharedPredictor, dict(width=8, kernel_size=3, kind="diagonal", adapt="1x1", head="layer", hidden=5)),
-    "SharedPredictor.for_layer": (dynamic.SharedPredictor(8).for_layer, dict(in_channels=4, kernel_size=3, stride=1, padding=1, dilation=1)),
-    "patch_norm": (sphere.patch_norm, dict(x=x, kernel_size=3, stride=1, padding=1, dilation=1, groups=2, eps=1e-4)),
+    "SharedPredictor": (
+        dynamic.SharedPredictor,
+        dict(width=8, kernel_size=3, kind="diagonal", adapt="1x1", head="layer", hidden=5),
+    ),
+    "SharedPredictor.for_layer": (
+        dynamic.SharedPredictor(8).for_layer,
+        dict(in_channels=4, kernel_size=3, stride=1, padding=1, dilation=1),
+    ),
+    "patch_norm": (
+        sphere.patch_norm,
+        dict(x=x, kernel_size=3, stride=1, padding=1, dilation=1, groups=2, eps=1e-4),
+    ),
     "filter_norm": (sphere.filter_norm, dict(weight=draw(6, 4, 3, 3), eps=1e-4)),
-    "angle_response": (sphere.angle_response, dict(cos=draw(3, 4).tanh(), operator="sigmoid", k=0.3)),
-    "SphereConv2d": (sphere.SphereConv2d, dict(dimensions, bias=True, operator="linear", normalise="full", eps=1e-4)),
+    "angle_response": (
+        sphere.angle_response,
+        dict(cos=draw(3, 4).tanh(), operator="sigmoid", k=0.3),
+    ),
+    "SphereConv2d": (
+        sphere.SphereConv2d,
+        dict(dimensions, bias=True, operator="linear", normalise="full", eps=1e-4),
+    ),
     "SphereConv2d.forward": (sphere.SphereConv2d(4, 6, 3, operator="sigmoid"), dict(x=x)),
-    "global_similarity": (attention.global_similarity, dict(x1=draw(2, 3, 4, 5), x2=draw(2, 3, 4, 5), x3=draw(2, 4, 4, 5))),
-    "GlobalNeuralSimilarity": (attention.GlobalNeuralSimilarity, dict(channels=8, operator="cosine", reduction=4)),
+    "global_similarity": (
+        attention.global_similarity,
+        dict(x1=draw(2, 3, 4, 5), x2=draw(2, 3, 4, 5), x3=draw(2, 4, 4, 5)),
+    ),
+    "GlobalNeuralSimilarity": (
+        attention.GlobalNeuralSimilarity,
+        dict(channels=8, operator="cosine", reduction=4),
+    ),
     "GlobalNeuralSimilarity.forward": (attention.GlobalNeuralSimilarity(4, reduction=2), dict(x=x)),
-    "GlobalNeuralSimilarity.attention_map": (attention.GlobalNeuralSimilarity(4, reduction=2).attention_map, dict(x=x, locations=[(0, 0), (5, 4)])),
-    "orthogonality_penalty": (attention.orthogonality_penalty, dict(module=sphere.SphereConv2d(4, 6, 3), weight=2e-4)),
+    "GlobalNeuralSimilarity.attention_map": (
+        attention.GlobalNeuralSimilarity(4, reduction=2).attention_map,
+        dict(x=x, locations=[(0, 0), (5, 4)]),
+    ),
+    "orthogonality_penalty": (
+        attention.orthogonality_penalty,
+        dict(module=sphere.SphereConv2d(4, 6, 3), weight=2e-4),
+    ),
     "PDDM": (pddm.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True)),
     "PDDM.forward": (unit(), dict(a=z, b=z.flip(0))),
     "PDDM.matrix": (unit().matrix, dict(a=z, b=z[:4], chunk=7)),
     "negative_distance": (pddm.negative_distance, dict(a=z, b=z.flip(0))),
     "hard_quadruplets": (pddm.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
-    "DoubleHeaderHingeLoss": (pddm.DoubleHeaderHingeLoss, dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both")),
-    "DoubleHeaderHingeLoss.forward": (pddm.DoubleHeaderHingeLoss(), dict(score=unit(), embeddings=z, quadruplets=quadruplets)),
+    "DoubleHeaderHingeLoss": (
+        pddm.DoubleHeaderHingeLoss,
+        dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both"),
+    ),
+    "DoubleHeaderHingeLoss.forward": (
+        pddm.DoubleHeaderHingeLoss(),
+        dict(score=unit(), embeddings=z, quadruplets=quadruplets),
+    ),
     "why_not": (kernels.why_not, dict(backend="c")),
     "choose_backend": (kernels.choose_backend, dict(x=x, groups=1)),
-    **{f"fast_dynamic_conv2d.{kind}": (kernels.fast_dynamic_conv2d, dict(x=x, weight=draw(6, 4, 3, 3), M=draw(2, *k, 6, 5), stride=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1), groups=1, backend="c")) for kind, k in (("dns", (K,)), ("uns", (K, K)))},
+    **{
+        f"fast_dynamic_conv2d.{kind}": (
+            kernels.fast_dynamic_conv2d,
+            dict(
+                x=x,
+                weight=draw(6, 4, 3, 3),
+                M=draw(2, *k, 6, 5),
+                stride=(1, 1),
+                padding=(1, 1, 1, 1),
+                dilation=(1, 1),
+                groups=1,
+                backend="c",
+            ),
+        )
+        for kind, k in (("dns", (K,)), ("uns", (K, K)))
+    },
     "PDDMDistance": (plugins.PDDMDistance, dict(pddm=unit())),
     "QuadrupletMiner": (plugins.QuadrupletMiner, dict(n=2, distance=plugins.PDDMDistance(unit()))),
     "QuadrupletMiner.forward": (plugins.QuadrupletMiner(2), dict(embeddings=z, labels=y)),
-    "PDDMLoss": (plugins.PDDMLoss, dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1)),
+    "PDDMLoss": (
+        plugins.PDDMLoss,
+        dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1),
+    ),
     "PDDMLoss.forward": (plugins.PDDMLoss(unit()), dict(embeddings=z, labels=y)),
     "tap_matrix": (theory.tap_matrix, dict(layer=static.StaticNSLConv2d(4, 6, 3))),
     "tap_factors": (theory.tap_factors, dict(layer=static.StaticNSLConv2d(4, 6, 3))),
-    "product_velocity": (theory.product_velocity, dict(W=draw(4, 5), M=draw(4, 4), G=draw(4, 5), kind="unconstrained")),
-    "conserved_quantity": (theory.conserved_quantity, dict(W=draw(4, 5), M=draw(4), kind="diagonal")),
-    "balanced_velocity": (theory.balanced_velocity, dict(P=draw(4, 5), G=draw(4, 5), alpha=0.5, kind="unconstrained")),
-    "singular_value_path": (theory.singular_value_path, dict(times=torch.linspace(0, 3, 4), start=0.1, goal=1.0, alpha=0.1)),
+    "product_velocity": (
+        theory.product_velocity,
+        dict(W=draw(4, 5), M=draw(4, 4), G=draw(4, 5), kind="unconstrained"),
+    ),
+    "conserved_quantity": (
+        theory.conserved_quantity,
+        dict(W=draw(4, 5), M=draw(4), kind="diagonal"),
+    ),
+    "balanced_velocity": (
+        theory.balanced_velocity,
+        dict(P=draw(4, 5), G=draw(4, 5), alpha=0.5, kind="unconstrained"),
+    ),
+    "singular_value_path": (
+        theory.singular_value_path,
+        dict(times=torch.linspace(0, 3, 4), start=0.1, goal=1.0, alpha=0.1),
+    ),
     "effective_rank": (theory.effective_rank, dict(P=draw(4, 5))),
     "check_available": (data.check_available, dict(name="digits", root=None, download=False)),
     "ImageSet": (data.ImageSet, dict(images=bytes_, labels=y, classes=("a", "b", "c"))),
@@ -109,107 +255,432 @@ GOOD = {
     "limit": (data.limit, dict(dataset=image_set(), n=2, seed=0)),
     "load_dataset": (data.load_dataset, dict(name="digits", root=None, download=False)),
     "batch_indices": (data.batch_indices, dict(n=100, batch_size=10, seed=0, step=12)),
-    "crop_and_flip": (data.crop_and_flip, dict(images=bytes_, top=torch.zeros(6).long(), left=torch.full((6,), 4), flip=torch.ones(6).bool(), pad=2)),
+    "crop_and_flip": (
+        data.crop_and_flip,
+        dict(
+            images=bytes_,
+            top=torch.zeros(6).long(),
+            left=torch.full((6,), 4),
+            flip=torch.ones(6).bool(),
+            pad=2,
+        ),
+    ),
     "to_device": (data.to_device, dict(tensor=x, device="cpu")),
     "augment": (data.augment, dict(images=bytes_, seed=0, step=3, pad=2, flip=True)),
     "channel_statistics": (data.channel_statistics, dict(images=bytes_)),
-    "to_input": (data.to_input, dict(images=bytes_, mode="standardised", mean=torch.ones(1), std=torch.ones(1))),
-    "cnn9": (models.cnn9, dict(method="static_dns", num_classes=3, width=0.05, in_channels=1, image_size=16, static_init="ones", bn_momentum=0.1, shape=3)),
-    "spherenet9": (models.spherenet9, dict(operator="cosine", attention=True, num_classes=3, width=0.07, in_channels=1, image_size=8, fc_norm=False, bn_momentum=0.1)),
+    "to_input": (
+        data.to_input,
+        dict(images=bytes_, mode="standardised", mean=torch.ones(1), std=torch.ones(1)),
+    ),
+    "cnn9": (
+        models.cnn9,
+        dict(
+            method="static_dns",
+            num_classes=3,
+            width=0.05,
+            in_channels=1,
+            image_size=16,
+            static_init="ones",
+            bn_momentum=0.1,
+            shape=3,
+        ),
+    ),
+    "spherenet9": (
+        models.spherenet9,
+        dict(
+            operator="cosine",
+            attention=True,
+            num_classes=3,
+            width=0.07,
+            in_channels=1,
+            image_size=8,
+            fc_norm=False,
+            bn_momentum=0.1,
+        ),
+    ),
     "count_parameters": (models.count_parameters, dict(model=small())),
     "count_macs": (models.count_macs, dict(model=nn.Conv2d(3, 4, 3), input_size=(3, 8, 8))),
-    "collect_similarities": (models.collect_similarities, dict(model=dynamic.DynamicNSLConv2d(4, 6, 3, hidden=5), x=x)),
-    "collect_attention": (models.collect_attention, dict(model=attention.GlobalNeuralSimilarity(4, reduction=2), x=x, points=[(0.5, 0.5)])),
+    "collect_similarities": (
+        models.collect_similarities,
+        dict(model=dynamic.DynamicNSLConv2d(4, 6, 3, hidden=5), x=x),
+    ),
+    "collect_attention": (
+        models.collect_attention,
+        dict(model=attention.GlobalNeuralSimilarity(4, reduction=2), x=x, points=[(0.5, 0.5)]),
+    ),
     "learning_rate": (training.learning_rate, dict(step=3, steps=10, recipe=recipe)),
-    "classification_loss": (training.classification_loss, dict(logits=draw(6, 3), labels=y, recipe=recipe)),
+    "classification_loss": (
+        training.classification_loss,
+        dict(logits=draw(6, 3), labels=y, recipe=recipe),
+    ),
     "parameter_groups": (training.parameter_groups, dict(model=small(), recipe=recipe)),
-    "regulariser": (training.regulariser, dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe)),
+    "regulariser": (
+        training.regulariser,
+        dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe),
+    ),
     "make_optimizer": (training.make_optimizer, dict(model=nn.Linear(2, 2), recipe=recipe)),
     "FiniteSteps": (training.FiniteSteps, dict(model=small(), on_nonfinite="skip", unit="images")),
-    "FiniteSteps.allow": (training.FiniteSteps(small().requires_grad_(False), "skip").allow, dict(loss=torch.tensor(1.0), step=3, rows=[1, 2], forward=len)),
-    "make_accelerator": (training.make_accelerator, dict(device="cpu", precision="float32", tracker="none")),
-    "nearest": (retrieval.nearest, dict(queries=z, gallery=z.flip(0), k=3, score="cosine", rerank=None, chunk=4)),
-    "nearest.learned": (retrieval.nearest, dict(queries=z, gallery=z.flip(0), k=3, score=unit(), rerank=4, chunk=4)),
-    "recall_at_k": (retrieval.recall_at_k, dict(indices=torch.tensor([[1], [0], [3], [2], [5], [0]]), labels=y, gallery_labels=y, ks=(1,), alone="exclude")),
-    "map_at_r": (retrieval.map_at_r, dict(indices=torch.tensor([[1, 2]] * 6), labels=y, gallery_labels=y, alone="miss")),
+    "FiniteSteps.allow": (
+        training.FiniteSteps(small().requires_grad_(False), "skip").allow,
+        dict(loss=torch.tensor(1.0), step=3, rows=[1, 2], forward=len),
+    ),
+    "make_accelerator": (
+        training.make_accelerator,
+        dict(device="cpu", precision="float32", tracker="none"),
+    ),
+    "nearest": (
+        retrieval.nearest,
+        dict(queries=z, gallery=z.flip(0), k=3, score="cosine", rerank=None, chunk=4),
+    ),
+    "nearest.learned": (
+        retrieval.nearest,
+        dict(queries=z, gallery=z.flip(0), k=3, score=unit(), rerank=4, chunk=4),
+    ),
+    "recall_at_k": (
+        retrieval.recall_at_k,
+        dict(
+            indices=torch.tensor([[1], [0], [3], [2], [5], [0]]),
+            labels=y,
+            gallery_labels=y,
+            ks=(1,),
+            alone="exclude",
+        ),
+    ),
+    "map_at_r": (
+        retrieval.map_at_r,
+        dict(indices=torch.tensor([[1, 2]] * 6), labels=y, gallery_labels=y, alone="miss"),
+    ),
     "nmi": (retrieval.nmi, dict(embeddings=z, labels=y, seed=0)),
-    "evaluate_retrieval": (retrieval.evaluate_retrieval, dict(embeddings=z, labels=y, ks=(1, 2), score="euclidean", rerank=None, nmi=False, prefix="", chunk=3, alone="exclude")),
-    "score_pairs": (retrieval.score_pairs, dict(embeddings=z, labels=y, score="cosine", n=10, seed=0)),
+    "evaluate_retrieval": (
+        retrieval.evaluate_retrieval,
+        dict(
+            embeddings=z,
+            labels=y,
+            ks=(1, 2),
+            score="euclidean",
+            rerank=None,
+            nmi=False,
+            prefix="",
+            chunk=3,
+            alone="exclude",
+        ),
+    ),
+    "score_pairs": (
+        retrieval.score_pairs,
+        dict(embeddings=z, labels=y, score="cosine", n=10, seed=0),
+    ),
     "overlap": (retrieval.overlap, dict(positive=draw(5), negative=draw(6))),
     "auroc": (retrieval.auroc, dict(positive=draw(5), negative=draw(6))),
-    "Backbone": (features.Backbone, dict(net=nn.Identity(), name="nothing", dim=4, mean=(0.5, 0.5), std=(0.2, 0.3), weights="none")),
+    "Backbone": (
+        features.Backbone,
+        dict(
+            net=nn.Identity(),
+            name="nothing",
+            dim=4,
+            mean=(0.5, 0.5),
+            std=(0.2, 0.3),
+            weights="none",
+        ),
+    ),
     "Backbone.forward": (backbone(), dict(images=draw(2, 3, 5, 5))),
-    "EpisodeSampler": (fewshot.EpisodeSampler, dict(images=z, labels=y, way=2, shot=1, query=1, seed=0)),
+    "EpisodeSampler": (
+        fewshot.EpisodeSampler,
+        dict(images=z, labels=y, way=2, shot=1, query=1, seed=0),
+    ),
     "EpisodeSampler.places": (sampler().places, dict(i=3)),
     "EpisodeSampler.batch": (sampler().batch, dict(numbers=[1, 2])),
     "BatchStatistics": (fewshot.BatchStatistics, dict(num_features=4)),
     "BatchStatistics.forward": (fewshot.BatchStatistics(4).requires_grad_(False), dict(x=x)),
-    "Conv4": (fewshot.Conv4, dict(num_classes=3, kind="static_dns", width=4, in_channels=1, image_size=16, norm="batch", bn_momentum=0.1)),
-    "Conv4.forward": (fewshot.Conv4(3, width=4, in_channels=1, image_size=16).eval().requires_grad_(False), dict(x=draw(2, 1, 16, 16))),
+    "Conv4": (
+        fewshot.Conv4,
+        dict(
+            num_classes=3,
+            kind="static_dns",
+            width=4,
+            in_channels=1,
+            image_size=16,
+            norm="batch",
+            bn_momentum=0.1,
+        ),
+    ),
+    "Conv4.forward": (
+        fewshot.Conv4(3, width=4, in_channels=1, image_size=16).eval().requires_grad_(False),
+        dict(x=draw(2, 1, 16, 16)),
+    ),
     "prototypes": (fewshot.prototypes, dict(features=z, labels=y, way=3)),
-    "prototypical_logits": (fewshot.prototypical_logits, dict(query=z, c=z[:3], similarity="cosine", scale=2.0)),
+    "prototypical_logits": (
+        fewshot.prototypical_logits,
+        dict(query=z, c=z[:3], similarity="cosine", scale=2.0),
+    ),
     "CosineHead": (fewshot.CosineHead, dict(weight=z[:3], scale=10.0)),
     "CosineHead.forward": (fewshot.CosineHead(z[:3]), dict(x=z)),
     "fit_head": (fewshot.fit_head, dict(features=z, labels=y, C=1.0)),
     "adapted_names": (fewshot.adapted_names, dict(model=classifier(), which=["weight"])),
-    "class_batches": (embedding.class_batches, dict(labels=y, batch_size=4, per_class=2, seed=0, step=1)),
+    "class_batches": (
+        embedding.class_batches,
+        dict(labels=y, batch_size=4, per_class=2, seed=0, step=1),
+    ),
     "batch_shape": (embedding.batch_shape, dict(labels=y, batch_size=4, per_class=2, at_most=8)),
     "EmbeddingNet": (embedding.EmbeddingNet, dict(in_dim=8, dim=4)),
     "EmbeddingNet.forward": (embedding.EmbeddingNet(8, 4).requires_grad_(False), dict(x=z)),
     "centre_crops": (embedding.centre_crops, dict(images=bytes_, size=8)),
     "random_crops": (embedding.random_crops, dict(images=bytes_, size=8, seed=0, step=1)),
-    "QuadrupletObjective": (embedding.QuadrupletObjective, dict(dim=8, mine_by="pddm", heads="both", triplets=False, n=1, alpha=0.5, beta=1.0, lam=0.5, squared=True)),
+    "QuadrupletObjective": (
+        embedding.QuadrupletObjective,
+        dict(
+            dim=8,
+            mine_by="pddm",
+            heads="both",
+            triplets=False,
+            n=1,
+            alpha=0.5,
+            beta=1.0,
+            lam=0.5,
+            squared=True,
+        ),
+    ),
     "QuadrupletObjective.forward": (embedding.QuadrupletObjective(8), dict(embeddings=z, labels=y)),
     "LibraryObjective": (embedding.LibraryObjective, dict(loss=nn.Identity(), scale=2.0)),
-    "LibraryObjective.forward": (embedding.make_objective("triplet", 8), dict(embeddings=z, labels=y)),
+    "LibraryObjective.forward": (
+        embedding.make_objective("triplet", 8),
+        dict(embeddings=z, labels=y),
+    ),
     "LiftedStructure": (embedding.LiftedStructure, dict(margin=1.0)),
     "LiftedStructure.forward": (embedding.LiftedStructure(), dict(embeddings=z, labels=y)),
     "embedding_spread": (embedding.embedding_spread, dict(embeddings=z)),
     "trials": (embedding.trials, dict(method="triplet", n=2, seed=0)),
     "make_objective": (embedding.make_objective, dict(method="triplet", dim=8, margin=0.2)),
-    "to_nsl": (convert.to_nsl, dict(model=nn.Conv2d(4, 6, 3), kind="static_uns", inplace=False)),  # where may be a function of its user: its notebook shows the refusals
-    "similarity_parameters": (convert.similarity_parameters, dict(model=static.StaticNSLConv2d(4, 6, 3), freeze=False)),
-    "Classifier": (adaptation.Classifier, dict(backbone=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), in_dim=16, classes=3, adapt="static_dns")),
-    "Classifier.forward": (adaptation.Classifier(backbone(), 3, 3, "linear_probe"), dict(images=draw(2, 3, 5, 5))),
+    "to_nsl": (
+        convert.to_nsl,
+        dict(model=nn.Conv2d(4, 6, 3), kind="static_uns", inplace=False),
+    ),  # where may be a function of its user: its notebook shows the refusals
+    "similarity_parameters": (
+        convert.similarity_parameters,
+        dict(model=static.StaticNSLConv2d(4, 6, 3), freeze=False),
+    ),
+    "Classifier": (
+        adaptation.Classifier,
+        dict(
+            backbone=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()),
+            in_dim=16,
+            classes=3,
+            adapt="static_dns",
+        ),
+    ),
+    "Classifier.forward": (
+        adaptation.Classifier(backbone(), 3, 3, "linear_probe"),
+        dict(images=draw(2, 3, 5, 5)),
+    ),
     "fit_probe": (adaptation.fit_probe, dict(features=z, labels=y, classes=3, C=0.01)),
     "cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32)),
-    "build_network": (imagenet.build_network, dict(network="cnn10", method="static_dns", num_classes=3, width=0.05, image_size=32)),
-    "MicroBatches": (imagenet.MicroBatches, dict(n=100, batch_size=10, micro_batch=5, seed=0, steps=3, start=1)),
+    "build_network": (
+        imagenet.build_network,
+        dict(network="cnn10", method="static_dns", num_classes=3, width=0.05, image_size=32),
+    ),
+    "MicroBatches": (
+        imagenet.MicroBatches,
+        dict(n=100, batch_size=10, micro_batch=5, seed=0, steps=3, start=1),
+    ),
     "share_of_step": (imagenet.share_of_step, dict(recipe=imagenet.ImageNetRecipe(), processes=2)),
-    "similarity_summary": (imagenet.similarity_summary, dict(model=static.StaticNSLConv2d(4, 6, 3), x=x)),
+    "similarity_summary": (
+        imagenet.similarity_summary,
+        dict(model=static.StaticNSLConv2d(4, 6, 3), x=x),
+    ),
     "described": (checks.described, dict(value=3)),
     "StepStatistics": (imagenet.StepStatistics, dict(model=small())),
 }
 CONTAINER = "a container of what others made: no arguments to check"
-FILES = "reads or writes files: test_ledger, test_disk, test_data and tests/test_downloads spoil those"
+FILES = (
+    "reads or writes files: test_ledger, test_disk, test_data and tests/test_downloads spoil those"
+)
 COMMAND = "a command of the terminal: tests/test_command and tests/test_runner type nonsense at it"
 PICTURE = "draws a picture: its notebook looks at it"
 CALLS = "calls functions of its user, whose errors are left as they are; the types of its arguments are checked, and its notebook shows the refusals"
 TEXT = "text and numbers for tables, handed over by the library itself: not compared with their annotations, which would import PyTorch into a command that is in a hurry"
 LONG = "a training or an evaluation: takes seconds a call; its notebook shows the refusals"
 NOT_HERE = {
-    "Playground": "takes no arguments", "Quadruplets": CONTAINER, "DoubleHeader": CONTAINER, "Conversion": CONTAINER, "Episode": CONTAINER, "EpisodeScores": CONTAINER,
-    "Interval": CONTAINER, "Table": CONTAINER, "Comparison": CONTAINER, "Group": CONTAINER, "DatasetInfo": CONTAINER, "TrainResult": CONTAINER, "Features": CONTAINER,
-    "Splits": CONTAINER, "Preset": CONTAINER, "Method": CONTAINER, "DataState": CONTAINER, "DataSource": CONTAINER, "Headline": CONTAINER, "Finding": CONTAINER,
-    "Parameter": CONTAINER, "Run": CONTAINER, "PhotoSet": CONTAINER + "; its own checks are in data/photos", "Recipe": CONTAINER, "ImageNetRecipe": CONTAINER + "; its own checks are in training/imagenet",
-    **{n: "pydantic checks its fields: test_ledger" for n in ("Entry", "Claim", "PaperResult", "PaperResults")}, **{n: "pydantic checks its fields: tests/test_weights" for n in ("Preprocessing", "ModelConfig")},
-    **{n: CALLS for n in ("adaptation", "adapt", "evaluate_episodes", "episode_loss", "embed", "gradient_flow", "minimum_norm_solution")},
-    **{n: TEXT for n in ("entry_name", "finite_curves", "mean_interval", "difference_interval", "direction", "method_style", "split_variant", "split_ledger", "rerun_command")}, "new_entry": "pydantic checks its fields: test_ledger",
+    "Playground": "takes no arguments",
+    "Quadruplets": CONTAINER,
+    "DoubleHeader": CONTAINER,
+    "Conversion": CONTAINER,
+    "Episode": CONTAINER,
+    "EpisodeScores": CONTAINER,
+    "Interval": CONTAINER,
+    "Table": CONTAINER,
+    "Comparison": CONTAINER,
+    "Group": CONTAINER,
+    "DatasetInfo": CONTAINER,
+    "TrainResult": CONTAINER,
+    "Features": CONTAINER,
+    "Splits": CONTAINER,
+    "Preset": CONTAINER,
+    "Method": CONTAINER,
+    "DataState": CONTAINER,
+    "DataSource": CONTAINER,
+    "Headline": CONTAINER,
+    "Finding": CONTAINER,
+    "Parameter": CONTAINER,
+    "Run": CONTAINER,
+    "PhotoSet": CONTAINER + "; its own checks are in data/photos",
+    "Recipe": CONTAINER,
+    "ImageNetRecipe": CONTAINER + "; its own checks are in training/imagenet",
+    **{
+        n: "pydantic checks its fields: test_ledger"
+        for n in ("Entry", "Claim", "PaperResult", "PaperResults")
+    },
+    **{
+        n: "pydantic checks its fields: tests/test_weights"
+        for n in ("Preprocessing", "ModelConfig")
+    },
+    **{
+        n: CALLS
+        for n in (
+            "adaptation",
+            "adapt",
+            "evaluate_episodes",
+            "episode_loss",
+            "embed",
+            "gradient_flow",
+            "minimum_norm_solution",
+        )
+    },
+    **{
+        n: TEXT
+        for n in (
+            "entry_name",
+            "finite_curves",
+            "mean_interval",
+            "difference_interval",
+            "direction",
+            "method_style",
+            "split_variant",
+            "split_ledger",
+            "rerun_command",
+        )
+    },
+    "new_entry": "pydantic checks its fields: test_ledger",
     **{n: TEXT for n in ("parse_assignments", "collapse_updates", "find_notebook", "fill")},
-    "CNN9": "built by cnn9", "SphereNet9": "built by spherenet9", "Embedder": "built by load",
-    **{n: LONG for n in ("train", "evaluate", "tracked")}, **{n: LONG for n in ("train_episodes",)}, "train_embedding": LONG, **{n: LONG for n in ("train_network", "evaluate_images", "sweep", "make_engine", "check_launch")},
-    **{n: FILES for m, ns in dict(
-        training=("save_checkpoint", "load_checkpoint", "newest_checkpoint"), downloads=("project_root", "data_root", "progress_bar", "checksum", "download", "unpack", "data_source", "find_data", "check_files", "fetch_data", "data_state"),
-        photos=("read_image", "photos_from_folder", "split_classes", "hold_out_classes", "load_photos", "what_is_used", "check_photos", "photo_faults"), fewshot=("image_set",), embedding=("photo_tensor",),
-        imagenet=("load_splits", "Pictures", "decoded"), features=("load_backbone", "frozen_features", "class_name_vectors", "wordnet_names"),
-        files=("locked", "make_folder", "write_whole"), results=("forget_run", "repeatable", "write_entry", "read_entry", "load_ledger", "run_folder", "recorded_run", "paper_results", "entry_names", "find_entry", "compare_entries", "verdict", "comparison_table", "metrics_table", "claims_table"),
-        runner=("experiments_dir", "experiments", "read_parameters", "parse_value", "resolve", "prepare", "execute", "run_experiment", "publish", "summary"),
-        weights=("keep_model", "read_config", "load", "to_onnx", "model_card", "export"),
-        pages=("findings", "headline_table", "speed_table", "step_table", "learned_digest", "save_learned", "drawn_from", "readme_parts", "update_readme", "results_page")).items() for n in ns},
-    **{n: PICTURE for m, ns in dict(retrieval=("plot_neighbours",), results=("plot_curves", "plot_accuracy"), pages=("plot_findings", "plot_learned")).items() for n in ns},
-    **{n: COMMAND for n in ("complete_experiment", "complete_parameter", "complete_dataset", "complete_entry", "run_command", "list_command", "table_command", "compare_command", "data_list", "data_describe", "data_get", "data_check", "main", "export_command")},
-    "command": COMMAND, "launch": COMMAND, "checked": "its notebook and every other case here",
-    "triton_forward": "called by the operator alone, which checks", "triton_backward": "called by the operator alone, which checks", "why_not_here": "takes no arguments",
+    "CNN9": "built by cnn9",
+    "SphereNet9": "built by spherenet9",
+    "Embedder": "built by load",
+    **{n: LONG for n in ("train", "evaluate", "tracked")},
+    **{n: LONG for n in ("train_episodes",)},
+    "train_embedding": LONG,
+    **{
+        n: LONG
+        for n in ("train_network", "evaluate_images", "sweep", "make_engine", "check_launch")
+    },
+    **{
+        n: FILES
+        for m, ns in dict(
+            training=("save_checkpoint", "load_checkpoint", "newest_checkpoint"),
+            downloads=(
+                "project_root",
+                "data_root",
+                "progress_bar",
+                "checksum",
+                "download",
+                "unpack",
+                "data_source",
+                "find_data",
+                "check_files",
+                "fetch_data",
+                "data_state",
+            ),
+            photos=(
+                "read_image",
+                "photos_from_folder",
+                "split_classes",
+                "hold_out_classes",
+                "load_photos",
+                "what_is_used",
+                "check_photos",
+                "photo_faults",
+            ),
+            fewshot=("image_set",),
+            embedding=("photo_tensor",),
+            imagenet=("load_splits", "Pictures", "decoded"),
+            features=("load_backbone", "frozen_features", "class_name_vectors", "wordnet_names"),
+            files=("locked", "make_folder", "write_whole"),
+            results=(
+                "forget_run",
+                "repeatable",
+                "write_entry",
+                "read_entry",
+                "load_ledger",
+                "run_folder",
+                "recorded_run",
+                "paper_results",
+                "entry_names",
+                "find_entry",
+                "compare_entries",
+                "verdict",
+                "comparison_table",
+                "metrics_table",
+                "claims_table",
+            ),
+            runner=(
+                "experiments_dir",
+                "experiments",
+                "read_parameters",
+                "parse_value",
+                "resolve",
+                "prepare",
+                "execute",
+                "run_experiment",
+                "publish",
+                "summary",
+            ),
+            weights=("keep_model", "read_config", "load", "to_onnx", "model_card", "export"),
+            pages=(
+                "findings",
+                "headline_table",
+                "speed_table",
+                "step_table",
+                "learned_digest",
+                "save_learned",
+                "drawn_from",
+                "readme_parts",
+                "update_readme",
+                "results_page",
+            ),
+        ).items()
+        for n in ns
+    },
+    **{
+        n: PICTURE
+        for m, ns in dict(
+            retrieval=("plot_neighbours",),
+            results=("plot_curves", "plot_accuracy"),
+            pages=("plot_findings", "plot_learned"),
+        ).items()
+        for n in ns
+    },
+    **{
+        n: COMMAND
+        for n in (
+            "complete_experiment",
+            "complete_parameter",
+            "complete_dataset",
+            "complete_entry",
+            "run_command",
+            "list_command",
+            "table_command",
+            "compare_command",
+            "data_list",
+            "data_describe",
+            "data_get",
+            "data_check",
+            "main",
+            "export_command",
+        )
+    },
+    "command": COMMAND,
+    "launch": COMMAND,
+    "checked": "its notebook and every other case here",
+    "triton_forward": "called by the operator alone, which checks",
+    "triton_backward": "called by the operator alone, which checks",
+    "why_not_here": "takes no arguments",
 }
 
 GPU = {"triton_forward", "triton_backward", "why_not_here"}  # their module needs Triton
@@ -226,32 +697,103 @@ def public():
         for name in ast.literal_eval(names[1]):
             thing = getattr(module, name, None)
             own = thing is None or getattr(thing, "__module__", "") == full
-            if own and (thing is None or callable(thing)) and typing.get_origin(thing) is None and not (inspect.isclass(thing) and issubclass(thing, BaseException)):
+            if (
+                own
+                and (thing is None or callable(thing))
+                and typing.get_origin(thing) is None
+                and not (inspect.isclass(thing) and issubclass(thing, BaseException))
+            ):
                 yield name
 
 
 def test_nothing_public_is_forgotten(measured):
     there = set(public())
     tried = {name.split(".")[0] for name in GOOD}
-    assert there == (tried | NOT_HERE.keys()) & there, f"neither tried nor listed: {sorted(there - tried - NOT_HERE.keys())}"
-    assert not tried & NOT_HERE.keys() and not (tried | NOT_HERE.keys()) - there - {n for n in NOT_HERE if n in GPU}, sorted((tried | NOT_HERE.keys()) - there)
+    assert there == (tried | NOT_HERE.keys()) & there, (
+        f"neither tried nor listed: {sorted(there - tried - NOT_HERE.keys())}"
+    )
+    assert not tried & NOT_HERE.keys() and not (tried | NOT_HERE.keys()) - there - {
+        n for n in NOT_HERE if n in GPU
+    }, sorted((tried | NOT_HERE.keys()) - there)
     measured(tried=len(tried), listed=len(NOT_HERE))
 
 
 # ways to spoil a value: name -> function of the value
-ODD = dict(none=None, text="text", empty_text="", number=-1, zero=0, fraction=2.5, nan=math.nan, infinity=math.inf, huge=10**30, large=2**40, complex=3 + 4j, yes=True, no=False, list=[1, 2], empty=[], dict={"a": 1}, thing=object(),
-           type=int, bytes=b"text", function=len, array=np.ones(3), tensor=torch.ones(2, 3), scalar=torch.tensor(1.5), strings=["a", "b"], pair=(0, -1), nested=[[1], [2]])
+ODD = dict(
+    none=None,
+    text="text",
+    empty_text="",
+    number=-1,
+    zero=0,
+    fraction=2.5,
+    nan=math.nan,
+    infinity=math.inf,
+    huge=10**30,
+    large=2**40,
+    complex=3 + 4j,
+    yes=True,
+    no=False,
+    list=[1, 2],
+    empty=[],
+    dict={"a": 1},
+    thing=object(),
+    type=int,
+    bytes=b"text",
+    function=len,
+    array=np.ones(3),
+    tensor=torch.ones(2, 3),
+    scalar=torch.tensor(1.5),
+    strings=["a", "b"],
+    pair=(0, -1),
+    nested=[[1], [2]],
+)
 TENSORS = {
-    "int64": lambda t: t.long(), "uint8": lambda t: t.to(torch.uint8), "complex": lambda t: t.to(torch.complex64), "bool": lambda t: t.bool(), "float64": lambda t: t.double(), "float16": lambda t: t.half(), "bfloat16": lambda t: t.bfloat16(),
-    "more_dims": lambda t: t[None], "fewer_dims": lambda t: t[0], "no_dims": lambda t: t.new_zeros(()), "no_rows": lambda t: t[:0], "no_columns": lambda t: t[..., :0], "twice": lambda t: torch.cat([t, t]),
-    "twice_columns": lambda t: torch.cat([t, t], -1), "longer": lambda t: torch.cat([t, t[:1]]), "one_row": lambda t: t[:1], "one_column": lambda t: t[..., :1], "turned": lambda t: t.transpose(0, -1), "meta": lambda t: t.to("meta"),
-    "sparse": lambda t: t.to_sparse(), "numpy": lambda t: t.numpy(), "as_list": lambda t: t.tolist(), "nan": lambda t: t * math.nan if t.is_floating_point() else t, "infinite": lambda t: t + math.inf if t.is_floating_point() else t,
-    "zeros": lambda t: torch.zeros_like(t), "negative": lambda t: t - 10 if t.dtype == torch.int64 else ~t if t.dtype == torch.bool else -t, "out_of_range": lambda t: t + 2**62 if t.dtype == torch.int64 else t, "largest": lambda t: torch.full_like(t, torch.finfo(t.dtype).max) if t.is_floating_point() else t,
-    "huge": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(*t.shape[:-1], 2**50), "huge_rows": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(2**50, *t.shape[1:]), "huge_middle": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(*t.shape[:1], 2**50, *t.shape[2:]) if t.dim() > 2 else t,
+    "int64": lambda t: t.long(),
+    "uint8": lambda t: t.to(torch.uint8),
+    "complex": lambda t: t.to(torch.complex64),
+    "bool": lambda t: t.bool(),
+    "float64": lambda t: t.double(),
+    "float16": lambda t: t.half(),
+    "bfloat16": lambda t: t.bfloat16(),
+    "more_dims": lambda t: t[None],
+    "fewer_dims": lambda t: t[0],
+    "no_dims": lambda t: t.new_zeros(()),
+    "no_rows": lambda t: t[:0],
+    "no_columns": lambda t: t[..., :0],
+    "twice": lambda t: torch.cat([t, t]),
+    "twice_columns": lambda t: torch.cat([t, t], -1),
+    "longer": lambda t: torch.cat([t, t[:1]]),
+    "one_row": lambda t: t[:1],
+    "one_column": lambda t: t[..., :1],
+    "turned": lambda t: t.transpose(0, -1),
+    "meta": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+    "numpy": lambda t: t.numpy(),
+    "as_list": lambda t: t.tolist(),
+    "nan": lambda t: t * math.nan if t.is_floating_point() else t,
+    "infinite": lambda t: t + math.inf if t.is_floating_point() else t,
+    "zeros": lambda t: torch.zeros_like(t),
+    "negative": lambda t: t - 10 if t.dtype == torch.int64 else ~t if t.dtype == torch.bool else -t,
+    "out_of_range": lambda t: t + 2**62 if t.dtype == torch.int64 else t,
+    "largest": lambda t: (
+        torch.full_like(t, torch.finfo(t.dtype).max) if t.is_floating_point() else t
+    ),
+    "huge": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(*t.shape[:-1], 2**50),
+    "huge_rows": lambda t: t.flatten()[:1].view([1] * t.dim()).expand(2**50, *t.shape[1:]),
+    "huge_middle": lambda t: (
+        t.flatten()[:1].view([1] * t.dim()).expand(*t.shape[:1], 2**50, *t.shape[2:])
+        if t.dim() > 2
+        else t
+    ),
 }
 SAME = {  # the same numbers: the same result
-    "strided": lambda t: torch.stack([t, t], -1)[..., 0], "requires_grad": lambda t: t.clone().requires_grad_() if t.is_floating_point() else t.clone(), "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
-    "conjugate_view": lambda t: t.flip(0).flip(0), "inference": lambda t: _inference(t),
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0],
+    "requires_grad": lambda t: t.clone().requires_grad_() if t.is_floating_point() else t.clone(),
+    "channels_last": lambda t: (
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    ),
+    "conjugate_view": lambda t: t.flip(0).flip(0),
+    "inference": lambda t: _inference(t),
 }
 
 
@@ -261,18 +803,39 @@ def _inference(t):
 
 
 def spoils(value):
-    return [*(f"odd {n}" for n in ODD), *([*(f"tensor {n}" for n in TENSORS), *(f"same {n}" for n in SAME)] if isinstance(value, Tensor) and value.dim() else [])]
+    return [
+        *(f"odd {n}" for n in ODD),
+        *(
+            [*(f"tensor {n}" for n in TENSORS), *(f"same {n}" for n in SAME)]
+            if isinstance(value, Tensor) and value.dim()
+            else []
+        ),
+    ]
 
 
 def spoiled(value, how):
     kind, name = how.split(" ")
-    return ODD[name] if kind == "odd" else TENSORS[name](value) if kind == "tensor" else SAME[name](value)
+    return (
+        ODD[name]
+        if kind == "odd"
+        else TENSORS[name](value)
+        if kind == "tensor"
+        else SAME[name](value)
+    )
 
 
-SINGLE = [(name, argument, how) for name, (_, arguments) in GOOD.items() for argument, value in arguments.items() for how in spoils(value)
-          if not (argument == "score" and how in ("odd type", "odd function"))]  # any function is a score, and what it says about two tensors is its own affair
+SINGLE = [
+    (name, argument, how)
+    for name, (_, arguments) in GOOD.items()
+    for argument, value in arguments.items()
+    for how in spoils(value)
+    if not (argument == "score" and how in ("odd type", "odd function"))
+]  # any function is a score, and what it says about two tensors is its own affair
 DOCUMENTED = (ImportError, FileNotFoundError, MemoryError)  # DataNotFound is a FileNotFoundError
-FULL = re.compile("allocate|overflow|out of memory|too large|maximum (array|supported)|exceed|inference tensor", re.I)  # torch's words for what is too large for any machine, and for tensors without gradients
+FULL = re.compile(
+    "allocate|overflow|out of memory|too large|maximum (array|supported)|exceed|inference tensor",
+    re.I,
+)  # torch's words for what is too large for any machine, and for tensors without gradients
 
 
 @lru_cache(None)
@@ -283,11 +846,20 @@ def good_result(name):
 
 
 def _says(text, names):
-    return any(re.search(r'\ba (and|must|=)' if n == 'a' else rf'(?<![A-Za-z_]){re.escape(n)}(?![A-Za-z_])', text) for n in names)
+    return any(
+        re.search(
+            r"\ba (and|must|=)" if n == "a" else rf"(?<![A-Za-z_]){re.escape(n)}(?![A-Za-z_])", text
+        )
+        for n in names
+    )
 
 
 def numbers(result):
-    return [t.detach() for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor) and not t.is_meta]
+    return [
+        t.detach()
+        for t in (result if isinstance(result, (tuple, list)) else [result])
+        if isinstance(t, Tensor) and not t.is_meta
+    ]
 
 
 def try_one(name, changes):
@@ -304,7 +876,9 @@ def try_one(name, changes):
         if not str(error) and not isinstance(error, MemoryError):
             return "an error without a word"
     except (RuntimeError, NotImplementedError) as error:
-        without_numbers = "tensor meta" in [how for _, how in changes] and "meta" in str(error).lower()  # torch says that there are none
+        without_numbers = (
+            "tensor meta" in [how for _, how in changes] and "meta" in str(error).lower()
+        )  # torch says that there are none
         if not FULL.search(str(error)) and not without_numbers:
             return f"RuntimeError: {error}"
     except Exception as error:
@@ -312,7 +886,9 @@ def try_one(name, changes):
     else:
         if all(how.startswith("same") for _, how in changes):
             for a, b in zip(numbers(good_result(name)), numbers(result)):
-                if a.shape != b.shape or not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
+                if a.shape != b.shape or not torch.allclose(
+                    a.double(), b.double(), rtol=1e-4, atol=1e-5, equal_nan=True
+                ):
                     return "the same numbers give another result"
     return None
 
@@ -361,8 +937,26 @@ PAIRS = 100_000 if SOAK else 2_000
 
 
 def test_two_or_three_arguments_spoiled_at_once(measured):
-    @given(st.sampled_from([name for name in GOOD if len(GOOD[name][1]) > 1]).flatmap(lambda name: st.tuples(st.just(name), st.lists(st.sampled_from(BY_FUNCTION[name]), min_size=2, max_size=3, unique_by=lambda c: c[0]))))
-    @settings(max_examples=PAIRS, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.sampled_from([name for name in GOOD if len(GOOD[name][1]) > 1]).flatmap(
+            lambda name: st.tuples(
+                st.just(name),
+                st.lists(
+                    st.sampled_from(BY_FUNCTION[name]),
+                    min_size=2,
+                    max_size=3,
+                    unique_by=lambda c: c[0],
+                ),
+            )
+        )
+    )
+    @settings(
+        max_examples=PAIRS,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     def spoiled_at_once(chosen):
         checked_one(*chosen)
 

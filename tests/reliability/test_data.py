@@ -1,4 +1,5 @@
 """Corrupt data is found before training, with the file's name; and nothing outside of the data root is ever written."""
+
 import functools
 import io
 import json
@@ -25,7 +26,13 @@ from nsl_repro.training.embedding import photo_tensor
 from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set
 from nsl_repro.training.imagenet import PRESETS, decoded, sweep
-from nsl_repro.data.photos import DamagedData, check_photos, load_photos, photo_faults, photos_from_folder
+from nsl_repro.data.photos import (
+    DamagedData,
+    check_photos,
+    load_photos,
+    photo_faults,
+    photos_from_folder,
+)
 from nsl_repro.command.runner import prepare
 
 CLASSES, EACH = 12, 8
@@ -36,12 +43,19 @@ def published(tmp_path_factory):
     "Small copies of CUB's layout and of folders of classes, both whole."
     root = tmp_path_factory.mktemp("published")
     noise = np.random.default_rng(0).integers(0, 256, (CLASSES * EACH, 32, 32, 3), np.uint8)
-    rows = [(f"{c + 1:03}.Bird_{c + 1}/{k}.jpg", c + 1) for c in range(CLASSES) for k in range(EACH)]
+    rows = [
+        (f"{c + 1:03}.Bird_{c + 1}/{k}.jpg", c + 1) for c in range(CLASSES) for k in range(EACH)
+    ]
     for pixels, (file, c) in zip(noise, rows):
-        for folder in (root / "CUB_200_2011" / "images", root / "mini-imagenet" / ("train" if c <= 8 else "val" if c <= 10 else "test")):
+        for folder in (
+            root / "CUB_200_2011" / "images",
+            root / "mini-imagenet" / ("train" if c <= 8 else "val" if c <= 10 else "test"),
+        ):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / file)
-    write = lambda name, lines: (root / "CUB_200_2011" / name).write_text("".join(f"{i} {line}\n" for i, line in enumerate(lines, 1)))
+    write = lambda name, lines: (root / "CUB_200_2011" / name).write_text(
+        "".join(f"{i} {line}\n" for i, line in enumerate(lines, 1))
+    )
     write("classes.txt", [f"{c:03}.Bird_{c}" for c in range(1, CLASSES + 1)])
     write("images.txt", [file for file, _ in rows])
     write("image_class_labels.txt", [c for _, c in rows])
@@ -68,13 +82,22 @@ def html(path):
 
 def bomb(path):
     "100 kB that declare an image of 40 gigabytes."
-    chunk = lambda kind, data: len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    chunk = lambda kind, data: (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    )
     side = (115_000).to_bytes(4, "big")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side + side + b"\x08\x02\x00\x00\x00") + chunk(b"IDAT", zlib.compress(bytes(10**8))) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", side + side + b"\x08\x02\x00\x00\x00")
+        + chunk(b"IDAT", zlib.compress(bytes(10**8)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def program(path):
-    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(canary) (w) file\n")
+    path.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(canary) (w) file\n"
+    )
 
 
 def empty(path):
@@ -83,7 +106,9 @@ def empty(path):
 
 # The functions through which an experiment comes by the pixels of photographs, each before its first step of training
 READERS = {
-    "pddm_retrieval, pddm_transfer": lambda photos, tmp: frozen_features(photos, "pixels", 8, cache=tmp / "cache"),
+    "pddm_retrieval, pddm_transfer": lambda photos, tmp: frozen_features(
+        photos, "pixels", 8, cache=tmp / "cache"
+    ),
     "pddm_retrieval end to end, nsl_adapt": lambda photos, tmp: photo_tensor(photos, 8),
     "nsl_fewshot": lambda photos, tmp: image_set(photos, 8),
     "nsl_imagenet, quick and small": lambda photos, tmp: decoded(photos),
@@ -111,20 +136,47 @@ def test_images_that_are_read_while_training(root, tmp_path):
     plan = replace(PRESETS["smoke"], classes=0)
     assert not plan.cache and not PRESETS["paper"].cache
     with pytest.raises(DamagedData, match=f"are damaged: the image {path} cannot be decoded"):
-        sweep("mini_imagenet", methods=["cnn"], plan=plan, device="cpu", root=root, output=tmp_path / "out")
+        sweep(
+            "mini_imagenet",
+            methods=["cnn"],
+            plan=plan,
+            device="cpu",
+            root=root,
+            output=tmp_path / "out",
+        )
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != ".lock"]
 
 
 def test_an_experiment_stops_before_training(root, tmp_path, nsl_repro):
     cut(victim(root))
-    done = nsl_repro("run", "pddm_retrieval", "-p", "dataset=cub", "-p", "preset=smoke", "-p", f"data_root={root}", "-o", tmp_path / "out", OMP_NUM_THREADS="1")
-    assert done.returncode == 1 and "DamagedData: " in done.stderr and f"{victim(root)} cannot be decoded" in done.stderr, done.stderr
-    assert [p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()] == [".ipynb"]  # no entry, no checkpoint
+    done = nsl_repro(
+        "run",
+        "pddm_retrieval",
+        "-p",
+        "dataset=cub",
+        "-p",
+        "preset=smoke",
+        "-p",
+        f"data_root={root}",
+        "-o",
+        tmp_path / "out",
+        OMP_NUM_THREADS="1",
+    )
+    assert (
+        done.returncode == 1
+        and "DamagedData: " in done.stderr
+        and f"{victim(root)} cannot be decoded" in done.stderr
+    ), done.stderr
+    assert [p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()] == [
+        ".ipynb"
+    ]  # no entry, no checkpoint
 
 
 def lines(name, change):
     "A damage to one of CUB's lists."
-    return lambda root: (root / "CUB_200_2011" / name).write_bytes(change((root / "CUB_200_2011" / name).read_bytes()))
+    return lambda root: (root / "CUB_200_2011" / name).write_bytes(
+        change((root / "CUB_200_2011" / name).read_bytes())
+    )
 
 
 def linked(root):
@@ -133,20 +185,62 @@ def linked(root):
 
 
 LISTS = {  # damage -> what is said
-    "a row of labels is missing": (lines("image_class_labels.txt", lambda b: b.replace(b"\n7 1\n", b"\n")), "1 image ids are not in all of .*, the first is 7, which is not in image_class_labels.txt"),
-    "the labels end early": (lines("image_class_labels.txt", lambda b: b[: b.index(b"\n90 ") + 1]), "image ids are not in all of .* which is not in image_class_labels.txt"),
-    "the list of boxes is cut in a row": (lines("bounding_boxes.txt", lambda b: b[:-9]), r"bounding_boxes.txt, line 96: there must be 5 numbers"),
-    "a row names a file that is not there": (lambda root: victim(root).unlink(), "1 of 96 images are missing, the first is images/001.Bird_1/3.jpg"),
-    "a row is there twice": (lines("images.txt", lambda b: b + b.splitlines(True)[0]), "images.txt, line 97: the id 1 occurs twice"),
-    "an image is there twice": (lines("images.txt", lambda b: b.replace(b"001.Bird_1/4.jpg", b"001.Bird_1/3.jpg")), "1 of 96 rows name an image that was named before, the first is images/001.Bird_1/3.jpg"),
-    "a path leads upwards": (lines("images.txt", lambda b: b.replace(b"001.Bird_1/3.jpg", b"../../../secret.jpg")), "1 of 96 images lie outside of the folder, the first is images/../../../secret.jpg"),
-    "a path is absolute": (lines("images.txt", lambda b: b.replace(b"001.Bird_1/3.jpg", b"/etc/passwd")), "1 of 96 images lie outside of the folder, the first is /etc/passwd"),
-    "a file is a link out of the folder": (linked, "1 of 96 images lie outside of the folder, the first is images/001.Bird_1/3.jpg"),
-    "a file is a folder": (lambda root: (victim(root).unlink(), victim(root).mkdir()), "1 of 96 images are missing, the first is images/001.Bird_1/3.jpg"),
-    "a file is a pipe": (lambda root: (victim(root).unlink(), os.mkfifo(victim(root))), "1 of 96 images are missing, the first is images/001.Bird_1/3.jpg"),
-    "a class is not known": (lines("classes.txt", lambda b: b.replace(b"1 001.Bird_1\n", b"")), "8 images have a class that is not in classes.txt"),
-    "a name is not UTF-8": (lines("images.txt", lambda b: b.replace(b"001.Bird_1/3.jpg", b"001.Bird_1/\xff.jpg")), "1 of 96 images are missing, the first is images/001.Bird_1/\ufffd.jpg"),
-    "a list is missing": (lambda root: (root / "CUB_200_2011" / "images.txt").unlink(), "is not complete, images.txt missing"),
+    "a row of labels is missing": (
+        lines("image_class_labels.txt", lambda b: b.replace(b"\n7 1\n", b"\n")),
+        "1 image ids are not in all of .*, the first is 7, which is not in image_class_labels.txt",
+    ),
+    "the labels end early": (
+        lines("image_class_labels.txt", lambda b: b[: b.index(b"\n90 ") + 1]),
+        "image ids are not in all of .* which is not in image_class_labels.txt",
+    ),
+    "the list of boxes is cut in a row": (
+        lines("bounding_boxes.txt", lambda b: b[:-9]),
+        r"bounding_boxes.txt, line 96: there must be 5 numbers",
+    ),
+    "a row names a file that is not there": (
+        lambda root: victim(root).unlink(),
+        "1 of 96 images are missing, the first is images/001.Bird_1/3.jpg",
+    ),
+    "a row is there twice": (
+        lines("images.txt", lambda b: b + b.splitlines(True)[0]),
+        "images.txt, line 97: the id 1 occurs twice",
+    ),
+    "an image is there twice": (
+        lines("images.txt", lambda b: b.replace(b"001.Bird_1/4.jpg", b"001.Bird_1/3.jpg")),
+        "1 of 96 rows name an image that was named before, the first is images/001.Bird_1/3.jpg",
+    ),
+    "a path leads upwards": (
+        lines("images.txt", lambda b: b.replace(b"001.Bird_1/3.jpg", b"../../../secret.jpg")),
+        "1 of 96 images lie outside of the folder, the first is images/../../../secret.jpg",
+    ),
+    "a path is absolute": (
+        lines("images.txt", lambda b: b.replace(b"001.Bird_1/3.jpg", b"/etc/passwd")),
+        "1 of 96 images lie outside of the folder, the first is /etc/passwd",
+    ),
+    "a file is a link out of the folder": (
+        linked,
+        "1 of 96 images lie outside of the folder, the first is images/001.Bird_1/3.jpg",
+    ),
+    "a file is a folder": (
+        lambda root: (victim(root).unlink(), victim(root).mkdir()),
+        "1 of 96 images are missing, the first is images/001.Bird_1/3.jpg",
+    ),
+    "a file is a pipe": (
+        lambda root: (victim(root).unlink(), os.mkfifo(victim(root))),
+        "1 of 96 images are missing, the first is images/001.Bird_1/3.jpg",
+    ),
+    "a class is not known": (
+        lines("classes.txt", lambda b: b.replace(b"1 001.Bird_1\n", b"")),
+        "8 images have a class that is not in classes.txt",
+    ),
+    "a name is not UTF-8": (
+        lines("images.txt", lambda b: b.replace(b"001.Bird_1/3.jpg", b"001.Bird_1/\xff.jpg")),
+        "1 of 96 images are missing, the first is images/001.Bird_1/\ufffd.jpg",
+    ),
+    "a list is missing": (
+        lambda root: (root / "CUB_200_2011" / "images.txt").unlink(),
+        "is not complete, images.txt missing",
+    ),
 }
 
 
@@ -160,15 +254,46 @@ def test_lists(what, root):
 
 
 FOLDERS = {
-    "a link to a folder": (lambda f: (f / "again").symlink_to("."), "1 folders are links, the first is 001.Bird_1/again"),
-    "a class that is a link": (lambda f: (f.parent / "000").symlink_to("/etc"), "1 folders are links, the first is 000"),
-    "a link out of the folder": (lambda f: (f / "9.jpg").symlink_to("/etc/passwd"), "1 images are links that lead out of the folder, the first is 001.Bird_1/9.jpg"),
-    "a folder named like an image": (lambda f: (f / "9.jpg").mkdir(), "1 folders are named like images, the first is 001.Bird_1/9.jpg"),
-    "a broken link": (lambda f: (f / "9.jpg").symlink_to("nowhere.jpg"), "1 of 65 images are missing, the first is 001.Bird_1/9.jpg"),
-    "a pipe": (lambda f: os.mkfifo(f / "9.jpg"), "1 of 65 images are missing, the first is 001.Bird_1/9.jpg"),
-    "a name that is not UTF-8": (lambda f: shutil.copy(f / "3.jpg", f / os.fsdecode(b"\xff.jpg")), r"1 names are not text that can be printed, the first is '001.Bird_1/\\udcff.jpg'"),
-    "a download that has not ended": (lambda f: (f / "9.jpg").rename(f / "9.jpg.part") if (f / "9.jpg").exists() else (f / "9.jpg.part").write_bytes(b"x"), "1 files are not images, the first is 001.Bird_1/9.jpg.part"),
-    "an empty class": (lambda f: (f.parent / "000").mkdir(), "1 folders have no images, the first is 000"),
+    "a link to a folder": (
+        lambda f: (f / "again").symlink_to("."),
+        "1 folders are links, the first is 001.Bird_1/again",
+    ),
+    "a class that is a link": (
+        lambda f: (f.parent / "000").symlink_to("/etc"),
+        "1 folders are links, the first is 000",
+    ),
+    "a link out of the folder": (
+        lambda f: (f / "9.jpg").symlink_to("/etc/passwd"),
+        "1 images are links that lead out of the folder, the first is 001.Bird_1/9.jpg",
+    ),
+    "a folder named like an image": (
+        lambda f: (f / "9.jpg").mkdir(),
+        "1 folders are named like images, the first is 001.Bird_1/9.jpg",
+    ),
+    "a broken link": (
+        lambda f: (f / "9.jpg").symlink_to("nowhere.jpg"),
+        "1 of 65 images are missing, the first is 001.Bird_1/9.jpg",
+    ),
+    "a pipe": (
+        lambda f: os.mkfifo(f / "9.jpg"),
+        "1 of 65 images are missing, the first is 001.Bird_1/9.jpg",
+    ),
+    "a name that is not UTF-8": (
+        lambda f: shutil.copy(f / "3.jpg", f / os.fsdecode(b"\xff.jpg")),
+        r"1 names are not text that can be printed, the first is '001.Bird_1/\\udcff.jpg'",
+    ),
+    "a download that has not ended": (
+        lambda f: (
+            (f / "9.jpg").rename(f / "9.jpg.part")
+            if (f / "9.jpg").exists()
+            else (f / "9.jpg.part").write_bytes(b"x")
+        ),
+        "1 files are not images, the first is 001.Bird_1/9.jpg.part",
+    ),
+    "an empty class": (
+        lambda f: (f.parent / "000").mkdir(),
+        "1 folders have no images, the first is 000",
+    ),
 }
 
 
@@ -180,7 +305,9 @@ def test_folders(what, root):
     with pytest.raises((DamagedData, DataNotFound), match=said) as told:
         photos_from_folder(train)
     str(told.value).encode()  # can be printed anywhere
-    with pytest.raises((DamagedData, DataNotFound), match=said.split(", the first")[0].replace("65", "97")):
+    with pytest.raises(
+        (DamagedData, DataNotFound), match=said.split(", the first")[0].replace("65", "97")
+    ):
         prepare("nsl_fewshot", dict(dataset="mini_imagenet", data_root=str(root)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -189,16 +316,27 @@ def test_folders(what, root):
 
 def test_half_a_download(tmp_path, monkeypatch):
     "Of a set with published checksums every file is compared, and the ones that differ are named."
-    source, contents = downloads.SOURCES["cifar10"], {file: os.urandom(1000) for file in downloads.SOURCES["cifar10"].files}
-    monkeypatch.setitem(downloads.SOURCES, "cifar10", replace(source, files={file: md5(data).hexdigest() for file, data in contents.items()}))
+    source, contents = (
+        downloads.SOURCES["cifar10"],
+        {file: os.urandom(1000) for file in downloads.SOURCES["cifar10"].files},
+    )
+    monkeypatch.setitem(
+        downloads.SOURCES,
+        "cifar10",
+        replace(source, files={file: md5(data).hexdigest() for file, data in contents.items()}),
+    )
     folder = tmp_path / source.folders[0]
     folder.mkdir()
     for file, data in contents.items():
         (folder / file).write_bytes(data)
     assert check_files("cifar10", tmp_path) == folder
     cut(folder / "data_batch_3")
-    (folder / "test_batch").write_bytes(contents["test_batch"][:-1] + bytes([contents["test_batch"][-1] ^ 1]))
-    with pytest.raises(DataNotFound, match="the md5 of data_batch_3, test_batch is not the published one"):
+    (folder / "test_batch").write_bytes(
+        contents["test_batch"][:-1] + bytes([contents["test_batch"][-1] ^ 1])
+    )
+    with pytest.raises(
+        DataNotFound, match="the md5 of data_batch_3, test_batch is not the published one"
+    ):
         prepare("nsl_cifar", dict(dataset="cifar10", data_root=str(tmp_path)))
     (folder / "batches.meta").unlink()
     with pytest.raises(DataNotFound, match="is not complete .*batches.meta missing"):
@@ -209,12 +347,25 @@ CACHES = {
     "rows cut": lambda rows, state, old: rows.write_bytes(rows.read_bytes()[:-1]),
     "rows of others": lambda rows, state, old: rows.write_bytes(os.urandom(rows.stat().st_size)),
     "state cut": lambda rows, state, old: state.write_text(state.read_text()[:-3]),
-    "of another network": lambda rows, state, old: (rows.write_bytes(bytes(40)), state.write_text(json.dumps(dict(done=10, dim=1, damaged=[], crc=zlib.crc32(bytes(40)))))),
-    "too many": lambda rows, state, old: (rows.write_bytes(bytes(12_000)), state.write_text(json.dumps(old | dict(done=1000, crc=zlib.crc32(bytes(12_000)))))),
+    "of another network": lambda rows, state, old: (
+        rows.write_bytes(bytes(40)),
+        state.write_text(json.dumps(dict(done=10, dim=1, damaged=[], crc=zlib.crc32(bytes(40))))),
+    ),
+    "too many": lambda rows, state, old: (
+        rows.write_bytes(bytes(12_000)),
+        state.write_text(json.dumps(old | dict(done=1000, crc=zlib.crc32(bytes(12_000))))),
+    ),
     "negative": lambda rows, state, old: state.write_text(json.dumps(old | dict(done=-1))),
-    "damaged ones that are not there": lambda rows, state, old: state.write_text(json.dumps(old | dict(damaged=[10**9]))),
-    "counted from the end": lambda rows, state, old: (rows.write_bytes(rows.read_bytes()[:-12]), state.write_text(json.dumps(old | dict(damaged=[-1], crc=zlib.crc32(rows.read_bytes()))))),
-    "text for numbers": lambda rows, state, old: state.write_text(json.dumps(old | dict(done="96", damaged="x"))),
+    "damaged ones that are not there": lambda rows, state, old: state.write_text(
+        json.dumps(old | dict(damaged=[10**9]))
+    ),
+    "counted from the end": lambda rows, state, old: (
+        rows.write_bytes(rows.read_bytes()[:-12]),
+        state.write_text(json.dumps(old | dict(damaged=[-1], crc=zlib.crc32(rows.read_bytes())))),
+    ),
+    "text for numbers": lambda rows, state, old: state.write_text(
+        json.dumps(old | dict(done="96", damaged="x"))
+    ),
     "deep": lambda rows, state, old: state.write_text("[" * 100_000),
     "a pickle": lambda rows, state, old: state.write_bytes(b"\x80\x04cos\nsystem\n"),
 }
@@ -226,7 +377,9 @@ def test_feature_caches(what, published, tmp_path):
     from nsl_repro.data.features import Backbone
 
     photos = photos_from_folder(published / "mini-imagenet" / "test")
-    network = Backbone(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), "mean", 3)
+    network = Backbone(
+        torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), "mean", 3
+    )
     wanted = frozen_features(photos, network, 8, cache=tmp_path).values.clone()
     rows, state = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("f32", "json"))
     CACHES[what](rows, state, json.loads(state.read_text()))
@@ -236,7 +389,12 @@ def test_feature_caches(what, published, tmp_path):
 
 def everything(folder):
     "What lies there: names, kinds, contents."
-    return {p.relative_to(folder).as_posix(): p.read_bytes() if stat.S_ISREG(p.lstat().st_mode) else p.lstat().st_mode for p in folder.rglob("*")}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        if stat.S_ISREG(p.lstat().st_mode)
+        else p.lstat().st_mode
+        for p in folder.rglob("*")
+    }
 
 
 def tar(*members):
@@ -244,7 +402,10 @@ def tar(*members):
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for name, kind, target in members:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, target if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            info.type, info.linkname = (
+                kind,
+                target if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "",
+            )
             info.size = 4 if kind == tarfile.REGTYPE else 0
             archive.addfile(info, io.BytesIO(b"evil"))
     return stream.getvalue()
@@ -266,15 +427,24 @@ ARCHIVES = {  # {out} is a folder beside the data root
     "upwards": lambda out: tar(GOOD, ("CUB_200_2011/../../outside/evil", FILE, "")),
     "upwards at once": lambda out: tar(("../outside/evil", FILE, "")),
     "absolute": lambda out: tar(GOOD, (f"{out}/evil", FILE, "")),
-    "through a link": lambda out: tar(GOOD, ("CUB_200_2011/images", LINK, str(out)), ("CUB_200_2011/images/evil", FILE, "")),
-    "over a hard link": lambda out: tar(GOOD, ("CUB_200_2011/secret", HARD, f"{out}/secret"), ("CUB_200_2011/secret", FILE, "")),
+    "through a link": lambda out: tar(
+        GOOD, ("CUB_200_2011/images", LINK, str(out)), ("CUB_200_2011/images/evil", FILE, "")
+    ),
+    "over a hard link": lambda out: tar(
+        GOOD, ("CUB_200_2011/secret", HARD, f"{out}/secret"), ("CUB_200_2011/secret", FILE, "")
+    ),
     "a device": lambda out: tar(GOOD, ("CUB_200_2011/null", tarfile.CHRTYPE, "")),
     "a pipe": lambda out: tar(GOOD, ("CUB_200_2011/pipe", tarfile.FIFOTYPE, "")),
     "cut": lambda out: tar(*[(f"CUB_200_2011/{i}", FILE, "") for i in range(200)])[:-200],
-    "zip slip": lambda out: zipped(("CUB_200_2011/images.txt", 0o100644, b"x"), ("../outside/evil", 0o100644, b"evil")),
+    "zip slip": lambda out: zipped(
+        ("CUB_200_2011/images.txt", 0o100644, b"x"), ("../outside/evil", 0o100644, b"evil")
+    ),
     "zip slip backwards": lambda out: zipped(("..\\outside\\evil", 0o100644, b"evil")),
     "zip absolute": lambda out: zipped((f"{out}/evil", 0o100644, b"evil")),
-    "zip link": lambda out: zipped(("CUB_200_2011/images", stat.S_IFLNK | 0o777, str(out).encode()), ("CUB_200_2011/images/evil", 0o100644, b"evil")),
+    "zip link": lambda out: zipped(
+        ("CUB_200_2011/images", stat.S_IFLNK | 0o777, str(out).encode()),
+        ("CUB_200_2011/images/evil", 0o100644, b"evil"),
+    ),
     "zip drive": lambda out: zipped(("C:/evil", 0o100644, b"evil")),
     "not an archive": lambda out: b"<html>404</html>",
     "another top": lambda out: tar(("else/images.txt", FILE, "")),
@@ -292,7 +462,16 @@ def test_archives(what, tmp_path, monkeypatch):
     archive = root / ("CUB_200_2011.zip" if what.startswith("zip") else "CUB_200_2011.tgz")
     archive.write_bytes(data)
     source = downloads.SOURCES["cub"]
-    monkeypatch.setitem(downloads.SOURCES, "cub", replace(source, url=f"http://127.0.0.1:9/{archive.name}", md5=md5(data).hexdigest(), size=len(data)))
+    monkeypatch.setitem(
+        downloads.SOURCES,
+        "cub",
+        replace(
+            source,
+            url=f"http://127.0.0.1:9/{archive.name}",
+            md5=md5(data).hexdigest(),
+            size=len(data),
+        ),
+    )
     before = everything(tmp_path)
     with pytest.raises(DataNotFound, match=f"could not be brought to {root} .*{archive.name}"):
         fetch_data("cub", root)
@@ -308,9 +487,15 @@ def test_wrong_checksums_and_planted_links(tmp_path):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "served")))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path / "served"))
+    )
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    url, goal, precious = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "root" / "file", tmp_path / "precious"
+    url, goal, precious = (
+        f"http://127.0.0.1:{server.server_port}/file",
+        tmp_path / "root" / "file",
+        tmp_path / "precious",
+    )
     try:
         with pytest.raises(DownloadFailed, match="is not the published file: its md5 is"):
             download(url, goal, md5="0" * 32, wait=0)
@@ -319,7 +504,10 @@ def test_wrong_checksums_and_planted_links(tmp_path):
         for name in ("file", "file.part", "file.part.json"):
             (goal.parent / name).unlink(missing_ok=True)
             (goal.parent / name).symlink_to(precious)
-        assert download(url, goal, md5=md5(b"published").hexdigest(), wait=0).read_bytes() == b"published"
+        assert (
+            download(url, goal, md5=md5(b"published").hexdigest(), wait=0).read_bytes()
+            == b"published"
+        )
         assert not goal.is_symlink() and precious.read_text() == "precious"
     finally:
         server.shutdown()

@@ -1,4 +1,5 @@
 """A disk that is full, read-only, somebody else's or gone: the run stops with one sentence and exit status 5, and what was written before stays whole."""
+
 import json
 import os
 import resource
@@ -23,9 +24,19 @@ def small_disk(tmp_path):
     "A file system of 3 MB in memory; where we may not mount one, the test is skipped."
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, text=True) if shutil.which("mount") else None
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place],
+            capture_output=True,
+            text=True,
+        )
+        if shutil.which("mount")
+        else None
+    )
     if not mounted or mounted.returncode:
-        pytest.skip(f"only root can mount a small disk to fill: {mounted.stderr.strip() if mounted else 'there is no mount'}")
+        pytest.skip(
+            f"only root can mount a small disk to fill: {mounted.stderr.strip() if mounted else 'there is no mount'}"
+        )
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 
@@ -82,9 +93,13 @@ def assert_whole(root):
 
 def test_a_disk_that_fills_up_during_training(small_disk, tmp_path):
     said = stopped(full_disk_during, tmp_path / "first", "classifier", small_disk, small_disk, 5)
-    assert said.startswith(f"CannotWrite: {small_disk}/runs/victim__") and said.endswith(" cannot be written: No space left on device")
+    assert said.startswith(f"CannotWrite: {small_disk}/runs/victim__") and said.endswith(
+        " cannot be written: No space left on device"
+    )
     assert_whole(small_disk)
-    assert max(load_checkpoint(file)["done"] for file in small_disk.glob("runs/*/checkpoint.pt*")) >= 4
+    assert (
+        max(load_checkpoint(file)["done"] for file in small_disk.glob("runs/*/checkpoint.pt*")) >= 4
+    )
     (small_disk / "filler").unlink()  # somebody makes room
     for root in (small_disk, tmp_path / "other"):
         process = start(record, tmp_path / "again", "classifier", root)
@@ -95,15 +110,21 @@ def test_a_disk_that_fills_up_during_training(small_disk, tmp_path):
 
 def test_a_file_that_may_not_grow(tmp_path):
     said = stopped(limited, tmp_path / "errors", "classifier", tmp_path / "out", 20_000)
-    assert said.startswith(f"CannotWrite: {tmp_path}/out/") and said.endswith("cannot be written: File too large")
+    assert said.startswith(f"CannotWrite: {tmp_path}/out/") and said.endswith(
+        "cannot be written: File too large"
+    )
     assert_whole(tmp_path / "out")
     assert load_ledger(tmp_path / "out") == []
 
 
 def test_a_folder_that_vanishes_during_training(tmp_path):
     said = stopped(vanishing, tmp_path / "errors", "classifier", tmp_path / "out", 3)
-    assert said.startswith("CannotWrite: ") and said.endswith("checkpoint.pt cannot be written: No such file or directory")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == []  # nothing is made anew where somebody has removed it
+    assert said.startswith("CannotWrite: ") and said.endswith(
+        "checkpoint.pt cannot be written: No such file or directory"
+    )
+    assert [
+        p.name for p in (tmp_path / "out").iterdir()
+    ] == []  # nothing is made anew where somebody has removed it
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -113,7 +134,9 @@ def test_a_folder_of_somebody_else(loop, tmp_path):
     for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders for their owner
         folder.chmod(0o755)
     said = stopped(unprivileged, tmp_path / "errors", loop, out)
-    assert said.startswith(f"CannotWrite: {out}/runs/victim__") and said.endswith(" cannot be written: Permission denied")
+    assert said.startswith(f"CannotWrite: {out}/runs/victim__") and said.endswith(
+        " cannot be written: Permission denied"
+    )
     assert list(out.iterdir()) == []
 
 
@@ -123,15 +146,26 @@ def test_the_command_on_a_disk_that_fills_up(nsl_repro, notebook, small_disk):
              "write_whole(Path(output) / 'result.json', '[' + '1, ' * 10_000 + '1]')"]  # fmt: skip
     done = nsl_repro("run", notebook("greedy", *cells), "-o", small_disk)
     assert done.returncode == 5, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith(f"nsl-repro: {small_disk}/") and "cannot be written: No space left on device" in done.stderr
+    assert (
+        len(done.stderr.strip().splitlines()) == 1
+        and done.stderr.startswith(f"nsl-repro: {small_disk}/")
+        and "cannot be written: No space left on device" in done.stderr
+    )
     assert sorted(p.name for p in small_disk.iterdir()) == ["before.json", "filler", "runs"]
     assert_whole(small_disk)
 
 
 def test_the_command_on_a_read_only_disk(notebook, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    result = CliRunner().invoke(runner.app, ["run", str(notebook("toy", "x: int = 0", "print('it started')")), "-o", str(small_disk)])
-    assert (result.exit_code, result.stdout, result.stderr) == (5, "", f"nsl-repro: {small_disk}/runs: Read-only file system\n")
+    result = CliRunner().invoke(
+        runner.app,
+        ["run", str(notebook("toy", "x: int = 0", "print('it started')")), "-o", str(small_disk)],
+    )
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        5,
+        "",
+        f"nsl-repro: {small_disk}/runs: Read-only file system\n",
+    )
 
 
 def test_photographs_that_vanish_during_the_run(tmp_path):

@@ -1,4 +1,5 @@
 """The ledger takes writers by the dozen, and whatever somebody puts into it or into a notebook's parameters, the answer is one sentence with the file's name."""
+
 import json
 import random
 import time
@@ -8,7 +9,14 @@ import pytest
 from victim import HERE, SOAK, start
 
 from nsl_repro.results import tables as results
-from nsl_repro.results.tables import load_ledger, new_entry, paper_results, read_entry, recorded_run, write_entry
+from nsl_repro.results.tables import (
+    load_ledger,
+    new_entry,
+    paper_results,
+    read_entry,
+    recorded_run,
+    write_entry,
+)
 from nsl_repro.command.runner import read_parameters
 
 ENTRY = dict(schema=1, experiment="toy", dataset="digits", method="cnn", preset="smoke", seed=0, parameters={"lr": 0.1, "drops": [1, 2]}, metrics={"test_accuracy": 90.0},
@@ -23,7 +31,9 @@ def write_many(root, writer, entries):
 
 
 def test_eight_processes_of_two_hundred_entries(tmp_path, measured):
-    start(write_many, tmp_path / "errors", tmp_path, 0, 0).join()  # whoever comes first waits for the imports
+    start(
+        write_many, tmp_path / "errors", tmp_path, 0, 0
+    ).join()  # whoever comes first waits for the imports
     began = time.perf_counter()
     writers = [start(write_many, tmp_path / "errors", tmp_path, writer, 200) for writer in range(8)]
     while any(writer.is_alive() for writer in writers):  # a reader meets whole entries only
@@ -32,7 +42,10 @@ def test_eight_processes_of_two_hundred_entries(tmp_path, measured):
     assert [writer.exitcode for writer in writers] == [0] * 8
     seconds = time.perf_counter() - began
     found = load_ledger(tmp_path)
-    assert sorted(e.seed for e in found) == [*(1000 * writer + n for writer in range(8) for n in range(200)), 999_999]
+    assert sorted(e.seed for e in found) == [
+        *(1000 * writer + n for writer in range(8) for n in range(200)),
+        999_999,
+    ]
     assert len(list((tmp_path / "results").iterdir())) == 1601
     measured(processes=8, entries=len(found) - 1, writing_s=round(seconds, 1))
 
@@ -44,7 +57,10 @@ def one_run(root, name, seconds):
         time.sleep(seconds)
         return {"test_accuracy": 50.0}, {}, 1.0
 
-    identity = {k: ENTRY[k] for k in ("experiment", "dataset", "method", "preset", "seed", "parameters", "device")}
+    identity = {
+        k: ENTRY[k]
+        for k in ("experiment", "dataset", "method", "preset", "seed", "parameters", "device")
+    }
     recorded_run(work, root, **identity)
 
 
@@ -65,13 +81,36 @@ def test_two_processes_asked_for_one_run_do_it_once(tmp_path, capfd, killed):
         process.join(60)
     assert (first.exitcode, second.exitcode) == (-9 if killed else 0, 0)
     (entry,) = load_ledger(tmp_path)
-    assert errors.read_text() == f"{results.entry_name(entry)} is under way in process {first.pid}; waiting for it\n"
+    assert (
+        errors.read_text()
+        == f"{results.entry_name(entry)} is under way in process {first.pid}; waiting for it\n"
+    )
     assert (tmp_path / "log").read_text().split() == (["first", "second"] if killed else ["first"])
 
 
 # -- files that are not what they should be
 
-WRONG = [None, True, 0, -1, 2**70, 1.5, 1e308, "", "x", "ÿ\u202e\x00", "\ud800", [], [None], [[["x"]]], {}, {"": None}, {"a": {"b": [1e999]}}, float("nan"), float("inf")]
+WRONG = [
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1.5,
+    1e308,
+    "",
+    "x",
+    "ÿ\u202e\x00",
+    "\ud800",
+    [],
+    [None],
+    [[["x"]]],
+    {},
+    {"": None},
+    {"a": {"b": [1e999]}},
+    float("nan"),
+    float("inf"),
+]
 
 
 def nested(depth, left="[", right="]"):
@@ -90,7 +129,11 @@ def damaged(draw, text, cases):
         for _ in range(draw.randrange(1, 3)):
             place = fields
             while isinstance(place, (dict, list)) and place:
-                key = draw.choice(list(place)) if isinstance(place, dict) else draw.randrange(len(place))
+                key = (
+                    draw.choice(list(place))
+                    if isinstance(place, dict)
+                    else draw.randrange(len(place))
+                )
                 if not isinstance(place[key], (dict, list)) or draw.random() < 0.4:
                     break
                 place = place[key]
@@ -100,10 +143,28 @@ def damaged(draw, text, cases):
                 place[draw.choice(["", "new", "é" * 1000, "\n"])] = deepcopy(draw.choice(WRONG))
         yield json.dumps(fields, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
     for deep in (300, 900, 5000, 100_000):
-        for value in (nested(deep), nested(deep, '{"a":', "}").replace("{}", "{}"), nested(deep)[:deep]):
+        for value in (
+            nested(deep),
+            nested(deep, '{"a":', "}").replace("{}", "{}"),
+            nested(deep)[:deep],
+        ):
             yield value.encode()
             yield text.replace("[1, 2]", value, 1).encode()
-    yield from (b"", b"\xff\xfe", b"\x00" * 1000, b"null", b"1", b'"x"', b"[]", b"{}", b"\xef\xbb\xbf" + data, data + b"x", data * 2, b"1" * 10_000, text.encode("utf-16"))
+    yield from (
+        b"",
+        b"\xff\xfe",
+        b"\x00" * 1000,
+        b"null",
+        b"1",
+        b'"x"',
+        b"[]",
+        b"{}",
+        b"\xef\xbb\xbf" + data,
+        data + b"x",
+        data * 2,
+        b"1" * 10_000,
+        text.encode("utf-16"),
+    )
     yield text.replace("[1, 2]", "[" + "1," * 2_000_000 + "1]", 1).encode()  # 4 MB
     yield text.replace("[1, 2]", json.dumps(["x"] * 100_000), 1).encode()
     yield data + b" " * 100_000_000
@@ -133,7 +194,9 @@ def test_entries_of_any_content(tmp_path, measured):
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "toy__x.json"
     for read in (lambda: read_entry(path), lambda: load_ledger(tmp_path)):
-        refused, slowest = assert_one_sentence(read, path, damaged(random.Random(0), json.dumps(ENTRY), CASES))
+        refused, slowest = assert_one_sentence(
+            read, path, damaged(random.Random(0), json.dumps(ENTRY), CASES)
+        )
         assert refused > CASES / 2
         measured(refused=refused, slowest_s=round(slowest, 2))
     path.unlink()
@@ -145,9 +208,16 @@ def test_entries_of_any_content(tmp_path, measured):
 def test_papers_figures_of_any_content(tmp_path, monkeypatch, measured):
     (tmp_path / "data").mkdir()
     path, real = tmp_path / "data" / "paper_results.json", paper_results()
-    text = json.dumps({"results": [r.model_dump() for r in real.results[:3]], "claims": [c.model_dump() for c in real.claims[:2]]})
+    text = json.dumps(
+        {
+            "results": [r.model_dump() for r in real.results[:3]],
+            "claims": [c.model_dump() for c in real.claims[:2]],
+        }
+    )
     monkeypatch.setattr(results, "project_root", lambda: tmp_path)
-    refused, slowest = assert_one_sentence(paper_results, path, damaged(random.Random(1), text, CASES // 2))
+    refused, slowest = assert_one_sentence(
+        paper_results, path, damaged(random.Random(1), text, CASES // 2)
+    )
     assert refused > CASES / 5
     measured(refused=refused, slowest_s=round(slowest, 2))
 
@@ -155,16 +225,31 @@ def test_papers_figures_of_any_content(tmp_path, monkeypatch, measured):
 def test_parameters_of_any_content(tmp_path, measured):
     path, draw = tmp_path / "toy.ipynb", random.Random(2)
     source = "from typing import Literal\ndataset: Literal['digits', 'cub'] = 'digits'  # what\nseeds: list[int] = [1, 2]\nlr: float = 0.1\n"
-    whole = lambda source: json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}], "metadata": {}})
+    whole = lambda source: json.dumps(
+        {
+            "cells": [
+                {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+            ],
+            "metadata": {},
+        }
+    )
     hostile = [
         "x: int = " + "-" * 50_000 + "1", "x: list[int] = " + nested(5000), "x: int = " + nested(90, "(", ")").replace("()", "(1)"), "x: int = 9**9**9", "x: str = 'a' * 10**10",
         "x: int = " + "9" * 5000, "x: int = __import__('os').system('touch owned')", "x\x00: int = 1", "x: int = 1\n\x00", "\ud800: int = 1", "ＸＸ: int = 1", "x: " + "list[" * 3000 + "int" + "]" * 3000 + " = 1",
         "x: int = 1 if True else 2", "x: int = " + "1+" * 20_000 + "1", "x: str = '''", "\tx: int = 1\n  y: int = 1", "x: int = (", "x: str = '" + "y" * 200_000 + "'", "#" * 10**7, "x: float = 1e999", "def f(): pass",
     ]  # fmt: skip
-    wrecked = ["".join(draw.choice("x:=[]()'\"#\n 1ünsLiteralt\\\0\t,") for _ in range(draw.randrange(60))) for _ in range(CASES // 4)]
-    edited = [source[:n] + draw.choice(["", "(", "'", "\n", "\0", "é"]) + source[n + draw.randrange(3) :] for n in range(len(source))]
+    wrecked = [
+        "".join(draw.choice("x:=[]()'\"#\n 1ünsLiteralt\\\0\t,") for _ in range(draw.randrange(60)))
+        for _ in range(CASES // 4)
+    ]
+    edited = [
+        source[:n] + draw.choice(["", "(", "'", "\n", "\0", "é"]) + source[n + draw.randrange(3) :]
+        for n in range(len(source))
+    ]
     sources = [whole(text).encode("utf-8", "surrogatepass") for text in hostile + wrecked + edited]
-    refused, slowest = assert_one_sentence(lambda: read_parameters(path), path, [*sources, *damaged(draw, whole(source), CASES // 4)])
+    refused, slowest = assert_one_sentence(
+        lambda: read_parameters(path), path, [*sources, *damaged(draw, whole(source), CASES // 4)]
+    )
     assert refused > CASES / 4
     measured(refused=refused, slowest_s=round(slowest, 2))
     assert not list(HERE.glob("**/owned")) and not list(tmp_path.glob("owned"))

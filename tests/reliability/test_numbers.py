@@ -1,6 +1,7 @@
 """Numbers stay finite where the mathematics is, half precision stays within a stated error, and a training that leaves them says so at once.
 
 The errors of `ERRORS` are shares of the largest value of the float64 result, those of `SCORES` of 1 at least; 1,000 random configurations an operator in CI, 10,000 with NSL_SOAK=1."""
+
 import copy
 import inspect
 import math
@@ -38,14 +39,19 @@ def pick(g, *values):
 
 
 def images(g, C, H=5, W=6, B=2):
-    return torch.randn(B, C, H, W, generator=g, dtype=torch.float64) * 10 ** float(torch.rand((), generator=g) * 2 - 1)
+    return torch.randn(B, C, H, W, generator=g, dtype=torch.float64) * 10 ** float(
+        torch.rand((), generator=g) * 2 - 1
+    )
 
 
 def layer(make, C, g):
     net = make().double().eval()
     for p in net.parameters():
         with torch.no_grad():
-            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64) / max(1, p[0].numel() if p.dim() > 1 else 1) ** 0.5)
+            p.copy_(
+                torch.randn(p.shape, generator=g, dtype=torch.float64)
+                / max(1, p[0].numel() if p.dim() > 1 else 1) ** 0.5
+            )
     return net, (images(g, C),)
 
 
@@ -73,7 +79,12 @@ def on_sphere(g, n, d):
 
 
 def geometry(g):
-    return dict(kernel_size=pick(g, 1, 2, 3, (3, 2)), stride=pick(g, 1, 2), padding=pick(g, 0, 1), dilation=pick(g, 1, 2) if pick(g, 0, 1) else 1)
+    return dict(
+        kernel_size=pick(g, 1, 2, 3, (3, 2)),
+        stride=pick(g, 1, 2),
+        padding=pick(g, 0, 1),
+        dilation=pick(g, 1, 2) if pick(g, 0, 1) else 1,
+    )
 
 
 def kernel(g):
@@ -92,52 +103,192 @@ def shared_part(C, g):
 def dynamic_case(g):
     C, kind = pick(g, 1, 3, 8), kernel(g)
     x, w = images(g, C), vectors(g, 4, C, 3, 3) / (9 * C) ** 0.5
-    return partial(dynamic.dynamic_conv2d, padding=1, backend=pick(g, "c", "reference")), (x, w, vectors(g, 2, *((9,) if kind == "diagonal" else (9, 9)), 5, 6))
+    return partial(dynamic.dynamic_conv2d, padding=1, backend=pick(g, "c", "reference")), (
+        x,
+        w,
+        vectors(g, 2, *((9,) if kind == "diagonal" else (9, 9)), 5, 6),
+    )
 
 
-TRIPLETS = (torch.tensor([0, 3]), torch.tensor([3, 0]), torch.tensor([1, 2]))  # given: which are the hardest is a choice, not a number
+TRIPLETS = (
+    torch.tensor([0, 3]),
+    torch.tensor([3, 0]),
+    torch.tensor([1, 2]),
+)  # given: which are the hardest is a choice, not a number
 
 # name -> (a random configuration: a function or a module, and its inputs in float64)
 OPERATORS = {
-    "bilinear_similarity": lambda g, n=16: (similarity.bilinear_similarity, (vectors(g, 5, n), vectors(g, 5, n), vectors(g, n, n) / n**0.5)),
-    "neural_similarity": lambda g, n=9: (similarity.neural_similarity, (vectors(g, 5, 3, n), vectors(g, 5, 3, n), vectors(g, n, n) / n**0.5)),
-    "block_diagonal": lambda g, n=4: (partial(similarity.block_diagonal, channels=3), (vectors(g, n, n),)),
-    "NeuralSimilarity": lambda g, n=3: (layer(lambda: static.NeuralSimilarity(n, kernel(g)), 1, g)[0], (vectors(g, 5, 4, n, n),)),
-    "similarity_decay": lambda g: penalty(static.NeuralSimilarity(3, kernel(g)), static.similarity_decay, g),
-    "shape_penalty": lambda g: penalty(static.KernelShape(3, relaxation=pick(g, "straight_through", "hard_concrete")), static.shape_penalty, g),
-    "StaticNSLConv2d": lambda g, C=4: layer(lambda: static.StaticNSLConv2d(C, 5, kind=kernel(g), groups=pick(g, 1), **geometry(g)), C, g),
+    "bilinear_similarity": lambda g, n=16: (
+        similarity.bilinear_similarity,
+        (vectors(g, 5, n), vectors(g, 5, n), vectors(g, n, n) / n**0.5),
+    ),
+    "neural_similarity": lambda g, n=9: (
+        similarity.neural_similarity,
+        (vectors(g, 5, 3, n), vectors(g, 5, 3, n), vectors(g, n, n) / n**0.5),
+    ),
+    "block_diagonal": lambda g, n=4: (
+        partial(similarity.block_diagonal, channels=3),
+        (vectors(g, n, n),),
+    ),
+    "NeuralSimilarity": lambda g, n=3: (
+        layer(lambda: static.NeuralSimilarity(n, kernel(g)), 1, g)[0],
+        (vectors(g, 5, 4, n, n),),
+    ),
+    "similarity_decay": lambda g: penalty(
+        static.NeuralSimilarity(3, kernel(g)), static.similarity_decay, g
+    ),
+    "shape_penalty": lambda g: penalty(
+        static.KernelShape(3, relaxation=pick(g, "straight_through", "hard_concrete")),
+        static.shape_penalty,
+        g,
+    ),
+    "StaticNSLConv2d": lambda g, C=4: layer(
+        lambda: static.StaticNSLConv2d(C, 5, kind=kernel(g), groups=pick(g, 1), **geometry(g)), C, g
+    ),
     "dynamic_conv2d": dynamic_case,
-    "DynamicNSLConv2d": lambda g, C=4: layer(lambda: dynamic.DynamicNSLConv2d(C, 5, kind=kernel(g), hidden=4, sphere=pick(g, "none", "input", "full"), **geometry(g)), C, g),
-    "SimilarityPredictor": lambda g, C=4: layer(lambda: dynamic.SimilarityPredictor(C, kind=kernel(g), hidden=4, sphere=pick(g, "none", "input", "full"), stride=pick(g, 1, 2), padding=1), C, g),
+    "DynamicNSLConv2d": lambda g, C=4: layer(
+        lambda: dynamic.DynamicNSLConv2d(
+            C, 5, kind=kernel(g), hidden=4, sphere=pick(g, "none", "input", "full"), **geometry(g)
+        ),
+        C,
+        g,
+    ),
+    "SimilarityPredictor": lambda g, C=4: layer(
+        lambda: dynamic.SimilarityPredictor(
+            C,
+            kind=kernel(g),
+            hidden=4,
+            sphere=pick(g, "none", "input", "full"),
+            stride=pick(g, 1, 2),
+            padding=1,
+        ),
+        C,
+        g,
+    ),
     "SharedPredictor": lambda g, C=4: layer(lambda: shared_part(C, g), C, g),
     "patch_norm": lambda g, C=4: (partial(sphere.patch_norm, **geometry(g)), (images(g, C),)),
     "filter_norm": lambda g: (sphere.filter_norm, (vectors(g, 4, 3, 3, 3),)),
-    "angle_response": lambda g: (partial(sphere.angle_response, operator=pick(g, "cosine", "linear", "sigmoid")), (vectors(g, 50).tanh(),)),
-    "SphereConv2d": lambda g, C=4: layer(lambda: sphere.SphereConv2d(C, 5, operator=pick(g, "none", "cosine", "linear", "sigmoid", "learnable_sigmoid"), **geometry(g)), C, g),
-    "global_similarity": lambda g: (attention.global_similarity, (vectors(g, 2, 3, 4, 5).tanh(), vectors(g, 2, 3, 4, 5).tanh(), vectors(g, 2, 6, 4, 5))),
-    "GlobalNeuralSimilarity": lambda g, C=8: layer(lambda: attention.GlobalNeuralSimilarity(C, pick(g, "cosine", "linear", "sigmoid"), 4), C, g),
-    "orthogonality_penalty": lambda g, C=4: penalty(sphere.SphereConv2d(C, pick(g, 3, 60), 3), attention.orthogonality_penalty, g),
-    "PDDM": lambda g, d=32: (layer(lambda: unit(d, g), 1, g)[0], (on_sphere(g, 7, d), on_sphere(g, 7, d))),
-    "PDDM.matrix": lambda g, d=32: (layer(lambda: Call(unit(d, g), pddm.PDDM.matrix), 1, g)[0], (on_sphere(g, 7, d), on_sphere(g, 5, d))[: pick(g, 1, 2)]),
-    "PDDMDistance": lambda g, d=32: (layer(lambda: plugins.PDDMDistance(unit(d, g)), 1, g)[0], (vectors(g, 7, d), vectors(g, 5, d))[: pick(g, 1, 2)]),
-    "PDDMLoss": lambda g, d=32: (layer(lambda: Call(plugins.PDDMLoss(unit(d, g)), lambda loss, z: loss(z, torch.arange(6) % 3, TRIPLETS)), 1, g)[0], (vectors(g, 6, d),)),
-    "negative_distance": lambda g, d=8: (pddm.negative_distance, (on_sphere(g, 7, d), on_sphere(g, 7, d))),
-    "prototypical_logits": lambda g, d=8: (partial(fewshot.prototypical_logits, similarity=pick(g, "euclidean", "cosine")), (vectors(g, 7, d), vectors(g, 3, d))),
+    "angle_response": lambda g: (
+        partial(sphere.angle_response, operator=pick(g, "cosine", "linear", "sigmoid")),
+        (vectors(g, 50).tanh(),),
+    ),
+    "SphereConv2d": lambda g, C=4: layer(
+        lambda: sphere.SphereConv2d(
+            C,
+            5,
+            operator=pick(g, "none", "cosine", "linear", "sigmoid", "learnable_sigmoid"),
+            **geometry(g),
+        ),
+        C,
+        g,
+    ),
+    "global_similarity": lambda g: (
+        attention.global_similarity,
+        (vectors(g, 2, 3, 4, 5).tanh(), vectors(g, 2, 3, 4, 5).tanh(), vectors(g, 2, 6, 4, 5)),
+    ),
+    "GlobalNeuralSimilarity": lambda g, C=8: layer(
+        lambda: attention.GlobalNeuralSimilarity(C, pick(g, "cosine", "linear", "sigmoid"), 4), C, g
+    ),
+    "orthogonality_penalty": lambda g, C=4: penalty(
+        sphere.SphereConv2d(C, pick(g, 3, 60), 3), attention.orthogonality_penalty, g
+    ),
+    "PDDM": lambda g, d=32: (
+        layer(lambda: unit(d, g), 1, g)[0],
+        (on_sphere(g, 7, d), on_sphere(g, 7, d)),
+    ),
+    "PDDM.matrix": lambda g, d=32: (
+        layer(lambda: Call(unit(d, g), pddm.PDDM.matrix), 1, g)[0],
+        (on_sphere(g, 7, d), on_sphere(g, 5, d))[: pick(g, 1, 2)],
+    ),
+    "PDDMDistance": lambda g, d=32: (
+        layer(lambda: plugins.PDDMDistance(unit(d, g)), 1, g)[0],
+        (vectors(g, 7, d), vectors(g, 5, d))[: pick(g, 1, 2)],
+    ),
+    "PDDMLoss": lambda g, d=32: (
+        layer(
+            lambda: Call(
+                plugins.PDDMLoss(unit(d, g)), lambda loss, z: loss(z, torch.arange(6) % 3, TRIPLETS)
+            ),
+            1,
+            g,
+        )[0],
+        (vectors(g, 6, d),),
+    ),
+    "negative_distance": lambda g, d=8: (
+        pddm.negative_distance,
+        (on_sphere(g, 7, d), on_sphere(g, 7, d)),
+    ),
+    "prototypical_logits": lambda g, d=8: (
+        partial(fewshot.prototypical_logits, similarity=pick(g, "euclidean", "cosine")),
+        (vectors(g, 7, d), vectors(g, 3, d)),
+    ),
     "CosineHead": lambda g, d=8: (fewshot.CosineHead(vectors(g, 3, d)), (vectors(g, 7, d),)),
     "BatchStatistics": lambda g, C=3: layer(lambda: fewshot.BatchStatistics(C), C, g),
-    "prototypes": lambda g, d=8: (partial(fewshot.prototypes, labels=torch.arange(6) % 3, way=3), (vectors(g, 6, d),)),
-    "LiftedStructure": lambda g, d=8: (partial(embedding.LiftedStructure(), labels=torch.arange(6) % 3), (on_sphere(g, 6, d),)),
-    "DoubleHeaderHingeLoss": lambda g, d=8: (lambda z: pddm.DoubleHeaderHingeLoss()(pddm.negative_distance, z, pddm.Quadruplets(*torch.arange(8).view(4, 2))).loss, (on_sphere(g, 8, d),)),
-    "classification_loss": lambda g, n=5: (partial(training.classification_loss, labels=torch.arange(7) % n, recipe=training.RECIPES["clean"]), (3 * vectors(g, 7, n),)),
+    "prototypes": lambda g, d=8: (
+        partial(fewshot.prototypes, labels=torch.arange(6) % 3, way=3),
+        (vectors(g, 6, d),),
+    ),
+    "LiftedStructure": lambda g, d=8: (
+        partial(embedding.LiftedStructure(), labels=torch.arange(6) % 3),
+        (on_sphere(g, 6, d),),
+    ),
+    "DoubleHeaderHingeLoss": lambda g, d=8: (
+        lambda z: (
+            pddm.DoubleHeaderHingeLoss()(
+                pddm.negative_distance, z, pddm.Quadruplets(*torch.arange(8).view(4, 2))
+            ).loss
+        ),
+        (on_sphere(g, 8, d),),
+    ),
+    "classification_loss": lambda g, n=5: (
+        partial(
+            training.classification_loss,
+            labels=torch.arange(7) % n,
+            recipe=training.RECIPES["clean"],
+        ),
+        (3 * vectors(g, 7, n),),
+    ),
 }
 ERRORS = {  # bfloat16, float16
-    "bilinear_similarity": (0.06, 0.01), "neural_similarity": (0.05, 0.005), "StaticNSLConv2d": (0.02, 0.0025), "dynamic_conv2d": (0.02, 0.002), "DynamicNSLConv2d": (0.025, 0.004), "patch_norm": (1e-6, 1e-6), "filter_norm": (1e-6, 1e-6),
-    "angle_response": (2e-6, 2e-6), "SphereConv2d": (0.06, 0.006), "global_similarity": (0.02, 0.0025), "GlobalNeuralSimilarity": (0.015, 0.0025), "PDDM": (0.02, 0.003), "negative_distance": (1e-6, 1e-6),
-    "prototypical_logits": (0.02, 0.0025), "BatchStatistics": (1e-6, 1e-6), "prototypes": (0.01, 0.001), "LiftedStructure": (1e-5, 1e-5), "DoubleHeaderHingeLoss": (1e-5, 1e-5), "classification_loss": (1e-5, 1e-5),
-    "block_diagonal": (1e-6, 1e-6), "NeuralSimilarity": (0.015, 0.002), "similarity_decay": (1e-6, 1e-6), "shape_penalty": (1e-6, 1e-6), "SimilarityPredictor": (0.04, 0.02), "SharedPredictor": (0.025, 0.003),
-    "orthogonality_penalty": (1e-6, 1e-6), "PDDM.matrix": (0.02, 0.003), "PDDMDistance": (0.02, 0.003), "PDDMLoss": (0.025, 0.0035), "CosineHead": (0.02, 0.0025)}
+    "bilinear_similarity": (0.06, 0.01),
+    "neural_similarity": (0.05, 0.005),
+    "StaticNSLConv2d": (0.02, 0.0025),
+    "dynamic_conv2d": (0.02, 0.002),
+    "DynamicNSLConv2d": (0.025, 0.004),
+    "patch_norm": (1e-6, 1e-6),
+    "filter_norm": (1e-6, 1e-6),
+    "angle_response": (2e-6, 2e-6),
+    "SphereConv2d": (0.06, 0.006),
+    "global_similarity": (0.02, 0.0025),
+    "GlobalNeuralSimilarity": (0.015, 0.0025),
+    "PDDM": (0.02, 0.003),
+    "negative_distance": (1e-6, 1e-6),
+    "prototypical_logits": (0.02, 0.0025),
+    "BatchStatistics": (1e-6, 1e-6),
+    "prototypes": (0.01, 0.001),
+    "LiftedStructure": (1e-5, 1e-5),
+    "DoubleHeaderHingeLoss": (1e-5, 1e-5),
+    "classification_loss": (1e-5, 1e-5),
+    "block_diagonal": (1e-6, 1e-6),
+    "NeuralSimilarity": (0.015, 0.002),
+    "similarity_decay": (1e-6, 1e-6),
+    "shape_penalty": (1e-6, 1e-6),
+    "SimilarityPredictor": (0.04, 0.02),
+    "SharedPredictor": (0.025, 0.003),
+    "orthogonality_penalty": (1e-6, 1e-6),
+    "PDDM.matrix": (0.02, 0.003),
+    "PDDMDistance": (0.02, 0.003),
+    "PDDMLoss": (0.025, 0.0035),
+    "CosineHead": (0.02, 0.0025),
+}
 
-SCORES = {"PDDM", "PDDM.matrix", "PDDMDistance", "DoubleHeaderHingeLoss", "LiftedStructure"}  # of which differences count, against margins of 0.5 and 1, where hinges cut off nearly all of a sum; a width of 8 would sometimes have no unit alive, and rounding decide whether one is
+SCORES = {
+    "PDDM",
+    "PDDM.matrix",
+    "PDDMDistance",
+    "DoubleHeaderHingeLoss",
+    "LiftedStructure",
+}  # of which differences count, against margins of 0.5 and 1, where hinges cut off nearly all of a sum; a width of 8 would sometimes have no unit alive, and rounding decide whether one is
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -152,11 +303,21 @@ def test_half_precision(name, measured):
             for n, dtype in enumerate((torch.bfloat16, torch.float16)):
                 with torch.autocast("cpu", dtype):
                     found = f(*(x.float() for x in inputs))
-                scale = scale or wanted.abs().max().clamp_min(1.0 if name in SCORES else 1e-3).item()
+                scale = (
+                    scale or wanted.abs().max().clamp_min(1.0 if name in SCORES else 1e-3).item()
+                )
                 assert found.shape == wanted.shape and found.isfinite().all(), name
                 worst[n] = max(worst[n], (found.double() - wanted).abs().max().item() / scale)
-    measured(configurations=CONFIGURATIONS, bfloat16=worst[0], float16=worst[1], bound_bfloat16=ERRORS[name][0], bound_float16=ERRORS[name][1])
-    assert worst[0] <= ERRORS[name][0] and worst[1] <= ERRORS[name][1], f"{name} was wrong by {worst}"
+    measured(
+        configurations=CONFIGURATIONS,
+        bfloat16=worst[0],
+        float16=worst[1],
+        bound_bfloat16=ERRORS[name][0],
+        bound_float16=ERRORS[name][1],
+    )
+    assert worst[0] <= ERRORS[name][0] and worst[1] <= ERRORS[name][1], (
+        f"{name} was wrong by {worst}"
+    )
 
 
 UNMEASURED = {  # what is exported and not in OPERATORS, and why
@@ -166,31 +327,70 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
 
 
 def test_no_operator_is_forgotten():
-    exported = {name: getattr(module, name) for module in (similarity, static, dynamic, sphere, attention, pddm, plugins, fewshot) for name in module.__all__}
-    computing = {name for name, thing in exported.items() if inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, nn.Module))}
-    assert computing <= OPERATORS.keys() | UNMEASURED.keys() and UNMEASURED.keys() <= computing - OPERATORS.keys() and ERRORS.keys() == OPERATORS.keys()
+    exported = {
+        name: getattr(module, name)
+        for module in (similarity, static, dynamic, sphere, attention, pddm, plugins, fewshot)
+        for name in module.__all__
+    }
+    computing = {
+        name
+        for name, thing in exported.items()
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, nn.Module))
+    }
+    assert (
+        computing <= OPERATORS.keys() | UNMEASURED.keys()
+        and UNMEASURED.keys() <= computing - OPERATORS.keys()
+        and ERRORS.keys() == OPERATORS.keys()
+    )
 
 
 one, y = torch.ones(6, 8), torch.tensor([0, 0, 1, 1, 2, 2])
 z = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-BATCHES = dict(zeros=(0 * one, y), equal=(one, y), empty=(one[:0], y[:0]), single=(one[:1], y[:1]), one_class=(z, 0 * y), every_one_its_class=(z, torch.arange(6)), opposite=(torch.cat([z[:3], -z[:3]]), y), pairs_equal=(z[[0, 0, 1, 1, 2, 2]], y))
+BATCHES = dict(
+    zeros=(0 * one, y),
+    equal=(one, y),
+    empty=(one[:0], y[:0]),
+    single=(one[:1], y[:1]),
+    one_class=(z, 0 * y),
+    every_one_its_class=(z, torch.arange(6)),
+    opposite=(torch.cat([z[:3], -z[:3]]), y),
+    pairs_equal=(z[[0, 0, 1, 1, 2, 2]], y),
+)
 LOSSES = {
-    **{f"quadruplets_{mine}_{heads}_{'squared' if squared else 'plain'}": lambda mine=mine, heads=heads, squared=squared: embedding.QuadrupletObjective(8, mine, heads, n=4, squared=squared)
-       for mine in ("pddm", "distance") for heads in ("both", "metric", "embedding") for squared in (True, False) if mine == "distance" or heads != "embedding"},
+    **{
+        f"quadruplets_{mine}_{heads}_{'squared' if squared else 'plain'}": lambda mine=mine, heads=heads, squared=squared: (
+            embedding.QuadrupletObjective(8, mine, heads, n=4, squared=squared)
+        )
+        for mine in ("pddm", "distance")
+        for heads in ("both", "metric", "embedding")
+        for squared in (True, False)
+        if mine == "distance" or heads != "embedding"
+    },
     "triplets": lambda: embedding.QuadrupletObjective(8, triplets=True, n=4),
     "lifted_structure": embedding.LiftedStructure,
     "plugin": lambda: plugins.PDDMLoss(pddm.PDDM(8), n=4),
     "plugin_unsquared": lambda: plugins.PDDMLoss(pddm.PDDM(8), squared=False, n=4),
-    "prototypes": lambda: lambda v, labels: F.cross_entropy(fewshot.prototypical_logits(v, fewshot.prototypes(v, labels, int(labels.max()) + 1)), labels),
+    "prototypes": lambda: (
+        lambda v, labels: F.cross_entropy(
+            fewshot.prototypical_logits(v, fewshot.prototypes(v, labels, int(labels.max()) + 1)),
+            labels,
+        )
+    ),
     "cosine_head": lambda: lambda v, labels: F.cross_entropy(fewshot.CosineHead(z[:6])(v), labels),
-    "classification": lambda: lambda v, labels: training.classification_loss(v, labels, training.RECIPES["clean"]),
+    "classification": lambda: (
+        lambda v, labels: training.classification_loss(v, labels, training.RECIPES["clean"])
+    ),
 }
 NEED_AN_IMAGE = ("prototypes", "cosine_head", "classification")  # a mean over nothing
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_of_losses_are_finite(name, measured):
-    batches = {batch: made for batch, made in BATCHES.items() if batch != "empty" or name not in NEED_AN_IMAGE}
+    batches = {
+        batch: made
+        for batch, made in BATCHES.items()
+        if batch != "empty" or name not in NEED_AN_IMAGE
+    }
     measured(batches=len(batches))
     for batch, (points, labels) in batches.items():
         torch.manual_seed(0)
@@ -199,26 +399,64 @@ def test_gradients_of_losses_are_finite(name, measured):
         value.backward()
         assert value.isfinite() and points.grad.isfinite().all(), (name, batch)
         if isinstance(loss, nn.Module):
-            assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters()), (name, batch)
+            assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters()), (
+                name,
+                batch,
+            )
 
 
 def test_gradients_of_operators_are_finite():
-    cosines = torch.tensor([-1.5, -1, -1 + 1e-7, 0, 1 - 1e-7, 1, 1.5], requires_grad=True)  # angles pi and 0, and what rounding makes of them
+    cosines = torch.tensor(
+        [-1.5, -1, -1 + 1e-7, 0, 1 - 1e-7, 1, 1.5], requires_grad=True
+    )  # angles pi and 0, and what rounding makes of them
     for operator in ("cosine", "linear", "sigmoid"):
-        assert torch.autograd.grad(sphere.angle_response(cosines, operator).sum(), cosines)[0].isfinite().all()
-    layers = [static.StaticNSLConv2d(4, 5, 3, padding=1, kind=k) for k in ("diagonal", "unconstrained")] + [dynamic.DynamicNSLConv2d(4, 5, 3, padding=1, kind=k, sphere=s, hidden=4) for k in ("diagonal", "unconstrained") for s in ("none", "input", "full")]
-    layers += [sphere.SphereConv2d(4, 5, 3, padding=1, operator=o) for o in ("none", "cosine", "linear", "sigmoid", "learnable_sigmoid")] + [attention.GlobalNeuralSimilarity(4, o, 2) for o in ("cosine", "linear", "sigmoid")] + [fewshot.BatchStatistics(4)]
+        assert (
+            torch.autograd.grad(sphere.angle_response(cosines, operator).sum(), cosines)[0]
+            .isfinite()
+            .all()
+        )
+    layers = [
+        static.StaticNSLConv2d(4, 5, 3, padding=1, kind=k) for k in ("diagonal", "unconstrained")
+    ] + [
+        dynamic.DynamicNSLConv2d(4, 5, 3, padding=1, kind=k, sphere=s, hidden=4)
+        for k in ("diagonal", "unconstrained")
+        for s in ("none", "input", "full")
+    ]
+    layers += (
+        [
+            sphere.SphereConv2d(4, 5, 3, padding=1, operator=o)
+            for o in ("none", "cosine", "linear", "sigmoid", "learnable_sigmoid")
+        ]
+        + [attention.GlobalNeuralSimilarity(4, o, 2) for o in ("cosine", "linear", "sigmoid")]
+        + [fewshot.BatchStatistics(4)]
+    )
     for net in layers:
-        for x in (torch.zeros(2, 4, 5, 5), torch.ones(2, 4, 5, 5), 1e-30 * torch.ones(2, 4, 5, 5), net.weight[:1].detach().repeat(2, 1, 1, 1) if isinstance(net, nn.Conv2d) else torch.zeros(1, 4, 1, 1), torch.zeros(0, 4, 5, 5)):
-            if not len(x) and any(isinstance(m, (nn.BatchNorm2d, fewshot.BatchStatistics)) for m in net.modules()):
+        for x in (
+            torch.zeros(2, 4, 5, 5),
+            torch.ones(2, 4, 5, 5),
+            1e-30 * torch.ones(2, 4, 5, 5),
+            net.weight[:1].detach().repeat(2, 1, 1, 1)
+            if isinstance(net, nn.Conv2d)
+            else torch.zeros(1, 4, 1, 1),
+            torch.zeros(0, 4, 5, 5),
+        ):
+            if not len(x) and any(
+                isinstance(m, (nn.BatchNorm2d, fewshot.BatchStatistics)) for m in net.modules()
+            ):
                 continue  # the statistics of nothing
             x = x.clone().requires_grad_()
             net.zero_grad()
             net(x).square().sum().backward()
-            assert x.grad.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in net.parameters()), (net, x.shape)
+            assert x.grad.isfinite().all() and all(
+                p.grad is None or p.grad.isfinite().all() for p in net.parameters()
+            ), (net, x.shape)
     for W in (torch.zeros(3, 4), torch.ones(3, 4)):
         W = W.requires_grad_()
-        assert torch.autograd.grad(similarity.bilinear_similarity(W, W, torch.eye(4)).sum(), W)[0].isfinite().all()
+        assert (
+            torch.autograd.grad(similarity.bilinear_similarity(W, W, torch.eye(4)).sum(), W)[0]
+            .isfinite()
+            .all()
+        )
     q = torch.zeros(2, 3, 4, 5, requires_grad=True)
     assert torch.autograd.grad(attention.global_similarity(q, q, q).sum(), q)[0].isfinite().all()
 
@@ -245,7 +483,12 @@ class Spoiled(torch.autograd.Function):
         return g * ctx.factor, None
 
 
-SPOILS = {"nan": lambda x: x * math.nan, "inf": lambda x: x * math.inf, "nan gradient": lambda x: Spoiled.apply(x, math.nan), "inf gradient": lambda x: Spoiled.apply(x, math.inf)}
+SPOILS = {
+    "nan": lambda x: x * math.nan,
+    "inf": lambda x: x * math.inf,
+    "nan gradient": lambda x: Spoiled.apply(x, math.nan),
+    "inf gradient": lambda x: Spoiled.apply(x, math.inf),
+}
 RECIPE, STEPS = replace(training.RECIPES["clean"], batch_size=8, lr=0.01), 6
 
 
@@ -257,7 +500,11 @@ def spoiled_training(spoil, at, on_nonfinite, checkpoint=None, stop=None, starte
     "Six steps in three segments; in the steps `at`, from 1, the output or the gradient of stages.1.0.0 is spoiled. The network, the result, the weights after each step."
     torch.manual_seed(0)
     model, seen = models.cnn9("cnn", width=0.1, in_channels=1, image_size=16), []
-    model.stages[1][0][0].register_forward_hook(lambda m, a, out: SPOILS[spoil](out) if m.training and started + len(seen) + 1 in at else out)
+    model.stages[1][0][0].register_forward_hook(
+        lambda m, a, out: (
+            SPOILS[spoil](out) if m.training and started + len(seen) + 1 in at else out
+        )
+    )
 
     def on_step(done):
         seen.append(copy.deepcopy(model.state_dict()))
@@ -265,7 +512,19 @@ def spoiled_training(spoil, at, on_nonfinite, checkpoint=None, stop=None, starte
             raise Stopped
 
     try:
-        result = training.train(model, victim.IMAGES, None, recipe=RECIPE, steps=STEPS, segments=3, flip=False, accelerator=training.make_accelerator("cpu"), on_nonfinite=on_nonfinite, checkpoint=checkpoint, on_step=on_step)
+        result = training.train(
+            model,
+            victim.IMAGES,
+            None,
+            recipe=RECIPE,
+            steps=STEPS,
+            segments=3,
+            flip=False,
+            accelerator=training.make_accelerator("cpu"),
+            on_nonfinite=on_nonfinite,
+            checkpoint=checkpoint,
+            on_step=on_step,
+        )
     except (Stopped, training.NonFinite) as error:
         return model, error, seen
     return model, result, seen
@@ -274,15 +533,28 @@ def spoiled_training(spoil, at, on_nonfinite, checkpoint=None, stop=None, starte
 def naive(steps):
     "The weights after these steps, by a loop that knows nothing of the others."
     torch.manual_seed(0)
-    model, (mean, std) = models.cnn9("cnn", width=0.1, in_channels=1, image_size=16).to(memory_format=torch.channels_last).train(), channel_statistics(victim.IMAGES.images)
+    model, (mean, std) = (
+        models.cnn9("cnn", width=0.1, in_channels=1, image_size=16)
+        .to(memory_format=torch.channels_last)
+        .train(),
+        channel_statistics(victim.IMAGES.images),
+    )
     optimizer = training.make_optimizer(model, RECIPE)
     for step in steps:
         rows = batch_indices(len(victim.IMAGES), 8, 0, step)
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate(step, STEPS, RECIPE)
         optimizer.zero_grad()
-        x = to_input(augment(victim.IMAGES.images[rows], 0, step, pad=RECIPE.pad, flip=False), RECIPE.input, mean, std).contiguous(memory_format=torch.channels_last)
-        (training.classification_loss(model(x), victim.IMAGES.labels[rows], RECIPE) + training.regulariser(model, RECIPE)).backward()
+        x = to_input(
+            augment(victim.IMAGES.images[rows], 0, step, pad=RECIPE.pad, flip=False),
+            RECIPE.input,
+            mean,
+            std,
+        ).contiguous(memory_format=torch.channels_last)
+        (
+            training.classification_loss(model(x), victim.IMAGES.labels[rows], RECIPE)
+            + training.regulariser(model, RECIPE)
+        ).backward()
         optimizer.step()
     return model.state_dict()
 
@@ -290,30 +562,59 @@ def naive(steps):
 def same(a, b):
     assert a.keys() == b.keys()
     for name, value in a.items():
-        assert value.isfinite().all() and value.equal(b[name]), f"{name} is not what it was before the step"
+        assert value.isfinite().all() and value.equal(b[name]), (
+            f"{name} is not what it was before the step"
+        )
 
 
-@pytest.mark.parametrize("spoil, where", [("nan", "the output of stages.1.0.0 (Conv2d)"), ("inf", "the output of stages.1.0.0 (Conv2d)"), ("nan gradient", "the gradient of stages.1.0.0."), ("inf gradient", "the gradient of stages.1.0.0.")])
+@pytest.mark.parametrize(
+    "spoil, where",
+    [
+        ("nan", "the output of stages.1.0.0 (Conv2d)"),
+        ("inf", "the output of stages.1.0.0 (Conv2d)"),
+        ("nan gradient", "the gradient of stages.1.0.0."),
+        ("inf gradient", "the gradient of stages.1.0.0."),
+    ],
+)
 @pytest.mark.parametrize("at", [1, 4, STEPS])
 def test_training_stops_at_the_step_with_layer_and_images(spoil, where, at):
     model, error, _ = spoiled_training(spoil, [at], "raise")
     rows = batch_indices(len(victim.IMAGES), 8, 0, at - 1).tolist()
-    assert isinstance(error, training.NonFinite) and error.step == at and error.rows == rows and error.where.startswith(where), error
-    assert str(error).startswith(f"step {at}: {where}") and f"images {', '.join(map(str, rows))};" in str(error) and "on_nonfinite='skip'" in str(error)
+    assert (
+        isinstance(error, training.NonFinite)
+        and error.step == at
+        and error.rows == rows
+        and error.where.startswith(where)
+    ), error
+    assert (
+        str(error).startswith(f"step {at}: {where}")
+        and f"images {', '.join(map(str, rows))};" in str(error)
+        and "on_nonfinite='skip'" in str(error)
+    )
     same(model.state_dict(), naive(range(at - 1)))
 
 
 def test_record_keeps_what_was_measured():
-    with pytest.warns(UserWarning, match=r"step 4: the gradient of stages.1.0.0.(bias|weight) is not finite"):
+    with pytest.warns(
+        UserWarning, match=r"step 4: the gradient of stages.1.0.0.(bias|weight) is not finite"
+    ):
         model, result, seen = spoiled_training("inf gradient", [4, 5], "record")
-    assert result.metrics["diverged_step"] == 4 == len(seen) and result.curves["step"] == [2] and result.metrics["train_loss"] == result.curves["train_loss"][0]
+    assert (
+        result.metrics["diverged_step"] == 4 == len(seen)
+        and result.curves["step"] == [2]
+        and result.metrics["train_loss"] == result.curves["train_loss"][0]
+    )
     same(model.state_dict(), naive(range(3)))
 
 
 def test_skip_leaves_out_and_counts(tmp_path):
     at, kept = [2, 4, 6], [0, 2, 4]
     model, result, _ = spoiled_training("nan", at, "skip")
-    assert result.metrics["skipped_steps"] == 3 and result.curves["step"] == [2, 4, 6] and all(map(math.isfinite, result.curves["train_loss"]))
+    assert (
+        result.metrics["skipped_steps"] == 3
+        and result.curves["step"] == [2, 4, 6]
+        and all(map(math.isfinite, result.curves["train_loss"]))
+    )
     same(model.state_dict(), naive(kept))
     assert isinstance(spoiled_training("nan", at, "skip", tmp_path / "c.pt", stop=5)[1], Stopped)
     again, resumed, _ = spoiled_training("nan", at, "skip", tmp_path / "c.pt", started=4)
@@ -329,7 +630,13 @@ def test_a_healthy_run_is_the_same_with_and_without(loop, tmp_path, monkeypatch)
         if name == "without":
             monkeypatch.setattr(training.FiniteSteps, "allow", lambda *_: True)
         metrics, curves, _ = victim.LOOPS[loop](tmp_path / name, None, on_nonfinite=mode)
-        found.append(({k: v for k, v in metrics.items() if k not in victim.TIMINGS}, curves, (tmp_path / name / "model.safetensors").read_bytes()))
+        found.append(
+            (
+                {k: v for k, v in metrics.items() if k not in victim.TIMINGS},
+                curves,
+                (tmp_path / name / "model.safetensors").read_bytes(),
+            )
+        )
     assert found[0] == found[1] == found[2]
 
 
@@ -351,21 +658,46 @@ def test_micro_batches(precision):
 
         def hook(layer, inputs, out):
             passes.append(1)
-            return out * math.inf if layer.training and len(done) == at - 1 and len(passes) % 2 == 1 else out
+            return (
+                out * math.inf
+                if layer.training and len(done) == at - 1 and len(passes) % 2 == 1
+                else out
+            )
 
         model.stage2[0][0].register_forward_hook(hook)
         model.register_forward_pre_hook(lambda *_: None if model.training else passes.clear())
-        return model, imagenet.train_network(model, splits, recipe=recipe, steps=3, segments=1, accelerator=imagenet.make_engine("cpu", precision), on_nonfinite=on_nonfinite, on_step=lambda n: (done.append(n), passes.clear()))
+        return model, imagenet.train_network(
+            model,
+            splits,
+            recipe=recipe,
+            steps=3,
+            segments=1,
+            accelerator=imagenet.make_engine("cpu", precision),
+            on_nonfinite=on_nonfinite,
+            on_step=lambda n: (done.append(n), passes.clear()),
+        )
 
     rows = batch_indices(len(splits.train), 16, 0, 1).tolist()
     with pytest.raises(training.NonFinite) as said:
         spoiled("raise")
-    assert said.value.step == 2 and said.value.rows == rows and said.value.where == "the output of stage2.0.0 (StaticNSLConv2d)", said.value
+    assert (
+        said.value.step == 2
+        and said.value.rows == rows
+        and said.value.where == "the output of stage2.0.0 (StaticNSLConv2d)"
+    ), said.value
     model, result = spoiled("skip")
-    assert result.metrics["skipped_steps"] == 1 and all(v.isfinite().all() for v in model.state_dict().values()) and model.stage1[0][1].num_batches_tracked == 2
+    assert (
+        result.metrics["skipped_steps"] == 1
+        and all(v.isfinite().all() for v in model.state_dict().values())
+        and model.stage1[0][1].num_batches_tracked == 2
+    )
     with pytest.warns(UserWarning, match="step 2: the output of stage2.0.0"):
         model, result = spoiled("record")
-    assert result.metrics["diverged_step"] == 2 and all(v.isfinite().all() for v in model.state_dict().values()) and model.stage1[0][1].num_batches_tracked == 1
+    assert (
+        result.metrics["diverged_step"] == 2
+        and all(v.isfinite().all() for v in model.state_dict().values())
+        and model.stage1[0][1].num_batches_tracked == 1
+    )
 
 
 def test_float16_is_left_to_its_scaler():
@@ -394,46 +726,82 @@ def test_layers_are_found_under_vmap(vectorize):
     net[1].register_forward_hook(lambda m, a, out: out / 0)
     points = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     episodes = fewshot.EpisodeSampler(points, torch.arange(20) % 2, way=2, shot=1, query=2)
-    with pytest.raises(training.NonFinite, match=r"step 1: the output of 1 \(Tanh\) is not finite, with the episodes 0, 1;"):
-        fewshot.train_episodes(net, episodes, lambda e: fewshot.episode_loss(net, e, vectorize, steps=1), 2, tasks=2)
+    with pytest.raises(
+        training.NonFinite,
+        match=r"step 1: the output of 1 \(Tanh\) is not finite, with the episodes 0, 1;",
+    ):
+        fewshot.train_episodes(
+            net, episodes, lambda e: fewshot.episode_loss(net, e, vectorize, steps=1), 2, tasks=2
+        )
 
 
 def test_collapse_is_said_once():
-    x, labels = torch.ones(32, 4) + 1e-4 * torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4
+    x, labels = (
+        torch.ones(32, 4) + 1e-4 * torch.randn(32, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(32) % 4,
+    )
     for inputs, collapsed in ((x, True), (x - 1, False)):
         torch.manual_seed(0)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             result = embedding.train_embedding(embedding.EmbeddingNet(4, 8), embedding.make_objective("lifted_structure", 8), lambda rows, step: 1e4 * inputs[rows] if not collapsed else inputs[rows], labels, steps=4,
                                                batch_size=16, segments=2, accelerator=training.make_accelerator("cpu"))  # fmt: skip
-        assert [("embeddings have collapsed: after step 2 " in str(w.message)) for w in said] == [True] * collapsed
-        assert ("collapsed_step" in result.metrics) == collapsed and (not collapsed or result.metrics["embedding_spread"] < 0.01)
+        assert [("embeddings have collapsed: after step 2 " in str(w.message)) for w in said] == [
+            True
+        ] * collapsed
+        assert ("collapsed_step" in result.metrics) == collapsed and (
+            not collapsed or result.metrics["embedding_spread"] < 0.01
+        )
 
 
 def test_embeddings_stop_record_and_skip():
-    x, labels, now = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4, []
+    x, labels, now = (
+        torch.randn(32, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(32) % 4,
+        [],
+    )
 
     def spoiled(on_nonfinite):
         net = embedding.EmbeddingNet(4, 8)
         net.linear.register_forward_hook(lambda m, a, out: out * math.nan if now[-1] == 2 else out)
-        found = embedding.train_embedding(net, embedding.make_objective("pddm_quadruplet", 8), lambda rows, step: (now.append(step), x[rows])[1], labels, steps=4, batch_size=16, segments=2, accelerator=training.make_accelerator("cpu"), on_nonfinite=on_nonfinite)
+        found = embedding.train_embedding(
+            net,
+            embedding.make_objective("pddm_quadruplet", 8),
+            lambda rows, step: (now.append(step), x[rows])[1],
+            labels,
+            steps=4,
+            batch_size=16,
+            segments=2,
+            accelerator=training.make_accelerator("cpu"),
+            on_nonfinite=on_nonfinite,
+        )
         assert all(p.isfinite().all() for p in net.parameters())
         return found
 
-    with pytest.raises(training.NonFinite, match=r"step 3: the output of net.linear \(Linear\) is not finite, with the images ") as said:
+    with pytest.raises(
+        training.NonFinite,
+        match=r"step 3: the output of net.linear \(Linear\) is not finite, with the images ",
+    ) as said:
         spoiled("raise")
     assert said.value.rows == embedding.class_batches(labels, 16, 4, 0, 2).tolist()
     with pytest.warns(UserWarning, match="step 3: the output of net.linear"):
         result = spoiled("record")
     assert result.metrics["diverged_step"] == 3 and result.curves["step"] == [2]
     result = spoiled("skip")
-    assert result.metrics["skipped_steps"] == 1 and result.curves["step"] == [2, 4] and all(map(math.isfinite, result.curves["train_loss"]))
+    assert (
+        result.metrics["skipped_steps"] == 1
+        and result.curves["step"] == [2, 4]
+        and all(map(math.isfinite, result.curves["train_loss"]))
+    )
 
 
 def test_the_look_costs_less_than_a_hundredth(measured):
     "Of a step of the CIFAR network as released, on the CPU."
     net = models.cnn9("dynamic_dns")
-    x, labels = torch.randn(16, 3, 32, 32), torch.zeros(16).long()  # a batch of 128 takes eight times as long; the look does not
+    x, labels = (
+        torch.randn(16, 3, 32, 32),
+        torch.zeros(16).long(),
+    )  # a batch of 128 takes eight times as long; the look does not
     guard, spent, whole = training.FiniteSteps(net), [], []
     for _ in range(3):
         began = time.perf_counter()

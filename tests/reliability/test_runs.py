@@ -1,4 +1,5 @@
 """A run may be killed at any moment, without a chance to clean up. Begun again, it ends in the same bits as one that was left alone."""
+
 import random
 import subprocess
 import time
@@ -8,8 +9,14 @@ import pytest
 from conftest import COMMAND, ROOT
 from victim import LOOPS, SOAK, outcome, record, start
 
-MOMENTS = dict(classifier=280, embedder=70, learner=70, photographer=80) if SOAK else dict(classifier=32, embedder=7, learner=7, photographer=4)
-BY_TIMER = 0.2  # the share of the moments that are chosen by a clock instead of a point of the program
+MOMENTS = (
+    dict(classifier=280, embedder=70, learner=70, photographer=80)
+    if SOAK
+    else dict(classifier=32, embedder=7, learner=7, photographer=4)
+)
+BY_TIMER = (
+    0.2  # the share of the moments that are chosen by a clock instead of a point of the program
+)
 
 
 def run(root, loop, die_at=0, after=None, **options):
@@ -29,7 +36,11 @@ def undisturbed(tmp_path_factory):
     for loop in LOOPS:
         root, began = tmp_path_factory.mktemp(loop), time.perf_counter()
         assert run(root, loop) == 0, (root / "errors").read_text()
-        found[loop] = outcome(root), (root / "points").read_text().splitlines(), time.perf_counter() - began
+        found[loop] = (
+            outcome(root),
+            (root / "points").read_text().splitlines(),
+            time.perf_counter() - began,
+        )
     return found
 
 
@@ -42,8 +53,12 @@ def test_killed_anywhere_it_ends_in_the_same_bits(loop, undisturbed, tmp_path, m
     wanted, passed, seconds = undisturbed[loop]
     draw, n = random.Random(loop), MOMENTS[loop]
     timed = round(n * BY_TIMER)
-    first = [passed.index(kind) + 1 for kind in dict.fromkeys(passed)]  # every kind of point, then any
-    moments = (draw.sample(first, len(first)) + draw.sample(range(1, len(passed) + 1), len(passed)) * 9)[: n - timed]
+    first = [
+        passed.index(kind) + 1 for kind in dict.fromkeys(passed)
+    ]  # every kind of point, then any
+    moments = (
+        draw.sample(first, len(first)) + draw.sample(range(1, len(passed) + 1), len(passed)) * 9
+    )[: n - timed]
 
     def disturbed(number):
         root = tmp_path / str(number)
@@ -51,9 +66,15 @@ def test_killed_anywhere_it_ends_in_the_same_bits(loop, undisturbed, tmp_path, m
             assert run(root, loop, moments[number]) == -9, (root / "errors").read_text()
         else:
             run(root, loop, after=draw.uniform(0.02, 0.9 * seconds))
-        assert not list(root.glob("results/[!.]*")) or outcome(root) == wanted  # killed: nothing in the ledger, or all of it
+        assert (
+            not list(root.glob("results/[!.]*")) or outcome(root) == wanted
+        )  # killed: nothing in the ledger, or all of it
         assert run(root, loop) == 0, (root / "errors").read_text()
-        assert outcome(root) == wanted, f"{passed[moments[number] - 1]} was point {moments[number]}" if number < len(moments) else "by timer"
+        assert outcome(root) == wanted, (
+            f"{passed[moments[number] - 1]} was point {moments[number]}"
+            if number < len(moments)
+            else "by timer"
+        )
         assert not leftovers(root)
 
     with ThreadPoolExecutor(2) as pool:
@@ -82,16 +103,31 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(how, undisturbed, tmp_path, measured):
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(
+    how, undisturbed, tmp_path, measured
+):
     wanted, passed, _ = undisturbed["classifier"]
-    assert run(tmp_path, "classifier", [n for n, kind in enumerate(passed, 1) if kind == "after save_checkpoint"][1]) == -9
+    assert (
+        run(
+            tmp_path,
+            "classifier",
+            [n for n, kind in enumerate(passed, 1) if kind == "after save_checkpoint"][1],
+        )
+        == -9
+    )
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
     checkpoint.write_bytes(DAMAGE[how](checkpoint.read_bytes()))
     assert run(tmp_path, "classifier") == 0
     said = (tmp_path / "errors").read_text()
-    assert said.startswith(str(checkpoint)) and len(said.splitlines()) == 1 and "checkpoint.pt.refused, and the run goes on from the checkpoint before it" in said
+    assert (
+        said.startswith(str(checkpoint))
+        and len(said.splitlines()) == 1
+        and "checkpoint.pt.refused, and the run goes on from the checkpoint before it" in said
+    )
     steps = (tmp_path / "points").read_text().splitlines().count("before step")
-    assert outcome(tmp_path) == wanted and steps == 4, f"{steps} of the 4 steps behind the first checkpoint were done"
+    assert outcome(tmp_path) == wanted and steps == 4, (
+        f"{steps} of the 4 steps behind the first checkpoint were done"
+    )
     measured(steps_done_again=steps)
 
 
@@ -111,9 +147,13 @@ def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path, me
     draw, command = random.Random(0), [*COMMAND, "run", str(sweep), "-o", str(tmp_path)]
     kills = 20 if SOAK else 2
     for _ in range(kills):
-        runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        runner = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("runs/sweep__*/step*")) and time.monotonic() < deadline:  # the first time: it has begun
+        while (
+            not list(tmp_path.glob("runs/sweep__*/step*")) and time.monotonic() < deadline
+        ):  # the first time: it has begun
             time.sleep(0.05)
         time.sleep(draw.uniform(0, 1))
         runner.kill()
@@ -121,8 +161,12 @@ def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path, me
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
     log = (tmp_path / "log").read_text().split()
-    assert set(log) == set("0123") and len(log) <= 5, f"work was finished {len(log)} times for 4 runs"  # twice only if killed between its end and the note of it
+    assert set(log) == set("0123") and len(log) <= 5, (
+        f"work was finished {len(log)} times for 4 runs"
+    )  # twice only if killed between its end and the note of it
     assert len(list(tmp_path.glob("results/*.json"))) == 4 and not leftovers(tmp_path)
     measured(kills=kills, runs=4, completions=len(log))
     for executed in tmp_path.glob("runs/*.ipynb"):
-        assert executed.read_text().endswith("}\n") or executed.read_text().endswith("}")  # killed or not, what is there is whole
+        assert executed.read_text().endswith("}\n") or executed.read_text().endswith(
+            "}"
+        )  # killed or not, what is there is whole

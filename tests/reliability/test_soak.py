@@ -2,6 +2,7 @@
 
 The process that is measured is one of its own, which repeats a turn of work and prints what it holds after each. `NSL_SOAK=1` repeats it for `NSL_SOAK_HOURS` hours (2 unless told otherwise),
 one half of them in one process and one half through papermill, and writes every reading to `NSL_SOAK_LOG`, if that names a file."""
+
 import ctypes
 import gc
 import json
@@ -28,8 +29,13 @@ def held() -> dict[str, int]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     objects = len(gc.get_objects())
     return dict(
-        memory=pages * os.sysconf("SC_PAGE_SIZE"), objects=objects, files=len(os.listdir("/proc/self/fd")), threads=len(os.listdir("/proc/self/task")),
-        temporary=sum(len(folders) + len(files) for _, folders, files in os.walk(tempfile.gettempdir())),
+        memory=pages * os.sysconf("SC_PAGE_SIZE"),
+        objects=objects,
+        files=len(os.listdir("/proc/self/fd")),
+        threads=len(os.listdir("/proc/self/task")),
+        temporary=sum(
+            len(folders) + len(files) for _, folders, files in os.walk(tempfile.gettempdir())
+        ),
     )
 
 
@@ -44,7 +50,13 @@ def one_process(out: Path):
     from nsl_repro import load
     from nsl_repro.data.images import hold_out, limit, load_dataset
     from nsl_repro.training.models import cnn9
-    from nsl_repro.results.tables import comparison_table, load_ledger, plot_accuracy, recorded_run, run_folder
+    from nsl_repro.results.tables import (
+        comparison_table,
+        load_ledger,
+        plot_accuracy,
+        recorded_run,
+        run_folder,
+    )
     from nsl_repro.training.classify import RECIPES, make_accelerator, train
     from nsl_repro.training.weights import Preprocessing, keep_model
 
@@ -59,11 +71,37 @@ def one_process(out: Path):
         def work(folder):
             torch.manual_seed(0)
             model = cnn9(**arguments)
-            result = train(model, train_set, test_set, validation, recipe=recipe, steps=4, segments=2, flip=False, accelerator=accelerator, checkpoint=folder / "checkpoint.pt")
-            keep_model(folder, model, "cnn9", arguments, Preprocessing.of(train_set.images, "standardised"), train_set.classes)
+            result = train(
+                model,
+                train_set,
+                test_set,
+                validation,
+                recipe=recipe,
+                steps=4,
+                segments=2,
+                flip=False,
+                accelerator=accelerator,
+                checkpoint=folder / "checkpoint.pt",
+            )
+            keep_model(
+                folder,
+                model,
+                "cnn9",
+                arguments,
+                Preprocessing.of(train_set.images, "standardised"),
+                train_set.classes,
+            )
             return result.metrics, result.curves, result.wall_time_s
 
-        identity = dict(experiment="soak", dataset="digits", method="dynamic_dns", preset="smoke", seed=0, parameters=dict(steps=4), device="cpu")
+        identity = dict(
+            experiment="soak",
+            dataset="digits",
+            method="dynamic_dns",
+            preset="smoke",
+            seed=0,
+            parameters=dict(steps=4),
+            device="cpu",
+        )
         entry = recorded_run(work, out, resume=False, **identity)
         model = load(run_folder(entry, out))
         model(model.preprocess(test_set.images[:8]))
@@ -81,10 +119,23 @@ def through_papermill(out: Path):
     notebook = out / "short.ipynb"
     cells = [
         dict(cell_type="markdown", id="a", metadata={}, source="# Short\n\n> A notebook."),
-        dict(cell_type="code", id="b", metadata=dict(tags=["parameters"]), source='seed: int = 0  # of the run\noutput: str = ""  # folder', outputs=[], execution_count=None),
-        dict(cell_type="code", id="c", metadata={}, source="from nsl_repro.results.tables import recorded_run\n"
-             "recorded_run(lambda folder: (dict(seed=seed), {}, 0.0), output, experiment='short', dataset='digits', method='none', preset='smoke', seed=seed, parameters={}, device='cpu')",
-             outputs=[], execution_count=None),
+        dict(
+            cell_type="code",
+            id="b",
+            metadata=dict(tags=["parameters"]),
+            source='seed: int = 0  # of the run\noutput: str = ""  # folder',
+            outputs=[],
+            execution_count=None,
+        ),
+        dict(
+            cell_type="code",
+            id="c",
+            metadata={},
+            source="from nsl_repro.results.tables import recorded_run\n"
+            "recorded_run(lambda folder: (dict(seed=seed), {}, 0.0), output, experiment='short', dataset='digits', method='none', preset='smoke', seed=seed, parameters={}, device='cpu')",
+            outputs=[],
+            execution_count=None,
+        ),
     ]
     notebook.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
 
@@ -110,7 +161,11 @@ def growth(readings: list[int]) -> float:
 def grows(readings: list[int], share: float = 0.0) -> str:
     "What is wrong with readings that should have levelled off: '' if the last third is at most this share above the third before."
     before, after = thirds(readings)
-    return f"{before:,.0f} became {after:,.0f} ({after / before - 1:+.1%})" if after > before * (1 + share) else ""
+    return (
+        f"{before:,.0f} became {after:,.0f} ({after / before - 1:+.1%})"
+        if after > before * (1 + share)
+        else ""
+    )
 
 
 def soak(kind: str, turns: int, folder: Path, hours: float = 0.0) -> list[dict[str, int]]:
@@ -119,29 +174,57 @@ def soak(kind: str, turns: int, folder: Path, hours: float = 0.0) -> list[dict[s
     temporary.mkdir()
     output.mkdir()
     env = os.environ | dict(TMPDIR=str(temporary), NSL_PROGRESS="off", MPLBACKEND="agg")
-    process = subprocess.Popen([sys.executable, __file__, kind, str(turns), str(hours), str(output)], env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, kind, str(turns), str(hours), str(output)],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     readings = [json.loads(line) for line in process.stdout if line.startswith('{"memory"')]
     assert process.wait() == 0 and len(readings) >= turns
     if log := os.environ.get("NSL_SOAK_LOG"):
         with open(log, "a") as file:
-            file.writelines(json.dumps(dict(kind=kind, turn=n) | reading) + "\n" for n, reading in enumerate(readings))
+            file.writelines(
+                json.dumps(dict(kind=kind, turn=n) | reading) + "\n"
+                for n, reading in enumerate(readings)
+            )
     return readings
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory and open files are read from /proc, which is Linux's")
-@pytest.mark.parametrize(("kind", "warm", "turns"), [("one_process", 4, 12), ("through_papermill", 2, 3)])
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(),
+    reason="memory and open files are read from /proc, which is Linux's",
+)
+@pytest.mark.parametrize(
+    ("kind", "warm", "turns"), [("one_process", 4, 12), ("through_papermill", 2, 3)]
+)
 def test_nothing_grows(kind, warm, turns, tmp_path, measured):
     began = time.monotonic()
     readings = soak(kind, warm + turns, tmp_path, HOURS / 2 if LONG else 0.0)[warm:]
     share = 0.02 if LONG else 0.005  # of memory: a few turns must not come near what hours may
-    found = {what: grows([r[what] for r in readings], share if what == "memory" else 0.0) for what in readings[0]}
-    measured(turns=len(readings), minutes=round((time.monotonic() - began) / 60, 1), **{f"{what}_growth": growth([r[what] for r in readings]) for what in readings[0]})
-    assert not any(found.values()), f"{kind}, after {len(readings)} turns: " + "; ".join(f"{what}: {said}" for what, said in found.items() if said)
+    found = {
+        what: grows([r[what] for r in readings], share if what == "memory" else 0.0)
+        for what in readings[0]
+    }
+    measured(
+        turns=len(readings),
+        minutes=round((time.monotonic() - began) / 60, 1),
+        **{f"{what}_growth": growth([r[what] for r in readings]) for what in readings[0]},
+    )
+    assert not any(found.values()), f"{kind}, after {len(readings)} turns: " + "; ".join(
+        f"{what}: {said}" for what, said in found.items() if said
+    )
 
 
 def test_growth_is_seen():
-    assert grows([100, 100, 100, 100, 101, 101], 0.02) == "" and grows([5] * 9) == "" and grows([1] * 6 + [0] * 3) == ""
-    assert grows([100, 100, 100, 100, 103, 103], 0.02) and grows([5, 6, 7]) and grows([5] * 7 + [6, 6])
+    assert (
+        grows([100, 100, 100, 100, 101, 101], 0.02) == ""
+        and grows([5] * 9) == ""
+        and grows([1] * 6 + [0] * 3) == ""
+    )
+    assert (
+        grows([100, 100, 100, 100, 103, 103], 0.02) and grows([5, 6, 7]) and grows([5] * 7 + [6, 6])
+    )
     assert grows([9, 9, 9, 1, 1, 1], 0.02) == ""
 
 

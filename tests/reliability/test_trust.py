@@ -1,6 +1,7 @@
 """Nothing that is read runs code: no checkpoint, cache, weights, data file, ledger entry, description or parameters cell; what is installed has the hash that was reviewed.
 
 Every hostile file would, if anybody unpickled or evaluated it, make a folder: the canary."""
+
 import ast
 import hashlib
 import json
@@ -58,7 +59,10 @@ def hostile_files(folder, canary):
     (folder / "bare.pt").write_bytes(pickle.dumps(Hostile(canary)))
     torch.save(Hostile(canary), folder / "zip.pt")
     torch.save(Hostile(canary), folder / "old.pt", _use_new_zipfile_serialization=False)
-    torch.save({"model": {"weight": torch.zeros(2), "more": Hostile(canary)}, "done": 1}, folder / "inside.pt")
+    torch.save(
+        {"model": {"weight": torch.zeros(2), "more": Hostile(canary)}, "done": 1},
+        folder / "inside.pt",
+    )
     return sorted(folder.iterdir())
 
 
@@ -88,20 +92,41 @@ def test_weights_that_were_downloaded_before(canary, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     for file in hostile_files(tmp_path / "files", canary)[-1:]:
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
-        shutil.copy(file, tmp_path / "checkpoints" / GoogLeNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+        shutil.copy(
+            file, tmp_path / "checkpoints" / GoogLeNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+        )
         with pytest.raises(DataNotFound, match="the weights of googlenet could not be downloaded"):
             features.load_backbone("googlenet")
 
 
 def test_descriptions_of_models(canary, tmp_path):
     arguments = dict(method="cnn", width=0.125, in_channels=1, image_size=16)
-    folder = keep_model(tmp_path / "model", cnn9(**arguments), "cnn9", arguments, Preprocessing.of(torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "raw"))
+    folder = keep_model(
+        tmp_path / "model",
+        cnn9(**arguments),
+        "cnn9",
+        arguments,
+        Preprocessing.of(torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "raw"),
+    )
     load(folder)
-    good, code = json.loads((folder / "config.json").read_text()), f"__import__('os').mkdir({str(canary)!r})"
+    good, code = (
+        json.loads((folder / "config.json").read_text()),
+        f"__import__('os').mkdir({str(canary)!r})",
+    )
     for changed in (
-        dict(builder="os.mkdir", arguments=dict(path=str(canary))), dict(builder=code), dict(builder="__import__"), dict(arguments=code), dict(arguments=arguments | dict(method=code)),
-        dict(arguments=arguments | {code: 1}), dict(arguments=arguments | dict(width=1e9)), dict(builder="classifier", arguments=dict(backbone=f"local-dir:{folder}", classes=2)),
-        dict(builder="embedding", arguments=dict(in_dim=10**12, dim=10**6)), dict(preprocessing=code), dict(preprocessing=good["preprocessing"] | dict(backbone=code)), dict(weights=code), dict(schema=code),
+        dict(builder="os.mkdir", arguments=dict(path=str(canary))),
+        dict(builder=code),
+        dict(builder="__import__"),
+        dict(arguments=code),
+        dict(arguments=arguments | dict(method=code)),
+        dict(arguments=arguments | {code: 1}),
+        dict(arguments=arguments | dict(width=1e9)),
+        dict(builder="classifier", arguments=dict(backbone=f"local-dir:{folder}", classes=2)),
+        dict(builder="embedding", arguments=dict(in_dim=10**12, dim=10**6)),
+        dict(preprocessing=code),
+        dict(preprocessing=good["preprocessing"] | dict(backbone=code)),
+        dict(weights=code),
+        dict(schema=code),
     ):
         (folder / "config.json").write_text(json.dumps(good | changed))
         with pytest.raises(ValueError, match=re.escape(str(folder))):
@@ -112,17 +137,31 @@ def test_descriptions_of_models(canary, tmp_path):
 
 
 def test_the_ledger(canary, tmp_path):
-    real, code = json.loads(next((ROOT / "data" / "results").glob("*.json")).read_text()), f"__import__('os').mkdir({str(canary)!r})"
+    real, code = (
+        json.loads(next((ROOT / "data" / "results").glob("*.json")).read_text()),
+        f"__import__('os').mkdir({str(canary)!r})",
+    )
     (tmp_path / "results").mkdir()
     file = tmp_path / "results" / "a.json"
-    for bad in ({"experiment": code}, {"method": code}, {"seed": code}, {"metrics": code}, {"metrics": {"a": code}}, {"curves": {"a": [code]}}, {"schema": code}, {code: 1}):
+    for bad in (
+        {"experiment": code},
+        {"method": code},
+        {"seed": code},
+        {"metrics": code},
+        {"metrics": {"a": code}},
+        {"curves": {"a": [code]}},
+        {"schema": code},
+        {code: 1},
+    ):
         file.write_text(json.dumps(real | bad))
         with pytest.raises(ValueError, match=r"a\.json is not valid"):
             read_entry(file)
     file.write_bytes(pickle.dumps(Hostile(canary)))
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         load_ledger(tmp_path)
-    file.write_text(json.dumps(real | {"device": code, "parameters": {"a": code}, "versions": {code: code}}))  # text may say anything
+    file.write_text(
+        json.dumps(real | {"device": code, "parameters": {"a": code}, "versions": {code: code}})
+    )  # text may say anything
     assert load_ledger(tmp_path)[0].device == code
 
 
@@ -137,10 +176,16 @@ def test_cifar(canary, tmp_path, monkeypatch):
         with pytest.raises(DataNotFound, match="the md5 of .* is not the published one"):
             load_dataset(name, tmp_path)
         with pytest.raises(DataNotFound, match="the md5 of"):
-            prepare("nsl_cifar", dict(dataset=name, data_root=str(tmp_path))) if name == "cifar10" else load_dataset(name, tmp_path)
+            prepare(
+                "nsl_cifar", dict(dataset=name, data_root=str(tmp_path))
+            ) if name == "cifar10" else load_dataset(name, tmp_path)
         md5 = hashlib.md5(pickle.dumps(Hostile(canary))).hexdigest()
-        monkeypatch.setitem(downloads.SOURCES, name, replace(source, files={file: md5 for file in source.files}))
-        with pytest.raises(DataNotFound, match="could not be read"):  # and torchvision, which opens them, compares once more
+        monkeypatch.setitem(
+            downloads.SOURCES, name, replace(source, files={file: md5 for file in source.files})
+        )
+        with pytest.raises(
+            DataNotFound, match="could not be read"
+        ):  # and torchvision, which opens them, compares once more
             load_dataset(name, tmp_path)
 
 
@@ -167,24 +212,66 @@ def test_images_are_pixels(canary, tmp_path, monkeypatch):
 
 def test_parameters_are_not_executed(canary, notebook):
     code = f"__import__('os').mkdir({str(canary)!r})"
-    for n, line in enumerate([
-        f"x: int = {code}", f"x: {code} = 1", f"x: Literal[{code}] = 1", f"x: list[{code}] = []", f"x: str = f'{{{code}}}'", code, f"x = {code}", f"x: int = 1 if {code} else 2", f"x: int = (y := {code})",
-        f"x: list[int] = [{code} for _ in 'a']", f"x: int = (lambda: {code})()", f"@{code}\ndef f(): pass", f"class A:\n    {code}", f"if True:\n    {code}", f"x: int = 1; {code}", f"!mkdir {canary}", f"%%bash\nmkdir {canary}",
-    ]):
+    for n, line in enumerate(
+        [
+            f"x: int = {code}",
+            f"x: {code} = 1",
+            f"x: Literal[{code}] = 1",
+            f"x: list[{code}] = []",
+            f"x: str = f'{{{code}}}'",
+            code,
+            f"x = {code}",
+            f"x: int = 1 if {code} else 2",
+            f"x: int = (y := {code})",
+            f"x: list[int] = [{code} for _ in 'a']",
+            f"x: int = (lambda: {code})()",
+            f"@{code}\ndef f(): pass",
+            f"class A:\n    {code}",
+            f"if True:\n    {code}",
+            f"x: int = 1; {code}",
+            f"!mkdir {canary}",
+            f"%%bash\nmkdir {canary}",
+        ]
+    ):
         with pytest.raises(ValueError, match="parameters cell, line"):
             read_parameters(notebook(f"n{n}", line))
-    assert list(read_parameters(notebook("imports", f"import os; from os import mkdir\nx: int = 1  # {code}"))) == ["x"]
+    assert list(
+        read_parameters(
+            notebook("imports", f"import os; from os import mkdir\nx: int = 1  # {code}")
+        )
+    ) == ["x"]
 
 
 def test_values_are_not_executed(canary, notebook, tmp_path):
     "What is typed behind `-p` arrives in the notebook as the text or the number that it is, and as nothing else."
     code = f"__import__('os').mkdir({str(canary)!r})"
-    texts = [code, f"[{code}]", f"({code},)", f'"; {code}; "', f"'''\n{code}\n'''", f'"""\n{code}\n#', f"\\\n{code}", f"{{{code}}}", f"x\n{code}\n", f"!mkdir {canary}", f"%system mkdir {canary}", "\\", "\\'", "\u2028" + code, "$(touch x)"]
-    cells = ['texts: list[str] = []\none: str = ""\noutput: str = ""', "import json, pathlib\npathlib.Path(output, 'got.json').write_text(json.dumps([texts, one]))"]
+    texts = [
+        code,
+        f"[{code}]",
+        f"({code},)",
+        f'"; {code}; "',
+        f"'''\n{code}\n'''",
+        f'"""\n{code}\n#',
+        f"\\\n{code}",
+        f"{{{code}}}",
+        f"x\n{code}\n",
+        f"!mkdir {canary}",
+        f"%system mkdir {canary}",
+        "\\",
+        "\\'",
+        "\u2028" + code,
+        "$(touch x)",
+    ]
+    cells = [
+        'texts: list[str] = []\none: str = ""\noutput: str = ""',
+        "import json, pathlib\npathlib.Path(output, 'got.json').write_text(json.dumps([texts, one]))",
+    ]
     path = notebook("texts", *cells)
     parameters = read_parameters(path)
     for kind in ("int", "float", "bool", "list[int]"):
-        other = read_parameters(notebook("other", f"x: {kind} = {dict(int=1, float=1.0, bool=True).get(kind, [])}"))["x"]
+        other = read_parameters(
+            notebook("other", f"x: {kind} = {dict(int=1, float=1.0, bool=True).get(kind, [])}")
+        )["x"]
         for text in texts:
             with pytest.raises(ValueError, match="x must be"):
                 parse_value(text, other)
@@ -195,38 +282,99 @@ def test_values_are_not_executed(canary, notebook, tmp_path):
 
 # What would run, or unpickle, what it is given; the call is all right if one of its arguments is as said here
 FORBIDDEN = {
-    "eval": {}, "exec": {}, "compile": {}, "__import__": {}, "pickle.load": {}, "pickle.loads": {}, "pickle.Unpickler": {}, "marshal.load": {}, "marshal.loads": {}, "shelve.open": {}, "joblib.load": {},
-    "dill.load": {}, "dill.loads": {}, "cloudpickle.load": {}, "cloudpickle.loads": {}, "pandas.read_pickle": {}, "os.system": {}, "os.popen": {}, "pty.spawn": {}, "subprocess.getoutput": {},
-    "subprocess.getstatusoutput": {}, "yaml.load": {}, "yaml.unsafe_load": {}, "yaml.full_load": {}, "torch.hub.load": {}, "torch.load": dict(weights_only=True), "torch.jit.load": {}, "torch.export.load": {},
-    "torch.hub.load_state_dict_from_url": dict(weights_only=True), ".get_state_dict": dict(weights_only=True), ".extractall": dict(filter="data"), "tempfile.mktemp": {}, ".run_cell": {}, ".system": {}, ".getoutput": {},
-    ".run_line_magic": {}, ".run_cell_magic": {},
+    "eval": {},
+    "exec": {},
+    "compile": {},
+    "__import__": {},
+    "pickle.load": {},
+    "pickle.loads": {},
+    "pickle.Unpickler": {},
+    "marshal.load": {},
+    "marshal.loads": {},
+    "shelve.open": {},
+    "joblib.load": {},
+    "dill.load": {},
+    "dill.loads": {},
+    "cloudpickle.load": {},
+    "cloudpickle.loads": {},
+    "pandas.read_pickle": {},
+    "os.system": {},
+    "os.popen": {},
+    "pty.spawn": {},
+    "subprocess.getoutput": {},
+    "subprocess.getstatusoutput": {},
+    "yaml.load": {},
+    "yaml.unsafe_load": {},
+    "yaml.full_load": {},
+    "torch.hub.load": {},
+    "torch.load": dict(weights_only=True),
+    "torch.jit.load": {},
+    "torch.export.load": {},
+    "torch.hub.load_state_dict_from_url": dict(weights_only=True),
+    ".get_state_dict": dict(weights_only=True),
+    ".extractall": dict(filter="data"),
+    "tempfile.mktemp": {},
+    ".run_cell": {},
+    ".system": {},
+    ".getoutput": {},
+    ".run_line_magic": {},
+    ".run_cell_magic": {},
 }
-ARGUMENTS = {"shell": False, "allow_pickle": False, "trust_remote_code": False, "weights_only": True}  # of any call, where they are given
+ARGUMENTS = {
+    "shell": False,
+    "allow_pickle": False,
+    "trust_remote_code": False,
+    "weights_only": True,
+}  # of any call, where they are given
 REVIEWED = {  # (file, call): why
     ("tests/test_readme.py", "exec"): "the README's own example, to see that it works",
     ("tests/test_readme.py", "compile"): "the same",
-    ("tests/test_distributed.py", "exec"): "a text in that file, shared with the processes it starts",
+    (
+        "tests/test_distributed.py",
+        "exec",
+    ): "a text in that file, shared with the processes it starts",
     ("tests/test_colab.py", "exec"): "the cell that this project shows to Colab, with pip replaced",
     ("tests/reliability/test_trust.py", "pickle.load"): "the canary sings",
     ("tests/reliability/test_trust.py", "torch.load"): "the canary sings",
     ("tests/reliability/test_trust.py", "weights_only="): "the canary sings",
-    ("nbs/base/02_files.ipynb", "os.system"): "a fixed line, to kill a process of the cell's own a moment later",
+    (
+        "nbs/base/02_files.ipynb",
+        "os.system",
+    ): "a fixed line, to kill a process of the cell's own a moment later",
     ("nbs/base/02_files.ipynb", ".system"): "the same",
-    ("nbs/nsl/02_static.ipynb", "pickle.loads"): "layers that the cell itself has pickled: that they can be is what is shown",
-    ("nbs/training/10_weights.ipynb", "pickle.loads"): "shows with a pickle made in the same cell why weights are no pickles",
+    (
+        "nbs/nsl/02_static.ipynb",
+        "pickle.loads",
+    ): "layers that the cell itself has pickled: that they can be is what is shown",
+    (
+        "nbs/training/10_weights.ipynb",
+        "pickle.loads",
+    ): "shows with a pickle made in the same cell why weights are no pickles",
 }
 
 
 def sources():
     "Every Python text of the project: (file, text), notebooks' code cells with magics and shell lines as the calls that they are."
-    for file in [*ROOT.glob("*.py"), *(f for folder in ("nsl_repro", "tests", "docs") for f in (ROOT / folder).rglob("*.py"))]:
+    for file in [
+        *ROOT.glob("*.py"),
+        *(f for folder in ("nsl_repro", "tests", "docs") for f in (ROOT / folder).rglob("*.py")),
+    ]:
         yield file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")
     transform = TransformerManager().transform_cell
     for file in (ROOT / "nbs").rglob("*.ipynb"):
-        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if ".ipynb_checkpoints" not in file.parts else []:
+        for cell in (
+            json.loads(file.read_text(encoding="utf-8"))["cells"]
+            if ".ipynb_checkpoints" not in file.parts
+            else []
+        ):
             if cell["cell_type"] == "code":
                 text = "".join(cell["source"])
-                yield file.relative_to(ROOT).as_posix(), transform(text) if re.search(r"^\s*[!%?]|[!%?]\s*\w|\?\s*$", text, re.M) else text
+                yield (
+                    file.relative_to(ROOT).as_posix(),
+                    transform(text)
+                    if re.search(r"^\s*[!%?]|[!%?]\s*\w|\?\s*$", text, re.M)
+                    else text,
+                )
 
 
 def calls(tree):
@@ -252,19 +400,34 @@ def found(file, text):
         given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
         said = {k.arg for k in call.keywords}
         for forbidden, unless in FORBIDDEN.items():
-            if (name == forbidden or (forbidden[0] == "." and name.endswith(forbidden))) and not (unless and all(given.get(k) == v for k, v in unless.items())):
+            if (name == forbidden or (forbidden[0] == "." and name.endswith(forbidden))) and not (
+                unless and all(given.get(k) == v for k, v in unless.items())
+            ):
                 yield file, forbidden
         for argument, value in ARGUMENTS.items():
-            if argument in said and given.get(argument) is not value and name.split(".")[0] != "dict":
+            if (
+                argument in said
+                and given.get(argument) is not value
+                and name.split(".")[0] != "dict"
+            ):
                 yield file, f"{argument}="
-        if name.endswith("Image.open") and "formats" not in said and "reliability" not in file and file not in PICTURES:
+        if (
+            name.endswith("Image.open")
+            and "formats" not in said
+            and "reliability" not in file
+            and file not in PICTURES
+        ):
             yield file, "Image.open"
 
 
 MAGICS = {  # on Colab alone, the project itself (its newest state, and the versions that pip finds: the lock is for the two commands)
-    "get_ipython().run_line_magic('pip', 'install -q \"nsl_repro[notebooks] @ git+https://github.com/nsl-repro/nsl_repro\"')",
+    "get_ipython().run_line_magic('pip', 'install -q \"nsl_repro[notebooks] @ git+https://github.com/nsl-repro/nsl_repro\"')"
 }
-PICTURES = {"nsl_repro/results/pages.py", "nbs/results/07_pages.ipynb", "nbs/data/06_features.ipynb"}  # that the same code has drawn
+PICTURES = {
+    "nsl_repro/results/pages.py",
+    "nbs/results/07_pages.ipynb",
+    "nbs/data/06_features.ipynb",
+}  # that the same code has drawn
 
 
 def test_no_call_runs_what_it_reads():
@@ -275,12 +438,38 @@ def test_no_call_runs_what_it_reads():
 
 def test_the_search_finds():
     for text in (
-        "import pickle as p; p.load(f)", "from pickle import loads; loads(b)", "torch.load(f)", "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)", "eval(x)", "exec(x)", "import yaml; yaml.load(f)",
-        "subprocess.run(x, shell=True)", "import os as o; o.system(x)", "tar.extractall(x)", "tar.extractall(x, filter=f)", "weights.get_state_dict()", "AutoModel.from_pretrained(x, trust_remote_code=True)", "Image.open(x)",
-        TransformerManager().transform_cell("!rm x"), TransformerManager().transform_cell("%run x"), "torch.load(f, weights_only=flag)",
+        "import pickle as p; p.load(f)",
+        "from pickle import loads; loads(b)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "eval(x)",
+        "exec(x)",
+        "import yaml; yaml.load(f)",
+        "subprocess.run(x, shell=True)",
+        "import os as o; o.system(x)",
+        "tar.extractall(x)",
+        "tar.extractall(x, filter=f)",
+        "weights.get_state_dict()",
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "Image.open(x)",
+        TransformerManager().transform_cell("!rm x"),
+        TransformerManager().transform_cell("%run x"),
+        "torch.load(f, weights_only=flag)",
     ):
         assert list(found("a.py", text)), text
-    for text in (*MAGICS, "json.load(f)", "torch.load(f, weights_only=True)", "np.load(f)", "model.eval()", "tar.extractall(x, filter='data')", "re.compile(x)", "torch.compile(x)", "subprocess.run(['a'])", "Image.open(x, formats=['PNG'])"):
+    for text in (
+        *MAGICS,
+        "json.load(f)",
+        "torch.load(f, weights_only=True)",
+        "np.load(f)",
+        "model.eval()",
+        "tar.extractall(x, filter='data')",
+        "re.compile(x)",
+        "torch.compile(x)",
+        "subprocess.run(['a'])",
+        "Image.open(x, formats=['PNG'])",
+    ):
         assert not list(found("a.py", text)), text
 
 
@@ -294,10 +483,24 @@ def lock():
 
 
 def test_every_requirement_has_its_hashes():
-    entries, pinned = list(lock()), [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert [requirement for requirement, _ in entries] == pinned, "requirements.lock and constraints.txt must agree: make lock"
-    assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+( ; .+)?", requirement) for requirement, _ in entries)
-    assert all(hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", h) for h in hashes) for _, hashes in entries)
+    entries, pinned = (
+        list(lock()),
+        [
+            line
+            for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+            if not line.startswith("#")
+        ],
+    )
+    assert [requirement for requirement, _ in entries] == pinned, (
+        "requirements.lock and constraints.txt must agree: make lock"
+    )
+    assert all(
+        re.fullmatch(r"[\w.-]+==[\w.+!-]+( ; .+)?", requirement) for requirement, _ in entries
+    )
+    assert all(
+        hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", h) for h in hashes)
+        for _, hashes in entries
+    )
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()
@@ -307,15 +510,25 @@ def test_every_requirement_has_its_hashes():
         versions.setdefault(normal(r.name), []).append(next(iter(r.specifier)).version)
     for key, value in settings["DEFAULT"].items():
         for need in map(Requirement, value.split() if key.endswith("requirements") else []):
-            assert any(need.specifier.contains(v, prereleases=True) for v in versions.get(normal(need.name), [])), f"{need} is not in requirements.lock: make lock"
+            assert any(
+                need.specifier.contains(v, prereleases=True)
+                for v in versions.get(normal(need.name), [])
+            ), f"{need} is not in requirements.lock: make lock"
     assert {"setuptools", "wheel"} <= set(versions)  # they build the project
 
 
 def test_make_installs_nothing_else():
     "Both commands go through one rule, and that rule takes everything from the lock: with hashes, from wheels, and the project itself without its requirements."
-    said = subprocess.run(["make", "-n", "-W", "requirements.lock", "test"], cwd=ROOT, capture_output=True, text=True).stdout
-    installs = [line.split("-m pip install ")[1] for line in said.splitlines() if "pip install" in line]
-    assert installs == ["--require-hashes --only-binary :all: -r requirements.lock", "--no-deps --no-build-isolation -e ."], said
+    said = subprocess.run(
+        ["make", "-n", "-W", "requirements.lock", "test"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    installs = [
+        line.split("-m pip install ")[1] for line in said.splitlines() if "pip install" in line
+    ]
+    assert installs == [
+        "--require-hashes --only-binary :all: -r requirements.lock",
+        "--no-deps --no-build-isolation -e .",
+    ], said
 
 
 @pytest.mark.parametrize("change", ["hash", "missing"])
@@ -326,11 +539,39 @@ def test_another_file_is_refused(change, tmp_path):
     wheel = tmp_path / "something-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as z:
         z.writestr("something.py", "")
-        z.writestr("something-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: something\nVersion: 1.0\n")
-        z.writestr("something-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(
+            "something-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: something\nVersion: 1.0\n",
+        )
+        z.writestr(
+            "something-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         z.writestr("something-1.0.dist-info/RECORD", "")
-    (tmp_path / "requirements.lock").write_text("something==1.0" + (f" --hash=sha256:{'0' * 64}" if change == "hash" else "") + "\n")
-    command = [sys.executable, "-m", "pip", "install", "--isolated", "--no-index", "--find-links", tmp_path, "--require-hashes", "--only-binary", ":all:", "-r", tmp_path / "requirements.lock", "--target", tmp_path / "in"]
+    (tmp_path / "requirements.lock").write_text(
+        "something==1.0" + (f" --hash=sha256:{'0' * 64}" if change == "hash" else "") + "\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--isolated",
+        "--no-index",
+        "--find-links",
+        tmp_path,
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "-r",
+        tmp_path / "requirements.lock",
+        "--target",
+        tmp_path / "in",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode and ("DO NOT MATCH THE HASHES" if change == "hash" else "Hashes are required") in done.stderr, done.stderr
+    assert (
+        done.returncode
+        and ("DO NOT MATCH THE HASHES" if change == "hash" else "Hashes are required")
+        in done.stderr
+    ), done.stderr
     assert not (tmp_path / "in").exists()

@@ -2,6 +2,7 @@
 
 The tests fork them off one process that has imported everything (`start`), so that a run costs a fraction of a second.
 """
+
 import builtins
 import hashlib
 import json
@@ -16,7 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-os.environ.update(OMP_NUM_THREADS="1", NSL_PROGRESS="off")  # forked processes must not inherit half a pool of threads
+os.environ.update(
+    OMP_NUM_THREADS="1", NSL_PROGRESS="off"
+)  # forked processes must not inherit half a pool of threads
 
 import torch  # noqa: E402
 
@@ -31,7 +34,9 @@ torch.set_num_threads(1)
 IMAGES, TEST = (limit(part, n) for part, n in zip(load_dataset("digits"), (200, 60)))
 results._git = lru_cache(results._git)  # the same for all, and slow
 results._git("rev-parse", "HEAD")
-training.progress_bar(1).get_lock()  # a lock that is killed with its process would be reported as lost
+training.progress_bar(
+    1
+).get_lock()  # a lock that is killed with its process would be reported as lost
 
 
 def classifier(folder, on_step, method="static_uns", **options):
@@ -43,7 +48,14 @@ def classifier(folder, on_step, method="static_uns", **options):
     model.register_forward_pre_hook(lambda *_: tick("forward"))
     result = training.train(model, seen, TEST, held, recipe=replace(training.RECIPES["clean"], batch_size=16, lr=0.02), steps=6, segments=3, flip=False, **options,
                             accelerator=training.make_accelerator("cpu"), checkpoint=folder / "checkpoint.pt", on_step=on_step)  # fmt: skip
-    weights.keep_model(folder, model, "cnn9", arguments, weights.Preprocessing.of(seen.images, "standardised"), seen.classes)
+    weights.keep_model(
+        folder,
+        model,
+        "cnn9",
+        arguments,
+        weights.Preprocessing.of(seen.images, "standardised"),
+        seen.classes,
+    )
     return result.metrics, result.curves, result.wall_time_s
 
 
@@ -51,7 +63,10 @@ def embedder(folder, on_step, **options):
     "Metric learning: mined quadruplets, the PDDM unit, Adam."
     x = to_input(IMAGES.images, "centred").flatten(1)
     torch.manual_seed(0)
-    net, objective = embedding.EmbeddingNet(x.shape[1], 16), embedding.make_objective("pddm_quadruplet", 16)
+    net, objective = (
+        embedding.EmbeddingNet(x.shape[1], 16),
+        embedding.make_objective("pddm_quadruplet", 16),
+    )
 
     def inputs(rows, step):
         tick("data")
@@ -60,22 +75,44 @@ def embedder(folder, on_step, **options):
     measure = lambda: {"spread": float(embedding.embed(net, lambda rows, step: x[rows], 50).std())}
     result = embedding.train_embedding(net, objective, inputs, IMAGES.labels, steps=6, batch_size=32, segments=3, measure=measure,
                                        accelerator=training.make_accelerator("cpu"), checkpoint=folder / "checkpoint.pt", **options)  # fmt: skip
-    files.write_whole(folder / "model.safetensors", weights.tensor_bytes(embedding.nn.Module.state_dict(weights.Embedder(net, objective.score))))
+    files.write_whole(
+        folder / "model.safetensors",
+        weights.tensor_bytes(
+            embedding.nn.Module.state_dict(weights.Embedder(net, objective.score))
+        ),
+    )
     return result.metrics, result.curves, result.wall_time_s
 
 
 def learner(folder, on_step, **options):
     "Few-shot learning: episodes, an inner loop of adaptation, the best state on validation kept."
-    episodes = fewshot.EpisodeSampler(IMAGES.images.float().flatten(1) / 255, IMAGES.labels, way=5, shot=1, query=3)
+    episodes = fewshot.EpisodeSampler(
+        IMAGES.images.float().flatten(1) / 255, IMAGES.labels, way=5, shot=1, query=3
+    )
     torch.manual_seed(0)
-    net = fewshot.nn.Sequential(fewshot.nn.Linear(256, 16), fewshot.nn.Tanh(), fewshot.nn.Linear(16, 5))
+    net = fewshot.nn.Sequential(
+        fewshot.nn.Linear(256, 16), fewshot.nn.Tanh(), fewshot.nn.Linear(16, 5)
+    )
 
     def loss(batch):
         tick("data")
         return fewshot.episode_loss(net, batch, steps=2, lr=0.1)
 
-    score = lambda: fewshot.evaluate_episodes(lambda e: net(e.query), episodes, range(1000, 1005)).interval.mean
-    result = fewshot.train_episodes(net, episodes, loss, 6, tasks=2, lr=0.01, segments=3, validate=score, checkpoint=folder / "checkpoint.pt", **options)
+    score = lambda: (
+        fewshot.evaluate_episodes(lambda e: net(e.query), episodes, range(1000, 1005)).interval.mean
+    )
+    result = fewshot.train_episodes(
+        net,
+        episodes,
+        loss,
+        6,
+        tasks=2,
+        lr=0.01,
+        segments=3,
+        validate=score,
+        checkpoint=folder / "checkpoint.pt",
+        **options,
+    )
     files.write_whole(folder / "model.safetensors", weights.tensor_bytes(net.state_dict()))
     return result.metrics, result.curves, result.wall_time_s
 
@@ -85,11 +122,16 @@ def photographer(folder, on_step, workers=0, **options):
     splits = imagenet.load_splits("digits", train_images=120, validation_images=30, test_images=30)
     recipe = imagenet.ImageNetRecipe(batch_size=16, micro_batch=8, lr=0.05, min_area=0.5)
     torch.manual_seed(0)
-    model = imagenet.build_network("cnn10", "dynamic_dns", num_classes=10, width=0.0625, image_size=16)
+    model = imagenet.build_network(
+        "cnn10", "dynamic_dns", num_classes=10, width=0.0625, image_size=16
+    )
     model.register_forward_pre_hook(lambda *_: tick("forward"))
     result = imagenet.train_network(model, splits, recipe=recipe, steps=4, segments=2, accelerator=imagenet.make_engine("cpu"), checkpoint=folder / "checkpoint.pt",
                                     workers=workers, on_step=on_step, **options)  # fmt: skip
-    files.write_whole(folder / "model.safetensors", weights.tensor_bytes({k: v.contiguous() for k, v in model.state_dict().items()}))
+    files.write_whole(
+        folder / "model.safetensors",
+        weights.tensor_bytes({k: v.contiguous() for k, v in model.state_dict().items()}),
+    )
     return result.metrics, result.curves, result.wall_time_s
 
 
@@ -154,8 +196,18 @@ def record(loop, root, die_at=0, on_step=None, **options):
     global deadly
     deadly = die_at
     watch()
-    identity = dict(experiment="victim", dataset="digits", method=loop, preset="smoke", seed=0, parameters={}, device="cpu")
-    entry = results.recorded_run(lambda folder: LOOPS[loop](folder, on_step, **options), root, **identity)
+    identity = dict(
+        experiment="victim",
+        dataset="digits",
+        method=loop,
+        preset="smoke",
+        seed=0,
+        parameters={},
+        device="cpu",
+    )
+    entry = results.recorded_run(
+        lambda folder: LOOPS[loop](folder, on_step, **options), root, **identity
+    )
     (Path(root) / "points").write_text("\n".join(points))
     return entry
 
@@ -187,7 +239,9 @@ _starting = threading.Lock()
 def start(work, root, *args, **kwargs):
     "Begin `work(root, ...)`, a function of an importable module, in a process of its own; its error stream goes to `root/errors`."
     Path(root).mkdir(parents=True, exist_ok=True)
-    process = _context().Process(target=_child, args=(work, Path(root) / "errors", *args), kwargs=kwargs)
+    process = _context().Process(
+        target=_child, args=(work, Path(root) / "errors", *args), kwargs=kwargs
+    )
     with _starting:  # `start` polls all known children: in another thread it would take the status that `join` waits for here, which then is 255
         process.start()
         multiprocessing.process._children.discard(process)
@@ -196,7 +250,9 @@ def start(work, root, *args, **kwargs):
 
 @lru_cache
 def _context():
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["victim"])
     return context
