@@ -12,7 +12,8 @@ REQUIREMENT = f"nsl_repro[notebooks] @ git+https://github.com/{REPOSITORY}"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 INSTALL = f"""#| hide
 import os
-if 'COLAB_RELEASE_TAG' in os.environ:  # in Google Colab: install the library and what its notebooks need
+
+if "COLAB_RELEASE_TAG" in os.environ:  # install the library and what its notebooks need
     %pip install -q "{REQUIREMENT}"\
 """
 
