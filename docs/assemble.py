@@ -1,8 +1,10 @@
 """Lay out the sources of the site in `_docs/source`.
 
-The notebooks are the pages; nothing is written twice. Each is copied without what only nbdev needs to see, its links are resolved against the
-repository (a page, or else a file on GitHub; a target that does not exist is an error), and every exported cell says what it exports. One page a
-module and the page of results are written from the library itself. A file that has not changed is not touched, so that Sphinx reads it only once.
+The notebooks are the pages; nothing is written twice. Each is copied without what only nbdev needs
+to see, its links are resolved against the repository (a page, or else a file on GitHub; a target
+that does not exist is an error), and every exported cell says what it exports. One page a module
+and the page of results are written from the library itself. A file that has not changed is not
+touched, so that Sphinx reads it only once.
 """
 
 import ast
@@ -26,7 +28,8 @@ GITHUB, BRANCH = SETTINGS["DEFAULT"]["git_url"], SETTINGS["DEFAULT"]["branch"]
 SECTIONS = {  # name of the page, in the folder of its notebooks, in the order of reading -> (title, what it says)
     "nsl/index": (
         "Neural similarity",
-        "The mathematics and the layers of the first paper. Each notebook builds on the one before it.",
+        "The mathematics and the layers of the first paper. Each notebook builds on the one "
+        "before it.",
     ),
     "pddm/index": (
         "PDDM",
@@ -72,7 +75,8 @@ def relative(name: str, page: str) -> str:
 
 
 def relink(text: str, file: str) -> str:
-    "Markdown of a file of the repository, its links resolved. Raises `ValueError` for a link to nothing."
+    """Markdown of a file of the repository, its links resolved. Raises `ValueError` for a link to
+    nothing."""
 
     def resolve(match):
         if match["picture"]:  # it comes along
@@ -90,7 +94,8 @@ def relink(text: str, file: str) -> str:
         if (ROOT / path).exists() and not path.startswith(".."):
             return f"]({GITHUB}/{'tree' if (ROOT / path).is_dir() else 'blob'}/{BRANCH}/{path})"
         raise ValueError(
-            f"{file}: the link {target!r} must lead to a file of the repository, but there is no {path}."
+            f"{file}: the link {target!r} must lead to a file of the repository, but there is no "
+            f"{path}."
         )
 
     return re.sub(
@@ -161,7 +166,8 @@ MODULES, NAMES = read_exports()
 
 
 def notebook_page(file: str) -> str:
-    "A notebook as the site shows it: without hidden cells and directives, with links above it and above each exported cell."
+    """A notebook as the site shows it: without hidden cells and directives, with links above it and
+    above each exported cell."""
     nb, page = copy.deepcopy(read(file)), PAGES[file]
     module = next((m for m, f in MODULES.items() if f == file), None)
     cells, section = [], ""
@@ -180,7 +186,8 @@ def notebook_page(file: str) -> str:
             ]
             if unknown:
                 raise ValueError(
-                    f"{file}: docs/assemble.py must know what to do with a directive, but does not know {unknown[0]!r}."
+                    f"{file}: docs/assemble.py must know what to do with a directive, but does "
+                    f"not know {unknown[0]!r}."
                 )
             if "hide" in directives or not source:
                 continue
@@ -268,7 +275,8 @@ def constants(module: str) -> str:
                 else ""
             )
             found.append(
-                f".. py:data:: {name}\n   :module: nsl_repro.{module}\n{value}\n   {to_rst(match['comment'] or '')}\n"
+                f".. py:data:: {name}\n   :module: nsl_repro.{module}\n{value}\n   "
+                f"{to_rst(match['comment'] or '')}\n"
             )
     return "\n.. rubric:: Constants\n\n" + "\n".join(found) if found else ""
 
@@ -277,9 +285,11 @@ def api_page(module: str) -> str:
     "A module: what its docstrings, type hints and comments say."
     file = MODULES[module]
     return (
-        f"# nsl_repro.{module}\n\n:::{{container}} page-links\n[Explained, derived and tested: {heading(file)[0]}]({relative(PAGES[file] + '.ipynb', 'api/index')})"
+        f"# nsl_repro.{module}\n\n:::{{container}} page-links\n[Explained, derived and tested: "
+        f"{heading(file)[0]}]({relative(PAGES[file] + '.ipynb', 'api/index')})"
         f" [GitHub]({GITHUB}/blob/{BRANCH}/nsl_repro/{module.replace('.', '/')}.py)\n:::\n\n"
-        f"```{{eval-rst}}\n.. automodule:: nsl_repro.{module}\n   :members:\n   :undoc-members:\n{constants(module)}\n```\n"
+        f"```{{eval-rst}}\n.. automodule:: nsl_repro.{module}\n   :members:\n   "
+        f":undoc-members:\n{constants(module)}\n```\n"
     )
 
 
@@ -296,7 +306,8 @@ def api_index() -> str:
     ]
     tree = "\n".join(names)
     return (
-        "# API\n\nEvery public name of the library: signature, shapes, units, errors and where it comes from. *source* leads to the cell of the"
+        "# API\n\nEvery public name of the library: signature, shapes, units, errors and where it "
+        "comes from. *source* leads to the cell of the"
         f" notebook that defines it.\n\n{cards(entries)}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     )
 

@@ -1,4 +1,5 @@
-"""The badge and the install cell that let a notebook start in Google Colab: `python docs/colab.py` puts them into every notebook, once."""
+"""The badge and the install cell that let a notebook start in Google Colab: `python docs/colab.py`
+puts them into every notebook, once."""
 
 import argparse
 import copy
@@ -68,7 +69,8 @@ def notebooks() -> list[Path]:
 
 
 def main() -> None:
-    "Put badge and cell into the notebooks, or with `--check` say which lack them. Outputs are kept."
+    """Put badge and cell into the notebooks, or with `--check` say which lack them. Outputs are
+    kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; fail if a notebook lacks them"

@@ -1,4 +1,5 @@
-"""The site: `make docs` builds it in `_docs/html` from the notebooks, the docstrings and the ledger."""
+"""The site: `make docs` builds it in `_docs/html` from the notebooks, the docstrings and the
+ledger."""
 
 import hashlib
 import os

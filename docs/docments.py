@@ -1,4 +1,5 @@
-"""A Sphinx extension: autodoc for a library whose docstrings are Markdown and whose parameters are described by comments (docments)."""
+"""A Sphinx extension: autodoc for a library whose docstrings are Markdown and whose parameters are
+described by comments (docments)."""
 
 import inspect
 import re
@@ -31,7 +32,8 @@ def to_rst(text: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    "A paragraph, or a heading and lines that must stay as they are: the command line's, which start with a backspace."
+    """A paragraph, or a heading and lines that must stay as they are: the command line's, which
+    start with a backspace."""
     if not text.startswith("\b"):
         return to_rst(text)
     heading, _, lines = text.removeprefix("\b").strip("\n").partition("\n")
@@ -67,7 +69,8 @@ def parameters(
 
 
 def plain_types(obj) -> dict[str, str]:  # name -> its type
-    "The types of parameters that are annotated with more than a type: pydantic's checks, the command line's options."
+    """The types of parameters that are annotated with more than a type: pydantic's checks, the
+    command line's options."""
     owner = obj.__init__ if inspect.isclass(obj) and not has_fields(obj) else obj
     raw = inspect.get_annotations(owner)
     if "Annotated[" not in " ".join(map(str, raw.values())):
@@ -120,7 +123,8 @@ def describe(app, what, name, obj, options, lines):
 
 
 def skip(app, what, name, obj, skip, options):
-    "Of a class: its methods and properties. Its fields are described as parameters, and other attributes are its own business."
+    """Of a class: its methods and properties. Its fields are described as parameters, and other
+    attributes are its own business."""
     shown = (
         inspect.isroutine(obj)
         or isinstance(obj, (property, cached_property))

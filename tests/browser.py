@@ -1,4 +1,5 @@
-"""A real browser for the tests of the site and of JupyterLab: the system's Chromium, cut off from every other host."""
+"""A real browser for the tests of the site and of JupyterLab: the system's Chromium, cut off from
+every other host."""
 
 import shutil
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ def chromium():
 
 
 def listen(page, allowed=()) -> list[str]:  # a list that grows
-    "Everything that goes wrong on a page from now on: errors on the console and in scripts, failed requests, requests to other hosts."
+    """Everything that goes wrong on a page from now on: errors on the console and in scripts,
+    failed requests, requests to other hosts."""
     wrong: list[str] = []
     note = lambda text: wrong.append(text) if not any(a in text for a in allowed) else None
     page.on("console", lambda m: note(f"console: {m.text}") if m.type == "error" else None)

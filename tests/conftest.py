@@ -1,4 +1,5 @@
-"""What the tests share: the project's folder, the command as a user types it, small notebooks to run it on, and the figures that tests/reliability measures."""
+"""What the tests share: the project's folder, the command as a user types it, small notebooks to
+run it on, and the figures that tests/reliability measures."""
 
 import json
 import os
@@ -17,7 +18,8 @@ COMMAND = [sys.executable, "-c", "from nsl_repro.command.runner import main; mai
 
 @pytest.fixture(scope="session")
 def nsl_repro():
-    "Run the command `nsl-repro` in a process of its own, in the project's folder unless told otherwise."
+    """Run the command `nsl-repro` in a process of its own, in the project's folder unless told
+    otherwise."""
 
     def run(*args, cwd=ROOT, timeout=300, **environment):
         env = {**os.environ, **environment}
@@ -71,7 +73,8 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    "With NSL_RECORD=FILE the figures go into that file, for nbs/reliability; what NSL_SOAK=1 measures has a section of its own there."
+    """With NSL_RECORD=FILE the figures go into that file, for nbs/reliability; what NSL_SOAK=1
+    measures has a section of its own there."""
     tests = config.stash.get(FOUND, {})
     for test, figures in sorted(tests.items()):
         if said := [

@@ -1,6 +1,8 @@
 """One list of tests that every backend of the dynamic convolution passes.
 
-Triton's tests run on a GPU where there is one, and without one in a process of their own under Triton's interpreter."""
+Triton's tests run on a GPU where there is one, and without one in a process of their own under
+Triton's interpreter.
+"""
 
 import os
 import subprocess
@@ -194,7 +196,8 @@ def test_groups_and_bias(backend, kind):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_precision(backend, kind, dtype):
-    "Under autocast the result has the low precision, sums are at least float32, and the mixing keeps the precision of M."
+    """Under autocast the result has the low precision, sums are at least float32, and the mixing
+    keeps the precision of M."""
     tensors = problem(
         kind, C=16, n_filters=8, padding=1, dtype=torch.float32, device=device(backend)
     )
@@ -281,7 +284,9 @@ def test_predictor_and_layer(backend, kind):
 def test_training_is_the_same(backend, method):
     """Fifty steps from one seed: the loss of every step is that of the reference form, to rounding.
 
-    In float64, where rounding stays small: in float32 two runs of this network that differ by rounding alone part within ten steps."""
+    In float64, where rounding stays small: in float32 two runs of this network that differ by
+    rounding alone part within ten steps.
+    """
     if backend == "reference" or INTERPRETED:
         pytest.skip(
             "nothing to compare" if backend == "reference" else "too slow for the interpreter"
@@ -323,9 +328,22 @@ def test_triton_under_its_interpreter():
         pytest.skip("there is a GPU: the tests above ran on it")
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton and not interpreter", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "triton and not interpreter",
+            __file__,
+        ],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0 and " passed" in done.stdout and "failed" not in done.stdout, (
         done.stdout[-3000:]
     )

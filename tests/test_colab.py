@@ -1,4 +1,5 @@
-"""Every notebook can be opened in Google Colab: its badge leads to it, and its install cell asks for what the notebooks need."""
+"""Every notebook can be opened in Google Colab: its badge leads to it, and its install cell asks
+for what the notebooks need."""
 
 import ast
 import copy
@@ -111,7 +112,10 @@ def test_in_colab_the_cell_installs_this_project(monkeypatch):
 def needs(tmp_path_factory):
     "What pip would install for the notebooks, by its names, from the project as it is."
     folder = tmp_path_factory.mktemp("metadata")
-    code = "import setuptools.build_meta as b, sys; print(b.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    code = (
+        "import setuptools.build_meta as b, sys; "
+        "print(b.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,4 +1,5 @@
-"""The command line as people get it wrong: a table of mistakes, each answered by one sentence; then completion, pipes and interruptions."""
+"""The command line as people get it wrong: a table of mistakes, each answered by one sentence; then
+completion, pipes and interruptions."""
 
 import os
 import subprocess
@@ -30,7 +31,8 @@ def place(tmp_path_factory):
 
     tmp = tmp_path_factory.mktemp("place")
     toy = [
-        "dataset: str = 'digits'\nseeds: list[int] = [0]\nlr: float = 0.1\ndata_root: str = ''\noutput: str = ''\ndownload: bool = False",
+        "dataset: str = 'digits'\nseeds: list[int] = [0]\nlr: float = 0.1\ndata_root: str = "
+        "''\noutput: str = ''\ndownload: bool = False",
         "raise SystemExit('it started')",
     ]
     for name, cells in {
@@ -45,8 +47,21 @@ def place(tmp_path_factory):
     (tmp / "folder.ipynb").mkdir()
     (tmp / "file").write_text("a file")
     for method in ("cnn", "static_dns"):
-        write_entry(new_entry(experiment="toy", dataset="digits", method=method, preset="smoke", seed=0, parameters={"lr": 0.1}, metrics={"test_accuracy": 90.0},
-                              curves={}, wall_time_s=1.0, device="cpu"), tmp / "ledger")  # fmt: skip
+        write_entry(
+            new_entry(
+                experiment="toy",
+                dataset="digits",
+                method=method,
+                preset="smoke",
+                seed=0,
+                parameters={"lr": 0.1},
+                metrics={"test_accuracy": 90.0},
+                curves={},
+                wall_time_s=1.0,
+                device="cpu",
+            ),
+            tmp / "ledger",
+        )
     entry = next((tmp / "ledger" / "results").iterdir()).read_text()
     for name, text in {
         "cut": entry[:80],
@@ -105,7 +120,8 @@ MISTAKES = [
     (
         "run {}/toy.ipynb -p dataset=imagenette",
         2,
-        "dataset must be one of digits, cifar10, cifar100, cub, cars, mini_imagenet, imagenet, but was 'imagenette'",
+        "dataset must be one of digits, cifar10, cifar100, cub, cars, mini_imagenet, imagenet, "
+        "but was 'imagenette'",
     ),
     (
         "run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/nowhere",
@@ -155,7 +171,8 @@ MISTAKES = [
     (
         "compare toy toy -o {}/ledger",
         2,
-        "toy must be the name of one entry of the ledger, or its beginning, but these 2 begin with it",
+        "toy must be the name of one entry of the ledger, or its beginning, but these 2 begin "
+        "with it",
     ),
     (
         "compare '' toy__digits__smoke__cnn -o {}/ledger",
@@ -237,7 +254,10 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch):
 
 def shell(line, **environment):
     "A line for bash, with nsl-repro as a function."
-    command = f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.command.runner import main; main()" "$@"; }}; set -o pipefail; {line}'
+    command = (
+        f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.command.runner import main; main()" "$@"; '
+        f"}}; set -o pipefail; {line}"
+    )
     return subprocess.run(
         ["bash", "-c", command],
         cwd=ROOT,
@@ -249,9 +269,11 @@ def shell(line, **environment):
 
 
 def test_pipes_and_terminals():
-    "A reader who leaves, a disk that is full, no input, a terminal that knows no letters but ASCII."
+    """A reader who leaves, a disk that is full, no input, a terminal that knows no letters but
+    ASCII."""
     done = shell(
-        "nsl list --results | head -n 1; echo $?; nsl list > /dev/full; echo $?; PYTHONIOENCODING=ascii nsl --version < /dev/null 2>&1"
+        "nsl list --results | head -n 1; echo $?; nsl list > /dev/full; echo $?; "
+        "PYTHONIOENCODING=ascii nsl --version < /dev/null 2>&1"
     )
     lines = done.stdout.splitlines()
     assert lines[1] in ("0", "141"), done.stdout  # 0 if all of it fitted into the pipe

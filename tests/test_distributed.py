@@ -1,4 +1,5 @@
-"""Two processes under torchrun compute what one computes, and continue what one began, and the other way round."""
+"""Two processes under torchrun compute what one computes, and continue what one began, and the
+other way round."""
 
 import math
 import os
@@ -90,7 +91,8 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    "One process begins; two under torchrun do everything from the start, continue what it began, and are killed while they do it again."
+    """One process begins; two under torchrun do everything from the start, continue what it began,
+    and are killed while they do it again."""
     folder = tmp_path_factory.mktemp("two")
     run, engine = one(), make_engine("cpu")
 

@@ -1,7 +1,10 @@
-"""The site: it builds without a warning, every link in it leads somewhere, and a browser finds nothing wrong with any page.
+"""The site: it builds without a warning, every link in it leads somewhere, and a browser finds
+nothing wrong with any page.
 
-Every page is loaded once, at the width of a desktop, and then narrowed to a phone's: that is when its maths, images, console, requests and overflow
-are checked. Links are checked in the files. Colours are checked on a page of each kind, light and dark. Pictures are left in `_docs/screenshots`.
+Every page is loaded once, at the width of a desktop, and then narrowed to a phone's: that is when
+its maths, images, console, requests and overflow are checked. Links are checked in the files.
+Colours are checked on a page of each kind, light and dark. Pictures are left in
+`_docs/screenshots`.
 """
 
 import functools

@@ -1,4 +1,5 @@
-"""Downloads as they go wrong between processes: killed in the middle, two at once, no room left. Every server is in this process."""
+"""Downloads as they go wrong between processes: killed in the middle, two at once, no room left.
+Every server is in this process."""
 
 import hashlib
 import io
@@ -20,12 +21,16 @@ from nsl_repro.base import downloads
 from nsl_repro.command import runner
 
 PAYLOAD = os.urandom(1 << 20)
-CODE = "import sys; from nsl_repro.base.downloads import download; download(sys.argv[1], sys.argv[2], md5=sys.argv[3], wait=0)"
+CODE = (
+    "import sys; from nsl_repro.base.downloads import download; download(sys.argv[1], "
+    "sys.argv[2], md5=sys.argv[3], wait=0)"
+)
 
 
 @pytest.fixture
 def server():
-    "Serves `server.body` with ranges; `/slow` takes its time, `/stops` waits in the middle, `/drops` never sends more than 300 kB. `server.asked` holds the `Range` of every request."
+    """Serves `server.body` with ranges; `/slow` takes its time, `/stops` waits in the middle,
+    `/drops` never sends more than 300 kB. `server.asked` holds the `Range` of every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -103,7 +108,8 @@ def test_two_at_once_fetch_it_once(server, tmp_path):
 
 
 def test_no_room(server, tmp_path):
-    "The limit on a file's size stands for a full disk: the system refuses the write in the same way."
+    """The limit on a file's size stands for a full disk: the system refuses the write in the same
+    way."""
 
     def limited():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

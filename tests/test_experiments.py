@@ -1,4 +1,5 @@
-"""Every experiment notebook runs at `smoke` through the command: with all the methods it offers on embedded data, with its default ones elsewhere."""
+"""Every experiment notebook runs at `smoke` through the command: with all the methods it offers on
+embedded data, with its default ones elsewhere."""
 
 from typing import get_args
 
@@ -46,7 +47,8 @@ def datasets(path):
 
 
 def methods(path, dataset):
-    "What to ask for, and what must then be in the ledger. Where the default is empty, the notebook finds out which methods this machine or this preset can run."
+    """What to ask for, and what must then be in the ledger. Where the default is empty, the
+    notebook finds out which methods this machine or this preset can run."""
     offered = read_parameters(path)["methods"]
     everything = list(get_args(get_args(offered.type)[0]))
     asked = everything if offered.default and dataset in EMBEDDED else offered.default
@@ -85,7 +87,8 @@ def test_smoke(path, dataset, nsl_repro, tmp_path):
 
 
 def test_another_network(nsl_repro, tmp_path):
-    "ImageNet's other network; and a run that was made in two precisions, each of which gets a table of its own."
+    """ImageNet's other network; and a run that was made in two precisions, each of which gets a
+    table of its own."""
     done = nsl_repro(
         "run",
         "nsl_imagenet",
@@ -114,8 +117,8 @@ def test_another_network(nsl_repro, tmp_path):
     assert table.returncode == 0, table.stderr
     for precision in ("float32", "bfloat16"):
         assert (
-            f"nsl-repro run nsl_imagenet -p dataset=digits -p preset=smoke -p network=resnet18 -p precision={precision}"
-            in table.stdout
+            "nsl-repro run nsl_imagenet -p dataset=digits -p preset=smoke -p network=resnet18 -p "
+            f"precision={precision}" in table.stdout
         )
 
 

@@ -1,7 +1,10 @@
-"""JupyterLab, as `make lab` starts it, in a real browser: notebooks run from top to bottom in a fresh kernel and progress bars are widgets.
+"""JupyterLab, as `make lab` starts it, in a real browser: notebooks run from top to bottom in a
+fresh kernel and progress bars are widgets.
 
-JupyterLab works on a copy: the committed notebooks are not touched. Pictures are left in `_docs/screenshots`. The tour also runs through papermill,
-beside the browser. `NSL_LAB=all` runs every notebook of the library in JupyterLab (an hour), `NSL_LAB=training/06_retrieval,nsl/02_static` those named.
+JupyterLab works on a copy: the committed notebooks are not touched. Pictures are left in
+`_docs/screenshots`. The tour also runs through papermill, beside the browser. `NSL_LAB=all` runs
+every notebook of the library in JupyterLab (an hour),
+`NSL_LAB=training/06_retrieval,nsl/02_static` those named.
 """
 
 import json
@@ -32,9 +35,18 @@ result = train(net, images, test_images, recipe=RECIPES['clean'], steps=30, segm
 print(sorted(result.metrics))"""
 READY = """path => { const here = window.jupyterapp?.shell?.currentWidget?.context;
                      return here?.path == path && here.isReady && here.sessionContext?.session?.kernel?.status == 'idle'; }"""
-CELLS = "[...jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type == 'code' && c.sharedModel.source.trim())"
-FAILED = f"() => {CELLS}.flatMap(c => c.outputs.toJSON()).filter(o => o.output_type == 'error').map(o => `${{o.ename}}: ${{o.evalue}}`)"
-ENDED = f"() => {CELLS}.every(c => c.executionCount) || {CELLS}.some(c => c.outputs.toJSON().some(o => o.output_type == 'error'))"
+CELLS = (
+    "[...jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type == 'code' && "
+    "c.sharedModel.source.trim())"
+)
+FAILED = (
+    f"() => {CELLS}.flatMap(c => c.outputs.toJSON()).filter(o => o.output_type == 'error').map(o "
+    f"=> `${{o.ename}}: ${{o.evalue}}`)"
+)
+ENDED = (
+    f"() => {CELLS}.every(c => c.executionCount) || {CELLS}.some(c => c.outputs.toJSON().some(o "
+    "=> o.output_type == 'error'))"
+)
 
 
 def chosen() -> list[str]:
@@ -79,7 +91,8 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def papermill(project):
-    "The tour through papermill, started now and looked at later: a process, and the notebook that it writes."
+    """The tour through papermill, started now and looked at later: a process, and the notebook that
+    it writes."""
     done = project.parent / "index.ipynb"
     command = [
         sys.executable,
@@ -183,7 +196,8 @@ def look_at_bars(page, outputs, name) -> int:  # how many there are
         page.evaluate("""() => { const nb = jupyterapp.shell.currentWidget.content, of = o => 'application/vnd.jupyter.widget-view+json' in (o.data || {});
                          nb.scrollToItem(nb.widgets.findIndex(w => w.model.type == 'code' && w.model.outputs.toJSON().some(of)), 'center'); }""")
         drawn = page.locator(
-            ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .jupyter-widget-hprogress, .jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .widget-hprogress"
+            ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .jupyter-widget-hprogress, "
+            ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .widget-hprogress"
         )
         drawn.first.wait_for(state="visible", timeout=10_000)
         assert drawn.first.bounding_box()["width"] > 40

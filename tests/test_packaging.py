@@ -1,4 +1,5 @@
-"""The wheel, in an environment that has nothing else: it imports, it imports fast, and it brings its experiments and its ledger."""
+"""The wheel, in an environment that has nothing else: it imports, it imports fast, and it brings
+its experiments and its ledger."""
 
 import os
 import statistics
@@ -9,7 +10,10 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-SLOW = "import sys; print(*sorted({'torch', 'papermill', 'IPython', 'matplotlib', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))"
+SLOW = (
+    "import sys; print(*sorted({'torch', 'papermill', 'IPython', 'matplotlib', 'torchvision', "
+    "'sklearn', 'scipy'} & set(sys.modules)))"
+)
 
 EACH_ALONE = """
 import importlib, os, sys, torch
@@ -35,7 +39,8 @@ def call(*command, cwd, timeout=900):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    "Built from the source distribution, so that both are complete. The build uses the pinned tools of this environment."
+    """Built from the source distribution, so that both are complete. The build uses the pinned
+    tools of this environment."""
     out = tmp_path_factory.mktemp("dist")
     call(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
     return next(out.glob("*.whl"))
@@ -116,7 +121,10 @@ def test_running_without_papermill_says_what_to_install(python, tmp_path):
 
 
 def test_import_is_quick(python, tmp_path):
-    code = "import torch, time; start = time.perf_counter(); import nsl_repro; print(time.perf_counter() - start)"
+    code = (
+        "import torch, time; start = time.perf_counter(); import nsl_repro; "
+        "print(time.perf_counter() - start)"
+    )
     seconds = statistics.median(float(call(python, "-c", code, cwd=tmp_path)) for _ in range(5))
     assert seconds <= 0.2, f"import nsl_repro costs {seconds:.3f} s over import torch"
 

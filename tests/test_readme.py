@@ -1,4 +1,5 @@
-"""The README: its tables are the ledger's, its picture shows the ledger's numbers, its examples run, its commands exist."""
+"""The README: its tables are the ledger's, its picture shows the ledger's numbers, its examples
+run, its commands exist."""
 
 import re
 import shlex

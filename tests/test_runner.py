@@ -1,4 +1,5 @@
-"""The runner as a user meets it: the command in a process of its own, and every fault that can be provoked."""
+"""The runner as a user meets it: the command in a process of its own, and every fault that can be
+provoked."""
 
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import psutil
 import pytest
 from conftest import COMMAND, ROOT
 
-PARAMETERS = "dataset: str = 'digits'  # what to learn from\nseeds: list[int] = [0]  # one run each\ndata_root: str = ''\ndownload: bool = False"
+PARAMETERS = (
+    "dataset: str = 'digits'  # what to learn from\nseeds: list[int] = [0]  # one run "
+    "each\ndata_root: str = ''\ndownload: bool = False"
+)
 
 
 def test_run_keeps_the_executed_notebook(nsl_repro, notebook, tmp_path):
@@ -45,7 +49,8 @@ def test_a_foreign_kernel_called_python3_is_not_used(nsl_repro, notebook, tmp_pa
         (
             ["-p", "sedes=1"],
             2,
-            "toy has no parameter 'sedes', did you mean 'seeds'?; it has: dataset, seeds, data_root, download",
+            "toy has no parameter 'sedes', did you mean 'seeds'?; it has: dataset, seeds, "
+            "data_root, download",
         ),
         (["-p", "seeds=one"], 2, "seeds must be list[int], was 'one' ('one' is not)"),
         (["-p", "download=perhaps"], 2, "download must be bool, was 'perhaps'"),

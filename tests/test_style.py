@@ -1,7 +1,9 @@
-"""How the code looks: lines of 100 characters, cells that fit a screen, nothing exported without a cell that shows it.
+"""How the code looks: lines of 100 characters, cells that fit a screen, nothing exported without a
+cell that shows it.
 
-Lines are counted without blank ones, comments of their own and docstrings: what is counted is code.
-`python tests/test_style.py [-v] [PATH ...]` prints the figures of each notebook, `-v` each place.
+Lines are counted without blank ones, comments of their own and docstrings: what is counted is
+code. `python tests/test_style.py [-v] [PATH ...]` prints the figures of each notebook, `-v` each
+place.
 """
 
 import ast
@@ -116,8 +118,13 @@ BROKEN = {  # rule -> cells that break it, and only it
     "long line": [("code", "x = '" + "a" * WIDTH + "'")],
     "long function": [("code", "def f(x):\n" + "    x += 1\n" * MOST)],
     "long cell": [("code", "#| export\n" + "x = 1\n" * (MOST + 1)), ("code", "print(x)")],
-    "nothing shows it": [("code", "#| export\nx = 1"), ("markdown", "words"), ("code", "#| export\ny = 1"), ("code", "y")],
-}  # fmt: skip
+    "nothing shows it": [
+        ("code", "#| export\nx = 1"),
+        ("markdown", "words"),
+        ("code", "#| export\ny = 1"),
+        ("code", "y"),
+    ],
+}
 
 
 @pytest.mark.parametrize("rule", BROKEN)

@@ -101,7 +101,8 @@ def test_what_the_package_offers_is_there():
 
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):
-    "nbdev_clean deletes cell tags unless settings.ini says otherwise; without the tag papermill has nowhere to put values."
+    """nbdev_clean deletes cell tags unless settings.ini says otherwise; without the tag papermill
+    has nowhere to put values."""
     shutil.copy(ROOT / "settings.ini", tmp_path)
     (tmp_path / "nbs").mkdir()
     nb = nbformat.v4.new_notebook(

@@ -1,4 +1,5 @@
-"""The transfer experiment on a folder of ImageNet's layout, made on the spot: with and without a `val` folder."""
+"""The transfer experiment on a folder of ImageNet's layout, made on the spot: with and without a
+`val` folder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""What a run leaves goes to somebody else: another process, onnxruntime, TensorBoard. It is the same network there, with the same numbers."""
+"""What a run leaves goes to somebody else: another process, onnxruntime, TensorBoard. It is the
+same network there, with the same numbers."""
 
 import hashlib
 import json

@@ -1,6 +1,9 @@
-"""Whatever a public function is given: the right result, or a `ValueError` or `TypeError` that names the argument. Never a wrong answer, a crash or a hang.
+"""Whatever a public function is given: the right result, or a `ValueError` or `TypeError` that
+names the argument. Never a wrong answer, a crash or a hang.
 
-Each function has one good call below. Every argument is spoiled in every way that fits it, and Hypothesis spoils two or three at once, with NSL_SOAK=1 far more often."""
+Each function has one good call below. Every argument is spoiled in every way that fits it, and
+Hypothesis spoils two or three at once, with NSL_SOAK=1 far more often.
+"""
 
 import ast
 import importlib
@@ -495,8 +498,14 @@ FILES = (
 )
 COMMAND = "a command of the terminal: tests/test_command and tests/test_runner type nonsense at it"
 PICTURE = "draws a picture: its notebook looks at it"
-CALLS = "calls functions of its user, whose errors are left as they are; the types of its arguments are checked, and its notebook shows the refusals"
-TEXT = "text and numbers for tables, handed over by the library itself: not compared with their annotations, which would import PyTorch into a command that is in a hurry"
+CALLS = (
+    "calls functions of its user, whose errors are left as they are; the types of its arguments "
+    "are checked, and its notebook shows the refusals"
+)
+TEXT = (
+    "text and numbers for tables, handed over by the library itself: not compared with their "
+    "annotations, which would import PyTorch into a command that is in a hurry"
+)
 LONG = "a training or an evaluation: takes seconds a call; its notebook shows the refusals"
 NOT_HERE = {
     "Playground": "takes no arguments",
@@ -895,7 +904,8 @@ def try_one(name, changes):
 
 @pytest.fixture(autouse=True, scope="module")
 def little_room():
-    "Three gigabytes more than there are now: who asks for more is refused at once, and the machine goes on."
+    """Three gigabytes more than there are now: who asks for more is refused at once, and the
+    machine goes on."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30, before[1]))

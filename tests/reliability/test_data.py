@@ -1,4 +1,5 @@
-"""Corrupt data is found before training, with the file's name; and nothing outside of the data root is ever written."""
+"""Corrupt data is found before training, with the file's name; and nothing outside of the data root
+is ever written."""
 
 import functools
 import io
@@ -130,7 +131,8 @@ def test_damaged_images(damage, root, tmp_path):
 
 
 def test_images_that_are_read_while_training(root, tmp_path):
-    "nsl_imagenet leaves the photographs on the disk where they are many: all are decoded once before it begins."
+    """nsl_imagenet leaves the photographs on the disk where they are many: all are decoded once
+    before it begins."""
     path = victim(root, "mini-imagenet/train")
     cut(path)
     plan = replace(PRESETS["smoke"], classes=0)
@@ -479,7 +481,8 @@ def test_archives(what, tmp_path, monkeypatch):
 
 
 def test_wrong_checksums_and_planted_links(tmp_path):
-    "What arrives is not the published file; and where another's link waits under the name of a begun download, nothing is written through it."
+    """What arrives is not the published file; and where another's link waits under the name of a
+    begun download, nothing is written through it."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "file").write_bytes(b"published")
 

@@ -1,4 +1,5 @@
-"""The same seed, the same machine, the same number of threads: the same ledger entry and weights, bit for bit. What cannot promise that says so in its entry."""
+"""The same seed, the same machine, the same number of threads: the same ledger entry and weights,
+bit for bit. What cannot promise that says so in its entry."""
 
 import json
 import os
@@ -24,7 +25,8 @@ for loop in victim.LOOPS:
 
 @pytest.fixture(scope="module")
 def two_interpreters(tmp_path_factory):
-    "All loops in each of two fresh interpreters, which have nothing in common but the machine. The second one's loader reads its images in other processes."
+    """All loops in each of two fresh interpreters, which have nothing in common but the machine.
+    The second one's loader reads its images in other processes."""
     roots = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     env = {
         **os.environ,

@@ -1,4 +1,5 @@
-"""A disk that is full, read-only, somebody else's or gone: the run stops with one sentence and exit status 5, and what was written before stays whole."""
+"""A disk that is full, read-only, somebody else's or gone: the run stops with one sentence and exit
+status 5, and what was written before stays whole."""
 
 import json
 import os
@@ -141,9 +142,14 @@ def test_a_folder_of_somebody_else(loop, tmp_path):
 
 
 def test_the_command_on_a_disk_that_fills_up(nsl_repro, notebook, small_disk):
-    cells = ["n: int = 0\noutput: str = ''", "from pathlib import Path\nfrom nsl_repro.base.files import write_whole\nwrite_whole(Path(output) / 'before.json', '{}')",
-             "with open(Path(output) / 'filler', 'wb', buffering=0) as f:\n    try:\n        while f.write(bytes(4096)): pass\n    except OSError: pass\n    print('full')",
-             "write_whole(Path(output) / 'result.json', '[' + '1, ' * 10_000 + '1]')"]  # fmt: skip
+    cells = [
+        "n: int = 0\noutput: str = ''",
+        "from pathlib import Path\nfrom nsl_repro.base.files import "
+        "write_whole\nwrite_whole(Path(output) / 'before.json', '{}')",
+        "with open(Path(output) / 'filler', 'wb', buffering=0) as f:\n    try:\n        while "
+        "f.write(bytes(4096)): pass\n    except OSError: pass\n    print('full')",
+        "write_whole(Path(output) / 'result.json', '[' + '1, ' * 10_000 + '1]')",
+    ]
     done = nsl_repro("run", notebook("greedy", *cells), "-o", small_disk)
     assert done.returncode == 5, done.stderr
     assert (

@@ -1,4 +1,5 @@
-"""The ledger takes writers by the dozen, and whatever somebody puts into it or into a notebook's parameters, the answer is one sentence with the file's name."""
+"""The ledger takes writers by the dozen, and whatever somebody puts into it or into a notebook's
+parameters, the answer is one sentence with the file's name."""
 
 import json
 import random
@@ -19,8 +20,22 @@ from nsl_repro.results.tables import (
 )
 from nsl_repro.command.runner import read_parameters
 
-ENTRY = dict(schema=1, experiment="toy", dataset="digits", method="cnn", preset="smoke", seed=0, parameters={"lr": 0.1, "drops": [1, 2]}, metrics={"test_accuracy": 90.0},
-             curves={"step": [1, 2]}, wall_time_s=1.0, device="cpu", versions={"python": "3"}, commit="", dirty=False)  # fmt: skip
+ENTRY = dict(
+    schema=1,
+    experiment="toy",
+    dataset="digits",
+    method="cnn",
+    preset="smoke",
+    seed=0,
+    parameters={"lr": 0.1, "drops": [1, 2]},
+    metrics={"test_accuracy": 90.0},
+    curves={"step": [1, 2]},
+    wall_time_s=1.0,
+    device="cpu",
+    versions={"python": "3"},
+    commit="",
+    dirty=False,
+)
 
 
 def write_many(root, writer, entries):
@@ -118,7 +133,8 @@ def nested(depth, left="[", right="]"):
 
 
 def damaged(draw, text, cases):
-    "Ways in which a JSON file can be wrong: cut, flipped bits, other types and keys, too deep, too long, no JSON at all."
+    """Ways in which a JSON file can be wrong: cut, flipped bits, other types and keys, too deep,
+    too long, no JSON at all."""
     data = text.encode()
     yield from (data[:n] for n in draw.sample(range(len(data)), min(len(data), cases // 8)))
     for _ in range(cases // 4):
@@ -224,7 +240,10 @@ def test_papers_figures_of_any_content(tmp_path, monkeypatch, measured):
 
 def test_parameters_of_any_content(tmp_path, measured):
     path, draw = tmp_path / "toy.ipynb", random.Random(2)
-    source = "from typing import Literal\ndataset: Literal['digits', 'cub'] = 'digits'  # what\nseeds: list[int] = [1, 2]\nlr: float = 0.1\n"
+    source = (
+        "from typing import Literal\ndataset: Literal['digits', 'cub'] = 'digits'  # what\nseeds: "
+        "list[int] = [1, 2]\nlr: float = 0.1\n"
+    )
     whole = lambda source: json.dumps(
         {
             "cells": [
@@ -234,10 +253,28 @@ def test_parameters_of_any_content(tmp_path, measured):
         }
     )
     hostile = [
-        "x: int = " + "-" * 50_000 + "1", "x: list[int] = " + nested(5000), "x: int = " + nested(90, "(", ")").replace("()", "(1)"), "x: int = 9**9**9", "x: str = 'a' * 10**10",
-        "x: int = " + "9" * 5000, "x: int = __import__('os').system('touch owned')", "x\x00: int = 1", "x: int = 1\n\x00", "\ud800: int = 1", "ＸＸ: int = 1", "x: " + "list[" * 3000 + "int" + "]" * 3000 + " = 1",
-        "x: int = 1 if True else 2", "x: int = " + "1+" * 20_000 + "1", "x: str = '''", "\tx: int = 1\n  y: int = 1", "x: int = (", "x: str = '" + "y" * 200_000 + "'", "#" * 10**7, "x: float = 1e999", "def f(): pass",
-    ]  # fmt: skip
+        "x: int = " + "-" * 50_000 + "1",
+        "x: list[int] = " + nested(5000),
+        "x: int = " + nested(90, "(", ")").replace("()", "(1)"),
+        "x: int = 9**9**9",
+        "x: str = 'a' * 10**10",
+        "x: int = " + "9" * 5000,
+        "x: int = __import__('os').system('touch owned')",
+        "x\x00: int = 1",
+        "x: int = 1\n\x00",
+        "\ud800: int = 1",
+        "ＸＸ: int = 1",
+        "x: " + "list[" * 3000 + "int" + "]" * 3000 + " = 1",
+        "x: int = 1 if True else 2",
+        "x: int = " + "1+" * 20_000 + "1",
+        "x: str = '''",
+        "\tx: int = 1\n  y: int = 1",
+        "x: int = (",
+        "x: str = '" + "y" * 200_000 + "'",
+        "#" * 10**7,
+        "x: float = 1e999",
+        "def f(): pass",
+    ]
     wrecked = [
         "".join(draw.choice("x:=[]()'\"#\n 1ünsLiteralt\\\0\t,") for _ in range(draw.randrange(60)))
         for _ in range(CASES // 4)

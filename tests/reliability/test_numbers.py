@@ -1,6 +1,9 @@
-"""Numbers stay finite where the mathematics is, half precision stays within a stated error, and a training that leaves them says so at once.
+"""Numbers stay finite where the mathematics is, half precision stays within a stated error, and a
+training that leaves them says so at once.
 
-The errors of `ERRORS` are shares of the largest value of the float64 result, those of `SCORES` of 1 at least; 1,000 random configurations an operator in CI, 10,000 with NSL_SOAK=1."""
+The errors of `ERRORS` are shares of the largest value of the float64 result, those of `SCORES` of
+1 at least; 1,000 random configurations an operator in CI, 10,000 with NSL_SOAK=1.
+"""
 
 import copy
 import inspect
@@ -321,9 +324,19 @@ def test_half_precision(name, measured):
 
 
 UNMEASURED = {  # what is exported and not in OPERATORS, and why
-    **dict.fromkeys(("fold", "shrink", "kernel_shapes"), "takes weights apart, outside of any forward pass"), "KernelShape": "its gates are exactly 0 or 1",
-    **dict.fromkeys(("hard_quadruplets", "QuadrupletMiner"), "finds indices"), **dict.fromkeys(("image_set", "adapted_names"), "no floating-point tensors"), "Conv4": "a network of the layers measured here",
-    "fit_head": "scikit-learn's fit in float64, which autocast does not reach", **dict.fromkeys(("adaptation", "adapt", "episode_loss", "train_episodes", "evaluate_episodes"), "a loop around the user's network")}  # fmt: skip
+    **dict.fromkeys(
+        ("fold", "shrink", "kernel_shapes"), "takes weights apart, outside of any forward pass"
+    ),
+    "KernelShape": "its gates are exactly 0 or 1",
+    **dict.fromkeys(("hard_quadruplets", "QuadrupletMiner"), "finds indices"),
+    **dict.fromkeys(("image_set", "adapted_names"), "no floating-point tensors"),
+    "Conv4": "a network of the layers measured here",
+    "fit_head": "scikit-learn's fit in float64, which autocast does not reach",
+    **dict.fromkeys(
+        ("adaptation", "adapt", "episode_loss", "train_episodes", "evaluate_episodes"),
+        "a loop around the user's network",
+    ),
+}
 
 
 def test_no_operator_is_forgotten():
@@ -497,7 +510,8 @@ class Stopped(Exception):
 
 
 def spoiled_training(spoil, at, on_nonfinite, checkpoint=None, stop=None, started=0):
-    "Six steps in three segments; in the steps `at`, from 1, the output or the gradient of stages.1.0.0 is spoiled. The network, the result, the weights after each step."
+    """Six steps in three segments; in the steps `at`, from 1, the output or the gradient of
+    stages.1.0.0 is spoiled. The network, the result, the weights after each step."""
     torch.manual_seed(0)
     model, seen = models.cnn9("cnn", width=0.1, in_channels=1, image_size=16), []
     model.stages[1][0][0].register_forward_hook(
@@ -701,7 +715,8 @@ def test_micro_batches(precision):
 
 
 def test_float16_is_left_to_its_scaler():
-    "Scaled gradients overflow as a matter of course: the scaler leaves the step out and halves its factor, down to one."
+    """Scaled gradients overflow as a matter of course: the scaler leaves the step out and halves
+    its factor, down to one."""
     accelerator, net = training.make_accelerator("cpu"), nn.Linear(2, 1)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     optimizer = accelerator.prepare(torch.optim.SGD(net.parameters(), lr=0.1))
@@ -744,8 +759,16 @@ def test_collapse_is_said_once():
         torch.manual_seed(0)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            result = embedding.train_embedding(embedding.EmbeddingNet(4, 8), embedding.make_objective("lifted_structure", 8), lambda rows, step: 1e4 * inputs[rows] if not collapsed else inputs[rows], labels, steps=4,
-                                               batch_size=16, segments=2, accelerator=training.make_accelerator("cpu"))  # fmt: skip
+            result = embedding.train_embedding(
+                embedding.EmbeddingNet(4, 8),
+                embedding.make_objective("lifted_structure", 8),
+                lambda rows, step: 1e4 * inputs[rows] if not collapsed else inputs[rows],
+                labels,
+                steps=4,
+                batch_size=16,
+                segments=2,
+                accelerator=training.make_accelerator("cpu"),
+            )
         assert [("embeddings have collapsed: after step 2 " in str(w.message)) for w in said] == [
             True
         ] * collapsed

@@ -1,4 +1,5 @@
-"""A run may be killed at any moment, without a chance to clean up. Begun again, it ends in the same bits as one that was left alone."""
+"""A run may be killed at any moment, without a chance to clean up. Begun again, it ends in the same
+bits as one that was left alone."""
 
 import random
 import subprocess
@@ -138,10 +139,12 @@ def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path, me
         "import time\nfrom pathlib import Path\nfrom nsl_repro.results.tables import recorded_run\n"
         "def run(seed):\n"
         "    def work(folder):\n"
-        "        for step in range(len(list(folder.glob('step*'))), 4): time.sleep(.1); (folder / f'step{step}').touch()\n"
+        "        for step in range(len(list(folder.glob('step*'))), 4): time.sleep(.1); (folder / "
+        "f'step{step}').touch()\n"
         "        with open(Path(output) / 'log', 'a') as log: log.write(f'{seed}\\n')\n"
         "        return {'test_accuracy': 50.0}, {}, 1.0\n"
-        "    return recorded_run(work, output, experiment='sweep', dataset='digits', method='m', preset='smoke', seed=seed, parameters={}, device='cpu')\n"
+        "    return recorded_run(work, output, experiment='sweep', dataset='digits', method='m', "
+        "preset='smoke', seed=seed, parameters={}, device='cpu')\n"
         "print([run(seed).seed for seed in seeds])",
     )
     draw, command = random.Random(0), [*COMMAND, "run", str(sweep), "-o", str(tmp_path)]

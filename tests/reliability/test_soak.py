@@ -1,7 +1,11 @@
-"""It runs for as long as one likes: memory stays flat within 2 %, and Python's objects, open files, threads and temporary files do not grow at all, in one process and through papermill.
+"""It runs for as long as one likes: memory stays flat within 2 %, and Python's objects, open files,
+threads and temporary files do not grow at all, in one process and through papermill.
 
-The process that is measured is one of its own, which repeats a turn of work and prints what it holds after each. `NSL_SOAK=1` repeats it for `NSL_SOAK_HOURS` hours (2 unless told otherwise),
-one half of them in one process and one half through papermill, and writes every reading to `NSL_SOAK_LOG`, if that names a file."""
+The process that is measured is one of its own, which repeats a turn of work and prints what it
+holds after each. `NSL_SOAK=1` repeats it for `NSL_SOAK_HOURS` hours (2 unless told otherwise), one
+half of them in one process and one half through papermill, and writes every reading to
+`NSL_SOAK_LOG`, if that names a file.
+"""
 
 import ctypes
 import gc
@@ -22,7 +26,8 @@ HOURS = float(os.environ.get("NSL_SOAK_HOURS", "2"))
 
 
 def held() -> dict[str, int]:
-    "What this process holds once everything that can be given back has been: bytes of memory, Python objects, open files, threads, files in the temporary folder."
+    """What this process holds once everything that can be given back has been: bytes of memory,
+    Python objects, open files, threads, files in the temporary folder."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
@@ -40,7 +45,8 @@ def held() -> dict[str, int]:
 
 
 def one_process(out: Path):
-    "Everything that a run touches, in small: network, training with checkpoints and curves, ledger, table, figure, kept model, loaded again."
+    """Everything that a run touches, in small: network, training with checkpoints and curves,
+    ledger, table, figure, kept model, loaded again."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -132,7 +138,9 @@ def through_papermill(out: Path):
             id="c",
             metadata={},
             source="from nsl_repro.results.tables import recorded_run\n"
-            "recorded_run(lambda folder: (dict(seed=seed), {}, 0.0), output, experiment='short', dataset='digits', method='none', preset='smoke', seed=seed, parameters={}, device='cpu')",
+            "recorded_run(lambda folder: (dict(seed=seed), {}, 0.0), output, experiment='short', "
+            "dataset='digits', method='none', preset='smoke', seed=seed, parameters={}, "
+            "device='cpu')",
             outputs=[],
             execution_count=None,
         ),
@@ -159,7 +167,8 @@ def growth(readings: list[int]) -> float:
 
 
 def grows(readings: list[int], share: float = 0.0) -> str:
-    "What is wrong with readings that should have levelled off: '' if the last third is at most this share above the third before."
+    """What is wrong with readings that should have levelled off: '' if the last third is at most
+    this share above the third before."""
     before, after = thirds(readings)
     return (
         f"{before:,.0f} became {after:,.0f} ({after / before - 1:+.1%})"
@@ -169,7 +178,8 @@ def grows(readings: list[int], share: float = 0.0) -> str:
 
 
 def soak(kind: str, turns: int, folder: Path, hours: float = 0.0) -> list[dict[str, int]]:
-    "Readings after each turn in a process of its own: so many turns, or as many as there is time for."
+    """Readings after each turn in a process of its own: so many turns, or as many as there is time
+    for."""
     temporary, output = folder / "temporary", folder / "output"
     temporary.mkdir()
     output.mkdir()

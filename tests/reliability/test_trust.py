@@ -1,6 +1,8 @@
-"""Nothing that is read runs code: no checkpoint, cache, weights, data file, ledger entry, description or parameters cell; what is installed has the hash that was reviewed.
+"""Nothing that is read runs code: no checkpoint, cache, weights, data file, ledger entry,
+description or parameters cell; what is installed has the hash that was reviewed.
 
-Every hostile file would, if anybody unpickled or evaluated it, make a folder: the canary."""
+Every hostile file would, if anybody unpickled or evaluated it, make a folder: the canary.
+"""
 
 import ast
 import hashlib
@@ -54,7 +56,8 @@ class Hostile:
 
 
 def hostile_files(folder, canary):
-    "The ways in which a pickle can reach `torch.load`: bare, in torch's two formats, inside a state_dict."
+    """The ways in which a pickle can reach `torch.load`: bare, in torch's two formats, inside a
+    state_dict."""
     folder.mkdir()
     (folder / "bare.pt").write_bytes(pickle.dumps(Hostile(canary)))
     torch.save(Hostile(canary), folder / "zip.pt")
@@ -86,7 +89,8 @@ def test_checkpoints_and_weights(canary, tmp_path):
 
 
 def test_weights_that_were_downloaded_before(canary, tmp_path, monkeypatch):
-    "A file of that name in torch's folder of downloads is not asked for its hash: it must not be trusted either."
+    """A file of that name in torch's folder of downloads is not asked for its hash: it must not be
+    trusted either."""
     from torchvision.models import GoogLeNet_Weights
 
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
@@ -166,7 +170,8 @@ def test_the_ledger(canary, tmp_path):
 
 
 def test_cifar(canary, tmp_path, monkeypatch):
-    "CIFAR's own files are pickles: they are opened after their published checksum has matched, and not otherwise."
+    """CIFAR's own files are pickles: they are opened after their published checksum has matched,
+    and not otherwise."""
     for name in ("cifar10", "cifar100"):
         source = downloads.SOURCES[name]
         folder = tmp_path / source.folders[0]
@@ -190,7 +195,8 @@ def test_cifar(canary, tmp_path, monkeypatch):
 
 
 def test_images_are_pixels(canary, tmp_path, monkeypatch):
-    "Pillow hands PostScript to Ghostscript, whatever the file is called. Here a script stands in for it, which leaves the canary."
+    """Pillow hands PostScript to Ghostscript, whatever the file is called. Here a script stands in
+    for it, which leaves the canary."""
     from PIL import EpsImagePlugin
 
     gs = tmp_path / "bin" / "gs"
@@ -243,7 +249,8 @@ def test_parameters_are_not_executed(canary, notebook):
 
 
 def test_values_are_not_executed(canary, notebook, tmp_path):
-    "What is typed behind `-p` arrives in the notebook as the text or the number that it is, and as nothing else."
+    """What is typed behind `-p` arrives in the notebook as the text or the number that it is, and
+    as nothing else."""
     code = f"__import__('os').mkdir({str(canary)!r})"
     texts = [
         code,
@@ -264,7 +271,8 @@ def test_values_are_not_executed(canary, notebook, tmp_path):
     ]
     cells = [
         'texts: list[str] = []\none: str = ""\noutput: str = ""',
-        "import json, pathlib\npathlib.Path(output, 'got.json').write_text(json.dumps([texts, one]))",
+        "import json, pathlib\npathlib.Path(output, 'got.json').write_text(json.dumps([texts, "
+        "one]))",
     ]
     path = notebook("texts", *cells)
     parameters = read_parameters(path)
@@ -354,7 +362,8 @@ REVIEWED = {  # (file, call): why
 
 
 def sources():
-    "Every Python text of the project: (file, text), notebooks' code cells with magics and shell lines as the calls that they are."
+    """Every Python text of the project: (file, text), notebooks' code cells with magics and shell
+    lines as the calls that they are."""
     for file in [
         *ROOT.glob("*.py"),
         *(f for folder in ("nsl_repro", "tests", "docs") for f in (ROOT / folder).rglob("*.py")),
@@ -421,7 +430,8 @@ def found(file, text):
 
 
 MAGICS = {  # on Colab alone, the project itself (its newest state, and the versions that pip finds: the lock is for the two commands)
-    "get_ipython().run_line_magic('pip', 'install -q \"nsl_repro[notebooks] @ git+https://github.com/nsl-repro/nsl_repro\"')"
+    "get_ipython().run_line_magic('pip', 'install -q \"nsl_repro[notebooks] @ "
+    "git+https://github.com/nsl-repro/nsl_repro\"')"
 }
 PICTURES = {
     "nsl_repro/results/pages.py",
@@ -518,7 +528,8 @@ def test_every_requirement_has_its_hashes():
 
 
 def test_make_installs_nothing_else():
-    "Both commands go through one rule, and that rule takes everything from the lock: with hashes, from wheels, and the project itself without its requirements."
+    """Both commands go through one rule, and that rule takes everything from the lock: with hashes,
+    from wheels, and the project itself without its requirements."""
     said = subprocess.run(
         ["make", "-n", "-W", "requirements.lock", "test"], cwd=ROOT, capture_output=True, text=True
     ).stdout

@@ -1,6 +1,8 @@
-"""Four tiny recorded runs, one a training loop, that can be killed at any of the points they pass; and what must be the same afterwards.
+"""Four tiny recorded runs, one a training loop, that can be killed at any of the points they pass;
+and what must be the same afterwards.
 
-The tests fork them off one process that has imported everything (`start`), so that a run costs a fraction of a second.
+The tests fork them off one process that has imported everything (`start`), so that a run costs a
+fraction of a second.
 """
 
 import builtins
@@ -40,14 +42,27 @@ training.progress_bar(
 
 
 def classifier(folder, on_step, method="static_uns", **options):
-    "The loop of the CIFAR experiments: data held out, augmentation, momentum, batch norm, weights kept."
+    """The loop of the CIFAR experiments: data held out, augmentation, momentum, batch norm, weights
+    kept."""
     seen, held = hold_out(IMAGES, 40)
     torch.manual_seed(0)
     arguments = dict(method=method, width=0.125, in_channels=1, image_size=16)
     model = models.cnn9(**arguments)
     model.register_forward_pre_hook(lambda *_: tick("forward"))
-    result = training.train(model, seen, TEST, held, recipe=replace(training.RECIPES["clean"], batch_size=16, lr=0.02), steps=6, segments=3, flip=False, **options,
-                            accelerator=training.make_accelerator("cpu"), checkpoint=folder / "checkpoint.pt", on_step=on_step)  # fmt: skip
+    result = training.train(
+        model,
+        seen,
+        TEST,
+        held,
+        recipe=replace(training.RECIPES["clean"], batch_size=16, lr=0.02),
+        steps=6,
+        segments=3,
+        flip=False,
+        **options,
+        accelerator=training.make_accelerator("cpu"),
+        checkpoint=folder / "checkpoint.pt",
+        on_step=on_step,
+    )
     weights.keep_model(
         folder,
         model,
@@ -73,8 +88,19 @@ def embedder(folder, on_step, **options):
         return x[rows]
 
     measure = lambda: {"spread": float(embedding.embed(net, lambda rows, step: x[rows], 50).std())}
-    result = embedding.train_embedding(net, objective, inputs, IMAGES.labels, steps=6, batch_size=32, segments=3, measure=measure,
-                                       accelerator=training.make_accelerator("cpu"), checkpoint=folder / "checkpoint.pt", **options)  # fmt: skip
+    result = embedding.train_embedding(
+        net,
+        objective,
+        inputs,
+        IMAGES.labels,
+        steps=6,
+        batch_size=32,
+        segments=3,
+        measure=measure,
+        accelerator=training.make_accelerator("cpu"),
+        checkpoint=folder / "checkpoint.pt",
+        **options,
+    )
     files.write_whole(
         folder / "model.safetensors",
         weights.tensor_bytes(
@@ -126,8 +152,18 @@ def photographer(folder, on_step, workers=0, **options):
         "cnn10", "dynamic_dns", num_classes=10, width=0.0625, image_size=16
     )
     model.register_forward_pre_hook(lambda *_: tick("forward"))
-    result = imagenet.train_network(model, splits, recipe=recipe, steps=4, segments=2, accelerator=imagenet.make_engine("cpu"), checkpoint=folder / "checkpoint.pt",
-                                    workers=workers, on_step=on_step, **options)  # fmt: skip
+    result = imagenet.train_network(
+        model,
+        splits,
+        recipe=recipe,
+        steps=4,
+        segments=2,
+        accelerator=imagenet.make_engine("cpu"),
+        checkpoint=folder / "checkpoint.pt",
+        workers=workers,
+        on_step=on_step,
+        **options,
+    )
     files.write_whole(
         folder / "model.safetensors",
         weights.tensor_bytes({k: v.contiguous() for k, v in model.state_dict().items()}),
@@ -183,8 +219,18 @@ class Halting:
 
 
 def watch():
-    for owner, name in ((training, "batch_indices"), (training, "augment"), (torch.optim.SGD, "step"), (torch.optim.Adam, "step"), (torch, "save"), (os, "fsync"),
-                        (os, "replace"), (training, "save_checkpoint"), (results, "write_entry"), (weights, "keep_model")):  # fmt: skip
+    for owner, name in (
+        (training, "batch_indices"),
+        (training, "augment"),
+        (torch.optim.SGD, "step"),
+        (torch.optim.Adam, "step"),
+        (torch, "save"),
+        (os, "fsync"),
+        (os, "replace"),
+        (training, "save_checkpoint"),
+        (results, "write_entry"),
+        (weights, "keep_model"),
+    ):
         before_and_after(owner, name)
     for module in (embedding, fewshot, imagenet):
         module.save_checkpoint = training.save_checkpoint
@@ -213,7 +259,8 @@ def record(loop, root, die_at=0, on_step=None, **options):
 
 
 def outcome(root):
-    "What two runs must have in common to the last bit: the ledger entry but for the time it took, and the weights."
+    """What two runs must have in common to the last bit: the ledger entry but for the time it took,
+    and the weights."""
     (entry,) = Path(root).glob("results/*.json")
     fields = json.loads(entry.read_text())
     fields.pop("wall_time_s")
@@ -237,7 +284,8 @@ _starting = threading.Lock()
 
 
 def start(work, root, *args, **kwargs):
-    "Begin `work(root, ...)`, a function of an importable module, in a process of its own; its error stream goes to `root/errors`."
+    """Begin `work(root, ...)`, a function of an importable module, in a process of its own; its
+    error stream goes to `root/errors`."""
     Path(root).mkdir(parents=True, exist_ok=True)
     process = _context().Process(
         target=_child, args=(work, Path(root) / "errors", *args), kwargs=kwargs
