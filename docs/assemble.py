@@ -25,7 +25,7 @@ SOURCE = ROOT / "_docs" / "source"
 SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 GITHUB, BRANCH = SETTINGS["DEFAULT"]["git_url"], SETTINGS["DEFAULT"]["branch"]
-SECTIONS = {  # name of the page, in the folder of its notebooks, in the order of reading -> (title, what it says)
+SECTIONS = {  # in the order of reading: page, in the folder of its notebooks -> (title, line)
     "nsl/index": (
         "Neural similarity",
         "The mathematics and the layers of the first paper. Each notebook builds on the one "
@@ -46,6 +46,10 @@ SECTIONS = {  # name of the page, in the folder of its notebooks, in the order o
     "command/index": ("Command line", "The command `nsl-repro`."),
     "base/index": ("Base", "What everything stands on: checked arguments, whole files, downloads."),
 }
+AFTER_SECTIONS = [  # pages behind them
+    *("results", "reliability", "api/index", "README <readme>", "Data <data>"),
+    *("contributing", "changelog"),
+]
 PROJECT = {
     "readme": "README.md",
     "data": "data/README.md",
@@ -98,11 +102,9 @@ def relink(text: str, file: str) -> str:
             f"{path}."
         )
 
-    return re.sub(
-        r"(?s)```.*?```|`[^`\n]*`|!\[[^\]]*\]\((?P<picture>(?!https?:|attachment:)[^)\s]+)\)|\]\((?P<target>[^)\s]+)\)",
-        resolve,
-        text,
-    )
+    code = r"(?s)```.*?```|`[^`\n]*`"
+    picture = r"!\[[^\]]*\]\((?P<picture>(?!https?:|attachment:)[^)\s]+)\)"
+    return re.sub(rf"{code}|{picture}|\]\((?P<target>[^)\s]+)\)", resolve, text)
 
 
 @cache
@@ -165,75 +167,66 @@ def read_exports() -> tuple[
 MODULES, NAMES = read_exports()
 
 
+def markdown(text: str):
+    return nbformat.v4.new_markdown_cell(text)
+
+
+def code_cells(cell, module: str | None, file: str) -> list:
+    "A code cell without directives, below links to what it exports; nothing if it is hidden."
+    directives, source = read_directives(cell.source)
+    for directive in directives:
+        if directive.split()[0].rstrip(":") not in ("default_exp", "export", "hide", "eval"):
+            raise ValueError(
+                f"{file}: docs/assemble.py must know what to do with a directive, but does not "
+                f"know {directive!r}."
+            )
+    if "hide" in directives or not source:
+        return []
+    cell.source = source
+    if "export" not in directives:
+        return [cell]
+    cell.metadata.setdefault("tags", []).append("exported")
+    links = [
+        f'<a id="source-{n}"></a>{{py:obj}}`{n} <nsl_repro.{module}.{n}>`' for n in defined(source)
+    ]
+    above = [markdown(f":::{{container}} exports\n{' '.join(links)}\n:::")] if links else []
+    return [*above, cell]
+
+
+def page_links(file: str, module: str | None):
+    "The links below the title."
+    links = [f"[Open in Colab]({colab_url(file)})", f"[GitHub]({GITHUB}/blob/{BRANCH}/{file})"]
+    if module:
+        api = relative(f"api/{module}.md", PAGES[file])
+        links.append(f"[API of `nsl_repro.{module}`]({api})")
+    return markdown(":::{container} page-links\n" + " ".join(links) + "\n:::")
+
+
 def notebook_page(file: str) -> str:
     """A notebook as the site shows it: without hidden cells and directives, with links above it and
     above each exported cell."""
-    nb, page = copy.deepcopy(read(file)), PAGES[file]
+    nb = copy.deepcopy(read(file))
     module = next((m for m, f in MODULES.items() if f == file), None)
     cells, section = [], ""
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = relink(
-                cell.source.replace(BADGE.format(url=colab_url(file)), "").rstrip(), file
-            )
+            text = cell.source.replace(BADGE.format(url=colab_url(file)), "").rstrip()
+            cell.source = relink(text, file)
             section = (re.findall(r"(?m)^#+ (.*)", cell.source) or [section])[-1]
+            cells.append(cell)
         elif cell.cell_type == "code":
-            directives, source = read_directives(cell.source)
-            unknown = [
-                d
-                for d in directives
-                if d.split()[0].rstrip(":") not in ("default_exp", "export", "hide", "eval")
-            ]
-            if unknown:
-                raise ValueError(
-                    f"{file}: docs/assemble.py must know what to do with a directive, but does "
-                    f"not know {unknown[0]!r}."
-                )
-            if "hide" in directives or not source:
-                continue
-            cell.source = source
-            if "export" in directives:
-                cell.metadata.setdefault("tags", []).append("exported")
-                names = defined(source)
-                if names:
-                    links = " ".join(
-                        f'<a id="source-{n}"></a>{{py:obj}}`{n} <nsl_repro.{module}.{n}>`'
-                        for n in names
-                    )
-                    cells.append(
-                        nbformat.v4.new_markdown_cell(f":::{{container}} exports\n{links}\n:::")
-                    )
             if section:
-                cell.metadata["mystnb"] = {
-                    "image": {"alt": f"Figure: {re.sub(r'[$`*]', '', section)}"}
-                }
-        cells.append(cell)
-    links = [f"[Open in Colab]({colab_url(file)})", f"[GitHub]({GITHUB}/blob/{BRANCH}/{file})"]
-    if module:
-        links.append(f"[API of `nsl_repro.{module}`]({relative(f'api/{module}.md', page)})")
-    cells.insert(
-        1, nbformat.v4.new_markdown_cell(":::{container} page-links\n" + " ".join(links) + "\n:::")
-    )
-    if page == "index":
-        tree = [
-            *SECTIONS,
-            "reliability",
-            "api/index",
-            "results",
-            "README <readme>",
-            "Data <data>",
-            "contributing",
-            "changelog",
-        ]
-        cells.append(
-            nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n\n" + "\n".join(tree) + "\n```")
-        )
+                alt = f"Figure: {re.sub(r'[$`*]', '', section)}"
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+            cells += code_cells(cell, module, file)
+    cells.insert(1, page_links(file, module))
+    if PAGES[file] == "index":
+        tree = "\n".join([*SECTIONS, *AFTER_SECTIONS])
+        cells.append(markdown(f"```{{toctree}}\n:hidden:\n\n{tree}\n```"))
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    for number, cell in enumerate(nb.cells):
-        cell["id"] = (
-            f"cell-{number}"  # the same at every build, so that an unchanged page is not read again
-        )
+    for number, cell in enumerate(nb.cells):  # the same at every build: unchanged pages stay
+        cell["id"] = f"cell-{number}"
     return nbformat.writes(nb)
 
 
@@ -296,14 +289,12 @@ def api_page(module: str) -> str:
 def api_index() -> str:
     "All modules."
     names = sorted(MODULES, key=MODULES.get)
-    entries = [
-        (
-            f"nsl_repro.{m}",
-            f"{m}.md",
-            f"{heading(MODULES[m])[1]} [Notebook]({relative(PAGES[MODULES[m]] + '.ipynb', 'api/index')})",
-        )
-        for m in names
-    ]
+    entries = []
+    for module in names:
+        file = MODULES[module]
+        notebook = relative(f"{PAGES[file]}.ipynb", "api/index")
+        line = f"{heading(file)[1]} [Notebook]({notebook})"
+        entries.append((f"nsl_repro.{module}", f"{module}.md", line))
     tree = "\n".join(names)
     return (
         "# API\n\nEvery public name of the library: signature, shapes, units, errors and where it "

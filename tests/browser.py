@@ -5,9 +5,15 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
+from conftest import ROOT
 from playwright.sync_api import sync_playwright
 
 LOCAL = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # nothing leaves this machine
+
+
+def script(name):
+    "A function of JavaScript that a page is to evaluate."
+    return (ROOT / "tests" / "javascript" / f"{name}.js").read_text(encoding="utf-8")
 
 
 @contextmanager

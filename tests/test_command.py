@@ -347,17 +347,23 @@ def test_completion_scripts(monkeypatch, name):
 
 def test_the_command_is_quick_because_it_imports_little():
     "Listing, describing, comparing and completing start no PyTorch, and no SciPy."
-    code = """if True:
-        import io, os, sys
-        from contextlib import redirect_stdout
-        from nsl_repro.command.runner import app
-        for args in (["list"], ["data", "describe", "cub"], ["list", "--results"], ["data", "get", "digits"], None):
-            if args is None: os.environ |= {"_NSL_REPRO_COMPLETE": "complete_bash", "COMP_WORDS": "n run nsl_cifar -p pre", "COMP_CWORD": "4"}
-            try:
-                with redirect_stdout(io.StringIO()): app(args, prog_name="nsl-repro")
-            except SystemExit as e: assert not e.code, args
-            heavy = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "papermill"} & set(sys.modules)
-            assert not heavy, (args, heavy)
+    code = """
+import io, os, sys
+from contextlib import redirect_stdout
+from nsl_repro.command.runner import app
+
+HEAVY = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "papermill"}
+complete = {"_NSL_REPRO_COMPLETE": "complete_bash", "COMP_WORDS": "n run nsl_cifar -p pre"}
+commands = [["list"], ["data", "describe", "cub"], ["list", "--results"], ["data", "get", "digits"]]
+for args in [*commands, None]:
+    if args is None:
+        os.environ |= complete | {"COMP_CWORD": "4"}
+    try:
+        with redirect_stdout(io.StringIO()):
+            app(args, prog_name="nsl-repro")
+    except SystemExit as e:
+        assert not e.code, args
+    assert not HEAVY & set(sys.modules), (args, HEAVY & set(sys.modules))
     """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120

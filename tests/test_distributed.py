@@ -14,22 +14,30 @@ from conftest import ROOT
 from nsl_repro.training.imagenet import launch, make_engine, sweep
 from nsl_repro.results.tables import load_ledger
 
-# In float64, so that whatever is not the order of summation shows: that alone is about 1e-16 a sum, and far below 1e-9 after twelve steps.
+# In float64, so that whatever is not the order of summation shows: that alone is about 1e-16 per
+# sum, and far below 1e-9 after twelve steps.
 SHARED = """
 import math, os, signal, sys
 import torch
 from nsl_repro.data.images import to_input
-from nsl_repro.training.imagenet import ImageNetRecipe, Pictures, build_network, evaluate_images, load_splits, make_engine, train_network
+from nsl_repro.training.imagenet import ImageNetRecipe, Pictures, build_network
+from nsl_repro.training.imagenet import evaluate_images, load_splits, make_engine, train_network
 from nsl_repro.training.classify import NonFinite, make_accelerator
 
-recipe = ImageNetRecipe(batch_size=16, micro_batch=4, lr=.05, schedule='cosine', warmup=.2, label_smoothing=.1)
+recipe = ImageNetRecipe(
+    batch_size=16, micro_batch=4, lr=.05, schedule='cosine', warmup=.2, label_smoothing=.1
+)
 splits = load_splits('digits', train_images=200, validation_images=13, test_images=103)
 
 def run(method, accelerator, checkpoint=None, on_step=None, spoil=None, steps=12, **options):
     torch.manual_seed(0)
     model = build_network('cnn10', method, 10, .125, 16).double()
-    if spoil: model.stage2[0][0].register_forward_hook(lambda layer, inputs, output: spoil(output) if layer.training else output)
-    return model, train_network(model, splits, recipe=recipe, steps=steps, segments=3, accelerator=accelerator, checkpoint=checkpoint, on_step=on_step, **options)
+    if spoil:
+        def hook(layer, inputs, output):
+            return spoil(output) if layer.training else output
+        model.stage2[0][0].register_forward_hook(hook)
+    options |= dict(accelerator=accelerator, checkpoint=checkpoint, on_step=on_step)
+    return model, train_network(model, splits, recipe=recipe, steps=steps, segments=3, **options)
 """
 TWO = (
     SHARED
@@ -37,11 +45,15 @@ TWO = (
 folder = sys.argv[1]
 engine = make_engine('cpu')
 assert engine.num_processes == 2
+
+def keep(model, result, name):
+    if engine.is_main_process:
+        torch.save([model.state_dict(), result.metrics, result.curves], f'{folder}/{name}.pt')
+
 for method in ('static_uns', 'dynamic_dns_norm'):
-    model, result = run(method, engine)
-    if engine.is_main_process: torch.save([model.state_dict(), result.metrics, result.curves], f'{folder}/{method}.pt')
+    keep(*run(method, engine), method)
 model, result = run('static_uns', engine, f'{folder}/by_one.pt')  # which one process began
-if engine.is_main_process: torch.save([model.state_dict(), result.metrics, result.curves], f'{folder}/continued.pt')
+keep(model, result, 'continued')
 
 prepare = lambda images: to_input(images, 'standardised', splits.mean, splits.std, torch.float64)
 padded, pictures = make_accelerator('cpu'), Pictures(splits.test, 16)
@@ -49,14 +61,18 @@ try: evaluate_images(model, pictures, prepare, padded, batch_size=10)
 except RuntimeError as error: print(error, flush=True)
 
 steps = []  # done; in the third one an image of process 1 makes a layer infinite
-bad = dict(spoil=lambda x: x * math.inf if len(steps) == 2 and engine.process_index == 1 else x, on_step=steps.append, steps=4)
+def spoil(x):
+    return x * math.inf if len(steps) == 2 and engine.process_index == 1 else x
+bad = dict(spoil=spoil, on_step=steps.append, steps=4)
 try: run('static_uns', engine, on_nonfinite='raise', **bad)
 except NonFinite as error: print(f'process {engine.process_index}: {error}', flush=True)
 steps.clear()
 model, result = run('static_uns', engine, on_nonfinite='skip', **bad)
 torch.save([model.state_dict(), result.metrics], f'{folder}/skipped_{engine.process_index}.pt')
 
-try: run('static_uns', engine, f'{folder}/odd.pt', lambda done: os.kill(os.getpid(), signal.SIGKILL) if done == 6 else None)  # with 8 the second checkpoint would be there
+def die(done):  # with 8 the second checkpoint would be there
+    if done == 6: os.kill(os.getpid(), signal.SIGKILL)
+try: run('static_uns', engine, f'{folder}/odd.pt', die)
 finally: print('still alive', flush=True)
 """
 )

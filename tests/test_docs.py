@@ -17,7 +17,7 @@ import threading
 import urllib.parse
 
 import pytest
-from browser import chromium, listen
+from browser import chromium, listen, script
 from conftest import ROOT
 from fastcore.docments import docments
 
@@ -35,38 +35,7 @@ KINDS = [
     "nsl/index",
 ]  # a page of each kind
 
-# What is wrong with the page that is shown, as sentences.
-LOOK = """async () => {
-    if (window.MathJax) await MathJax.startup.promise;
-    const wrong = [];
-    for (const e of document.querySelectorAll('mjx-merror, [data-mjx-error]')) wrong.push(`formula: ${e.textContent}`);
-    for (const e of document.querySelectorAll('.math')) if (!e.querySelector('mjx-container')) wrong.push(`not rendered: ${e.textContent}`);
-    for (const e of document.images) { e.loading = 'eager'; await e.decode().catch(() => wrong.push(`image: ${e.src}`)); }
-    return wrong;
-}"""
-OVERFLOW = """() => {
-    const frames = [document.documentElement, document.body, ...document.querySelectorAll('.bd-main, .bd-article-container, .bd-article')];
-    if (frames.every(e => e.scrollWidth <= e.clientWidth + 1)) return [];
-    const scrolls = e => e && !frames.includes(e) && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
-    const wide = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth && !scrolls(e.parentElement) && !frames.includes(e));
-    return [`wider than the window: ${wide.slice(0, 3).map(e => e.outerHTML.slice(0, 160)).join(' | ')}`];
-}"""
-FAINT = """() => {
-    const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-    const over = (a, b) => { const t = a.length > 3 ? a[3] : 1; return [0, 1, 2].map(i => t * a[i] + (1 - t) * b[i]); };
-    const back = e => { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] == 1) return c;
-                        return over(c, e.parentElement ? back(e.parentElement) : [255, 255, 255]); };
-    const light = c => [0, 1, 2].map(i => c[i] / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
-    const contrast = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
-    const wrong = [];
-    for (const e of document.querySelectorAll('main *')) {
-        if (![...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) || !e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
-        const behind = back(e), c = contrast(over(parse(getComputedStyle(e).color), behind), behind);
-        if (c < 3) wrong.push(`contrast ${c.toFixed(1)}: ${e.outerHTML.slice(0, 100)}`);
-    }
-    for (const e of document.querySelectorAll('.cell_output img')) if (light(back(e)) < .7) wrong.push(`a figure on a dark ground: ${e.src}`);
-    return {wrong: wrong.slice(0, 5), ground: light(back(document.body))};
-}"""
+LOOK, OVERFLOW, CUT, FAINT = map(script, ("look", "overflow", "cut", "faint"))
 
 
 class Page(html.parser.HTMLParser):
@@ -214,6 +183,7 @@ def test_no_page_has_anything_wrong(pages, address, browser):
         page.set_viewport_size(DESKTOP)
         page.goto(f"{address}/{name}.html")
         wrong += [f"{name}: {what}" for what in page.evaluate(LOOK)]
+        wrong += [f"{name}: {what}" for what in page.evaluate(CUT)]
         page.set_viewport_size(PHONE)
         wrong += [f"{name}: {what}" for what in page.evaluate(OVERFLOW)]
         wrong += [f"{name}: {what}" for what in heard]

@@ -20,7 +20,7 @@ import time
 
 import nbformat
 import pytest
-from browser import chromium, listen
+from browser import chromium, listen, script
 from conftest import ROOT
 
 SCREENSHOTS = ROOT / "_docs" / "screenshots"
@@ -30,11 +30,14 @@ from nsl_repro.nsl.dynamic import DynamicNSLConv2d
 from nsl_repro.training.classify import RECIPES, make_accelerator, train
 
 images, test_images = load_dataset('digits')
-net = nn.Sequential(DynamicNSLConv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
-result = train(net, images, test_images, recipe=RECIPES['clean'], steps=30, segments=2, flip=False, accelerator=make_accelerator('cpu'), description='digits')
+first = DynamicNSLConv2d(1, 8, 3, stride=2, padding=1)
+net = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+result = train(
+    net, images, test_images, recipe=RECIPES['clean'], steps=30, segments=2, flip=False,
+    accelerator=make_accelerator('cpu'), description='digits',
+)
 print(sorted(result.metrics))"""
-READY = """path => { const here = window.jupyterapp?.shell?.currentWidget?.context;
-                     return here?.path == path && here.isReady && here.sessionContext?.session?.kernel?.status == 'idle'; }"""
+READY = script("ready")
 CELLS = (
     "[...jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type == 'code' && "
     "c.sharedModel.source.trim())"
@@ -193,8 +196,7 @@ def look_at_bars(page, outputs, name) -> int:  # how many there are
     "Each bar is drawn, and none is text."
     bars = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     if bars:
-        page.evaluate("""() => { const nb = jupyterapp.shell.currentWidget.content, of = o => 'application/vnd.jupyter.widget-view+json' in (o.data || {});
-                         nb.scrollToItem(nb.widgets.findIndex(w => w.model.type == 'code' && w.model.outputs.toJSON().some(of)), 'center'); }""")
+        page.evaluate(script("bar"))
         drawn = page.locator(
             ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .jupyter-widget-hprogress, "
             ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea .widget-hprogress"

@@ -1,0 +1,14 @@
+// Code cells and tables that the reader would have to scroll sideways to see whole.
+() => {
+    const cut = (e) => e.scrollWidth > e.clientWidth + 1;
+    const wrong = [];
+    for (const e of document.querySelectorAll("div.cell_input div.highlight pre"))
+        if (cut(e)) {
+            const lines = e.textContent.split("\n");
+            const longest = lines.reduce((a, b) => (b.length > a.length ? b : a));
+            wrong.push(`code is cut: ${longest.length} characters: ${longest.slice(0, 60)}`);
+        }
+    for (const e of document.querySelectorAll(".pst-scrollable-table-container"))
+        if (cut(e)) wrong.push(`table is cut: ${e.textContent.trim().slice(0, 60)}`);
+    return wrong;
+}
