@@ -72,47 +72,43 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    """With NSL_RECORD=FILE the figures go into that file, for nbs/reliability; what NSL_SOAK=1
-    measures has a section of its own there."""
-    tests = config.stash.get(FOUND, {})
-    for test, figures in sorted(tests.items()):
-        if said := [
-            f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
-            for k, v in figures.items()
-            if k not in ("outcome", "seconds")
-        ]:
-            terminalreporter.write_line(f"{test}: {', '.join(said)}")
-    if not (file := os.environ.get("NSL_RECORD")) or not tests:
-        return
-    path, commit = (
-        Path(file),
-        subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
-    )
+def still_there(test):
+    "Whether a recorded test (`file::name[case]`) still exists."
+    file, name = test.split("::")
+    text = (ROOT / "tests" / "reliability" / file).read_text(encoding="utf-8")
+    return f"def {name.split('[')[0]}(" in text
+
+
+def keep(path, tests):
+    "Put the figures of these tests into the record; what was there of the same tests is replaced."
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    run = dict(commit=commit, date=time.strftime("%Y-%m-%d"))
+    run |= dict(python=platform.python_version(), cores=os.cpu_count())
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    run = dict(
-        commit=commit,
-        date=time.strftime("%Y-%m-%d"),
-        python=platform.python_version(),
-        cores=os.cpu_count(),
-    )
     section = record.setdefault("long" if os.environ.get("NSL_SOAK") else "fast", {})
     again = {test.split("[")[0] for test in tests}  # all of their cases are new
-    section |= {test: None for test in section if test.split("[")[0] in again} | {
-        test: figures | run for test, figures in tests.items()
-    }
-    there = lambda test: (
-        f"def {test.split('::')[1].split('[')[0]}("
-        in (ROOT / "tests" / "reliability" / test.split("::")[0]).read_text(encoding="utf-8")
-    )
-    record = {
-        kind: {test: figures for test, figures in found.items() if figures and there(test)}
-        for kind, found in record.items()
-    }
-    path.write_text(
-        json.dumps({k: dict(sorted(v.items())) for k, v in sorted(record.items())}, indent=1)
-        + "\n",
-        encoding="utf-8",
-    )
+    for test in [test for test in section if test.split("[")[0] in again]:
+        del section[test]
+    section.update({test: figures | run for test, figures in tests.items()})
+    for kind, section in record.items():
+        record[kind] = {test: section[test] for test in sorted(section) if still_there(test)}
+    text = json.dumps(dict(sorted(record.items())), indent=1)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print what tests/reliability measured. With NSL_RECORD=FILE the figures also go into that
+    file, for nbs/reliability; what NSL_SOAK=1 measures has a section of its own there."""
+    tests = config.stash.get(FOUND, {})
+    for test, figures in sorted(tests.items()):
+        shown = []
+        for name, value in figures.items():
+            if name not in ("outcome", "seconds"):
+                shown.append(
+                    f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                )
+        if shown:
+            terminalreporter.write_line(f"{test}: {', '.join(shown)}")
+    if tests and (file := os.environ.get("NSL_RECORD")):
+        keep(Path(file), tests)

@@ -27,68 +27,77 @@ def invoke(*args):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "A folder with whatever can be pointed at by mistake."
-    from PIL import Image
-
     tmp = tmp_path_factory.mktemp("place")
-    toy = [
-        "dataset: str = 'digits'\nseeds: list[int] = [0]\nlr: float = 0.1\ndata_root: str = "
-        "''\noutput: str = ''\ndownload: bool = False",
-        "raise SystemExit('it started')",
-    ]
-    for name, cells in {
-        "toy": toy,
+    write_notebooks(tmp)
+    write_ledgers(tmp)
+    write_data(tmp / "data")
+    (tmp / "file").write_text("a file")
+    return tmp
+
+
+TOY = """\
+dataset: str = 'digits'
+seeds: list[int] = [0]
+lr: float = 0.1
+data_root: str = ''
+output: str = ''
+download: bool = False"""
+
+
+def write_notebooks(folder):
+    "One that must not start, some that cannot, and what is no notebook."
+    cells = {
+        "toy": [TOY, "raise SystemExit('it started')"],
         "untagged": ["x: int = 1"],
         "computed": ["x: int = 2 * 3"],
-    }.items():
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    }
+    for name, sources in cells.items():
+        nb = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, sources)])
         nb.cells[0].metadata.tags = ["parameters"] if name != "untagged" else []
-        nbformat.write(nb, tmp / f"{name}.ipynb")
-    (tmp / "page.ipynb").write_text("<html>404</html>")
-    (tmp / "folder.ipynb").mkdir()
-    (tmp / "file").write_text("a file")
+        nbformat.write(nb, folder / f"{name}.ipynb")
+    (folder / "page.ipynb").write_text("<html>404</html>")
+    (folder / "folder.ipynb").mkdir()
+
+
+def write_ledgers(folder):
+    "A good ledger, and some with a damaged entry."
+    run = dict(experiment="toy", dataset="digits", preset="smoke", seed=0, parameters={"lr": 0.1})
+    run |= dict(metrics={"test_accuracy": 90.0}, curves={}, wall_time_s=1.0, device="cpu")
     for method in ("cnn", "static_dns"):
-        write_entry(
-            new_entry(
-                experiment="toy",
-                dataset="digits",
-                method=method,
-                preset="smoke",
-                seed=0,
-                parameters={"lr": 0.1},
-                metrics={"test_accuracy": 90.0},
-                curves={},
-                wall_time_s=1.0,
-                device="cpu",
-            ),
-            tmp / "ledger",
-        )
-    entry = next((tmp / "ledger" / "results").iterdir()).read_text()
-    for name, text in {
-        "cut": entry[:80],
-        "schema": entry.replace('"schema": 1', '"schema": 7'),
-        "list": "[]",
-    }.items():
-        (tmp / name / "results").mkdir(parents=True)
-        (tmp / name / "results" / "toy__x.json").write_text(text)
-    (tmp / "binary" / "results").mkdir(parents=True)
-    (tmp / "binary" / "results" / "toy__x.json").write_bytes(b"\xff\xfe\x00")
-    cifar = tmp / "data" / "cifar-10-batches-py"
+        write_entry(new_entry(method=method, **run), folder / "ledger")
+    entry = next((folder / "ledger" / "results").iterdir()).read_text()
+    damaged = {
+        "cut": entry[:80].encode(),
+        "schema": entry.replace('"schema": 1', '"schema": 7').encode(),
+        "list": b"[]",
+        "binary": b"\xff\xfe\x00",
+    }
+    for name, content in damaged.items():
+        (folder / name / "results").mkdir(parents=True)
+        (folder / name / "results" / "toy__x.json").write_bytes(content)
+
+
+def write_data(folder):
+    "Data sets that are damaged or not complete."
+    from PIL import Image
+
+    cifar = folder / "cifar-10-batches-py"
     cifar.mkdir(parents=True)
     for file in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
         (cifar / file).write_bytes(b"cos\nsystem\n")
-    (tmp / "data" / "cifar-100-python").mkdir()
-    (tmp / "data" / "cifar-100-python" / "train").touch()
-    birds = tmp / "data" / "CUB_200_2011"
+    (folder / "cifar-100-python").mkdir()
+    (folder / "cifar-100-python" / "train").touch()
+    birds = folder / "CUB_200_2011"
     rows = [(i + 1, f"{i // 2}.bird/{i}.jpg") for i in range(4)]
     for _, name in rows:
         (birds / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((60, 40), 50).convert("RGB").save(birds / "images" / name)
-    (birds / "images" / rows[3][1]).write_bytes((birds / "images" / rows[3][1]).read_bytes()[:300])
+    last = birds / "images" / rows[3][1]
+    last.write_bytes(last.read_bytes()[:300])
     (birds / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in rows))
     (birds / "image_class_labels.txt").write_text("".join(f"{i} {(i + 1) // 2}\n" for i, _ in rows))
     (birds / "bounding_boxes.txt").write_text("".join(f"{i} 0 0 60 40\n" for i, _ in rows))
     (birds / "classes.txt").write_text("1 a\n2 b\n")
-    return tmp
 
 
 MISTAKES = [

@@ -126,45 +126,41 @@ def test_no_room(server, tmp_path):
     assert (tmp_path / "file").read_bytes() == PAYLOAD
 
 
+def tiny_archive(source):
+    "An archive with random files of a source's names: (its bytes, name -> content)."
+    contents = {name: os.urandom(100_000) for name in source.files}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"{source.folders[0]}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue(), contents
+
+
+def md5(data):
+    return hashlib.md5(data).hexdigest()
+
+
 def test_data_get_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
     "The command, with CIFAR-10's name and a tiny archive: broken off, continued, damaged, mended."
     monkeypatch.setenv("NSL_PROGRESS", "off")
-    real, contents = downloads.SOURCES["cifar10"], {}
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        for name in real.files:
-            contents[name] = os.urandom(100_000)
-            info = tarfile.TarInfo(f"{real.folders[0]}/{name}")
-            info.size = len(contents[name])
-            tar.addfile(info, io.BytesIO(contents[name]))
-    server.body = stream.getvalue()
-    md5 = lambda data: hashlib.md5(data).hexdigest()
-    tiny = replace(
-        real,
-        url=f"{server.url}/drops",
-        md5=md5(server.body),
-        size=len(server.body),
-        files={k: md5(v) for k, v in contents.items()},
-    )
-    monkeypatch.setitem(downloads.SOURCES, "cifar10", tiny)
+    real = downloads.SOURCES["cifar10"]
+    server.body, contents = tiny_archive(real)
+    files = {name: md5(content) for name, content in contents.items()}
+    where = dict(url=f"{server.url}/drops", md5=md5(server.body), size=len(server.body))
+    monkeypatch.setitem(downloads.SOURCES, "cifar10", replace(real, files=files, **where))
 
     def get(*more):
-        result = CliRunner().invoke(
-            runner.app,
-            ["data", "get", "cifar10", "--root", str(tmp_path), *more],
-            prog_name="nsl-repro",
-        )
+        command = ["data", "get", "cifar10", "--root", str(tmp_path), *more]
+        result = CliRunner().invoke(runner.app, command, prog_name="nsl-repro")
         return result.exit_code, result.stdout, result.stderr
 
     once = downloads.download
     monkeypatch.setattr(downloads, "download", lambda *a, **k: once(*a, **k, retries=1))
     code, _, err = get()
-    assert (
-        code == 3
-        and err.startswith("nsl-repro: cifar10 could not be brought to")
-        and "is kept: try again to go on" in err
-        and err.count("\n") == 1
-    )
+    assert code == 3 and err.startswith("nsl-repro: cifar10 could not be brought to")
+    assert "is kept: try again to go on" in err and err.count("\n") == 1
     assert visible(tmp_path) == ["drops.part", "drops.part.json"]
     monkeypatch.setattr(downloads, "download", lambda *a, **k: once(*a, **k, wait=0))
     code, out, _ = get()

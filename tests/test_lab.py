@@ -121,42 +121,16 @@ def papermill(project):
 @pytest.fixture(scope="module")
 def lab(project):
     "JupyterLab with the options of `make lab`: its address and its token."
-    target = re.search(
-        r"(?m)^lab:.*\n\t.*jupyter lab (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8")
-    )
-    options = shlex.split(target[1].replace("$(ARGS)", ""))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex()
-    options += [
-        "--no-browser",
-        f"--ServerApp.port={port}",
-        "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={token}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    options += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    news = (
-        project.parent
-        / "config"
-        / "lab"
-        / "user-settings"
-        / "@jupyterlab"
-        / "apputils-extension"
-        / "notification.jupyterlab-settings"
-    )
-    news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # they are on another host
+    command = [sys.executable, "-m", "jupyter", "lab", *lab_options(port, token)]
+    look_for_no_news(project.parent / "config" / "lab")
     log = project.parent / "lab.log"
     with open(log, "w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter", "lab", *options],
-            cwd=project,
-            env=environment(project.parent),
-            stdout=out,
-            stderr=out,
-        )
+        environ = environment(project.parent)
+        process = subprocess.Popen(command, cwd=project, env=environ, stdout=out, stderr=out)
     for _ in range(600):
         with socket.socket() as probe:
             if process.poll() is not None or probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -169,6 +143,25 @@ def lab(project):
         process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
+
+
+def lab_options(port, token):
+    "Those of `make lab`, and what a test needs."
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    target = re.search(r"(?m)^lab:.*\n\t.*jupyter lab (.*)$", makefile)
+    options = shlex.split(target[1].replace("$(ARGS)", ""))
+    options += ["--no-browser", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    options += [f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
+    root = getattr(os, "geteuid", lambda: 1)() == 0
+    return [*options, "--allow-root"] if root else options
+
+
+def look_for_no_news(settings):
+    "JupyterLab's news are on another host."
+    folder = settings / "user-settings" / "@jupyterlab" / "apputils-extension"
+    folder.mkdir(parents=True)
+    text = '{"fetchNews": "false", "checkForUpdates": false}'
+    (folder / "notification.jupyterlab-settings").write_text(text)
 
 
 @pytest.fixture(scope="module")

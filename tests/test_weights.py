@@ -71,42 +71,49 @@ def test_set():
     return limit(load_dataset("digits")[1], 100)  # what `smoke` tests on
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_exported_and_loaded_elsewhere(method, runs, test_set, nsl_repro, tmp_path):
+@pytest.fixture(scope="module", params=METHODS)
+def exported(request, runs, nsl_repro, tmp_path_factory):
+    "A run's entry and folder, and the folder that the command exported."
     root, entries = runs
-    entry, folder = entries[method], tmp_path / "model"
-    done = nsl_repro("export", f"nsl_cifar__digits__smoke__{method}", folder, "--onnx", "-o", root)
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    name = f"nsl_cifar__digits__smoke__{request.param}"
+    done = nsl_repro("export", name, folder, "--onnx", "-o", root)
     assert (done.returncode, done.stdout.strip()) == (0, str(folder)), done.stderr
+    entry = entries[request.param]
+    return entry, run_folder(entry, root), folder
 
-    np.save(tmp_path / "images.npy", test_set.images.numpy())
-    subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, folder, tmp_path / "images.npy", tmp_path / "logits.npy"],
-        cwd=tmp_path,
-        check=True,
-        timeout=120,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        },
-    )
-    logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
-    assert 100 * (logits.argmax(1) == test_set.labels).float().mean().item() == pytest.approx(
-        entry.metrics["test_accuracy"]
-    )
 
+@pytest.fixture(scope="module")
+def logits(exported, test_set):
+    "Of the test images, from a process that has only the folder."
+    folder = exported[2]
+    files = [folder.parent / "images.npy", folder.parent / "logits.npy"]
+    np.save(files[0], test_set.images.numpy())
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **threads}
+    command = [sys.executable, "-c", ELSEWHERE, folder, *files]
+    subprocess.run(command, cwd=folder.parent, check=True, timeout=120, env=environ)
+    return torch.from_numpy(np.load(files[1]))
+
+
+def test_the_same_network_elsewhere(exported, logits, test_set):
+    entry, run, folder = exported
+    accuracy = 100 * (logits.argmax(1) == test_set.labels).float().mean().item()
+    assert accuracy == pytest.approx(entry.metrics["test_accuracy"])
     model = load(folder)
     trained = cnn9(**model.config.arguments).to(memory_format=torch.channels_last).eval()
-    trained.load_state_dict(load_checkpoint(run_folder(entry, root) / "checkpoint.pt")["model"])
-    train_set = hold_out(limit(load_dataset("digits")[0], 256), 51)[
-        0
-    ]  # what `smoke` trains on: a fifth is held out
-    inputs = to_input(
-        test_set.images, "standardised", *channel_statistics(train_set.images)
-    ).contiguous(memory_format=torch.channels_last)
+    trained.load_state_dict(load_checkpoint(run / "checkpoint.pt")["model"])
+    # what `smoke` trains on: a fifth is held out
+    train_set = hold_out(limit(load_dataset("digits")[0], 256), 51)[0]
+    statistics = channel_statistics(train_set.images)
+    inputs = to_input(test_set.images, "standardised", *statistics)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         assert model.preprocess(test_set.images).equal(inputs) and trained(inputs).equal(logits)
 
+
+def test_onnx_gives_the_same_logits(exported, logits, test_set):
+    folder = exported[2]
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", providers=["CPUExecutionProvider"]
     )
@@ -116,19 +123,15 @@ def test_exported_and_loaded_elsewhere(method, runs, test_set, nsl_repro, tmp_pa
             found, logits[:n], rtol=0, atol=TOLERANCE * max(1, logits.abs().max().item())
         )
 
+
+def test_the_model_card(exported):
+    entry, _, folder = exported
     card = ModelCard.load(folder / "README.md")
     front = card.data.to_dict()
-    assert [front[key] for key in ("license", "library_name", "datasets", "metrics")] == [
-        "mit",
-        "nsl_repro",
-        ["digits"],
-        ["accuracy"],
-    ]
-    assert (
-        f"| `test_accuracy` | {entry.metrics['test_accuracy']:.4g} |" in card.text
-        and "CC BY 4.0" in card.text
-        and "next to nothing" in card.text
-    )
+    assert (front["license"], front["library_name"]) == ("mit", "nsl_repro")
+    assert (front["datasets"], front["metrics"]) == (["digits"], ["accuracy"])
+    assert f"| `test_accuracy` | {entry.metrics['test_accuracy']:.4g} |" in card.text
+    assert "CC BY 4.0" in card.text and "next to nothing" in card.text
     if entry.commit:
         assert entry.commit[:12] in card.text
 

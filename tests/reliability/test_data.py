@@ -105,7 +105,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-# The functions through which an experiment comes by the pixels of photographs, each before its first step of training
+# How an experiment reads the pixels of photographs, before its first step of training
 READERS = {
     "pddm_retrieval, pddm_transfer": lambda photos, tmp: frozen_features(
         photos, "pixels", 8, cache=tmp / "cache"

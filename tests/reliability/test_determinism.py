@@ -16,8 +16,9 @@ from nsl_repro.results.tables import load_ledger, read_entry, recorded_run, writ
 FRESH = """
 import os, sys, victim
 for loop in victim.LOOPS:
+    workers = {'workers': int(sys.argv[2])} if loop == 'photographer' else {}
     if not (child := os.fork()):
-        victim.record(loop, f'{sys.argv[1]}/{loop}', **({'workers': int(sys.argv[2])} if loop == 'photographer' else {}))
+        victim.record(loop, f'{sys.argv[1]}/{loop}', **workers)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, loop
 """

@@ -35,9 +35,8 @@ def small_disk(tmp_path):
         else None
     )
     if not mounted or mounted.returncode:
-        pytest.skip(
-            f"only root can mount a small disk to fill: {mounted.stderr.strip() if mounted else 'there is no mount'}"
-        )
+        reason = mounted.stderr.strip() if mounted else "there is no mount"
+        pytest.skip(f"only root can mount a small disk to fill: {reason}")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 

@@ -132,6 +132,24 @@ def nested(depth, left="[", right="]"):
     return left * depth + right * depth
 
 
+def with_wrong_value(draw, fields):
+    "Somewhere in nested fields one value or key is another one."
+    place = fields
+    while isinstance(place, (dict, list)) and place:
+        among_keys = isinstance(place, dict)
+        key = draw.choice(list(place)) if among_keys else draw.randrange(len(place))
+        if not isinstance(place[key], (dict, list)) or draw.random() < 0.4:
+            break
+        place = place[key]
+    if place:
+        place[key] = deepcopy(draw.choice(WRONG))
+    elif isinstance(place, dict):
+        place[draw.choice(["", "new", "é" * 1000, "\n"])] = deepcopy(draw.choice(WRONG))
+
+
+NO_JSON = (b"", b"\xff\xfe", b"\x00" * 1000, b"null", b"1", b'"x"', b"[]", b"{}", b"1" * 10_000)
+
+
 def damaged(draw, text, cases):
     """Ways in which a JSON file can be wrong: cut, flipped bits, other types and keys, too deep,
     too long, no JSON at all."""
@@ -143,44 +161,14 @@ def damaged(draw, text, cases):
     for _ in range(cases // 2):
         fields = json.loads(text)
         for _ in range(draw.randrange(1, 3)):
-            place = fields
-            while isinstance(place, (dict, list)) and place:
-                key = (
-                    draw.choice(list(place))
-                    if isinstance(place, dict)
-                    else draw.randrange(len(place))
-                )
-                if not isinstance(place[key], (dict, list)) or draw.random() < 0.4:
-                    break
-                place = place[key]
-            if place:
-                place[key] = deepcopy(draw.choice(WRONG))
-            elif isinstance(place, dict):
-                place[draw.choice(["", "new", "é" * 1000, "\n"])] = deepcopy(draw.choice(WRONG))
+            with_wrong_value(draw, fields)
         yield json.dumps(fields, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
     for deep in (300, 900, 5000, 100_000):
-        for value in (
-            nested(deep),
-            nested(deep, '{"a":', "}").replace("{}", "{}"),
-            nested(deep)[:deep],
-        ):
+        for value in (nested(deep), nested(deep, '{"a":', "}"), nested(deep)[:deep]):
             yield value.encode()
             yield text.replace("[1, 2]", value, 1).encode()
-    yield from (
-        b"",
-        b"\xff\xfe",
-        b"\x00" * 1000,
-        b"null",
-        b"1",
-        b'"x"',
-        b"[]",
-        b"{}",
-        b"\xef\xbb\xbf" + data,
-        data + b"x",
-        data * 2,
-        b"1" * 10_000,
-        text.encode("utf-16"),
-    )
+    yield from NO_JSON
+    yield from (b"\xef\xbb\xbf" + data, data + b"x", data * 2, text.encode("utf-16"))
     yield text.replace("[1, 2]", "[" + "1," * 2_000_000 + "1]", 1).encode()  # 4 MB
     yield text.replace("[1, 2]", json.dumps(["x"] * 100_000), 1).encode()
     yield data + b" " * 100_000_000
@@ -238,6 +226,31 @@ def test_papers_figures_of_any_content(tmp_path, monkeypatch, measured):
     measured(refused=refused, slowest_s=round(slowest, 2))
 
 
+HOSTILE = [
+    "x: int = " + "-" * 50_000 + "1",
+    "x: list[int] = " + nested(5000),
+    "x: int = " + nested(90, "(", ")").replace("()", "(1)"),
+    "x: int = 9**9**9",
+    "x: str = 'a' * 10**10",
+    "x: int = " + "9" * 5000,
+    "x: int = __import__('os').system('touch owned')",
+    "x\x00: int = 1",
+    "x: int = 1\n\x00",
+    "\ud800: int = 1",
+    "ＸＸ: int = 1",
+    "x: " + "list[" * 3000 + "int" + "]" * 3000 + " = 1",
+    "x: int = 1 if True else 2",
+    "x: int = " + "1+" * 20_000 + "1",
+    "x: str = '''",
+    "\tx: int = 1\n  y: int = 1",
+    "x: int = (",
+    "x: str = '" + "y" * 200_000 + "'",
+    "#" * 10**7,
+    "x: float = 1e999",
+    "def f(): pass",
+]
+
+
 def test_parameters_of_any_content(tmp_path, measured):
     path, draw = tmp_path / "toy.ipynb", random.Random(2)
     source = (
@@ -252,29 +265,6 @@ def test_parameters_of_any_content(tmp_path, measured):
             "metadata": {},
         }
     )
-    hostile = [
-        "x: int = " + "-" * 50_000 + "1",
-        "x: list[int] = " + nested(5000),
-        "x: int = " + nested(90, "(", ")").replace("()", "(1)"),
-        "x: int = 9**9**9",
-        "x: str = 'a' * 10**10",
-        "x: int = " + "9" * 5000,
-        "x: int = __import__('os').system('touch owned')",
-        "x\x00: int = 1",
-        "x: int = 1\n\x00",
-        "\ud800: int = 1",
-        "ＸＸ: int = 1",
-        "x: " + "list[" * 3000 + "int" + "]" * 3000 + " = 1",
-        "x: int = 1 if True else 2",
-        "x: int = " + "1+" * 20_000 + "1",
-        "x: str = '''",
-        "\tx: int = 1\n  y: int = 1",
-        "x: int = (",
-        "x: str = '" + "y" * 200_000 + "'",
-        "#" * 10**7,
-        "x: float = 1e999",
-        "def f(): pass",
-    ]
     wrecked = [
         "".join(draw.choice("x:=[]()'\"#\n 1ünsLiteralt\\\0\t,") for _ in range(draw.randrange(60)))
         for _ in range(CASES // 4)
@@ -283,7 +273,7 @@ def test_parameters_of_any_content(tmp_path, measured):
         source[:n] + draw.choice(["", "(", "'", "\n", "\0", "é"]) + source[n + draw.randrange(3) :]
         for n in range(len(source))
     ]
-    sources = [whole(text).encode("utf-8", "surrogatepass") for text in hostile + wrecked + edited]
+    sources = [whole(text).encode("utf-8", "surrogatepass") for text in HOSTILE + wrecked + edited]
     refused, slowest = assert_one_sentence(
         lambda: read_parameters(path), path, [*sources, *damaged(draw, whole(source), CASES // 4)]
     )

@@ -13,6 +13,7 @@ import time
 import warnings
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -285,13 +286,9 @@ ERRORS = {  # bfloat16, float16
     "CosineHead": (0.02, 0.0025),
 }
 
-SCORES = {
-    "PDDM",
-    "PDDM.matrix",
-    "PDDMDistance",
-    "DoubleHeaderHingeLoss",
-    "LiftedStructure",
-}  # of which differences count, against margins of 0.5 and 1, where hinges cut off nearly all of a sum; a width of 8 would sometimes have no unit alive, and rounding decide whether one is
+# Of scores, differences count, against margins of 0.5 and 1: hinges cut off nearly all of a sum.
+# (With a width of 8 there would sometimes be no unit alive, and rounding would decide it.)
+SCORES = {"PDDM", "PDDM.matrix", "PDDMDistance", "DoubleHeaderHingeLoss", "LiftedStructure"}
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -369,16 +366,23 @@ BATCHES = dict(
     opposite=(torch.cat([z[:3], -z[:3]]), y),
     pairs_equal=(z[[0, 0, 1, 1, 2, 2]], y),
 )
+
+
+def quadruplet_losses():
+    "Every way to mine and to weigh quadruplets: name -> how to make the loss."
+    found = {}
+    for mine, heads, squared in product(
+        ("pddm", "distance"), ("both", "metric", "embedding"), (True, False)
+    ):
+        if mine == "distance" or heads != "embedding":
+            name = f"quadruplets_{mine}_{heads}_{'squared' if squared else 'plain'}"
+            options = dict(mine_by=mine, heads=heads, n=4, squared=squared)
+            found[name] = partial(embedding.QuadrupletObjective, 8, **options)
+    return found
+
+
 LOSSES = {
-    **{
-        f"quadruplets_{mine}_{heads}_{'squared' if squared else 'plain'}": lambda mine=mine, heads=heads, squared=squared: (
-            embedding.QuadrupletObjective(8, mine, heads, n=4, squared=squared)
-        )
-        for mine in ("pddm", "distance")
-        for heads in ("both", "metric", "embedding")
-        for squared in (True, False)
-        if mine == "distance" or heads != "embedding"
-    },
+    **quadruplet_losses(),
     "triplets": lambda: embedding.QuadrupletObjective(8, triplets=True, n=4),
     "lifted_structure": embedding.LiftedStructure,
     "plugin": lambda: plugins.PDDMLoss(pddm.PDDM(8), n=4),
@@ -418,60 +422,60 @@ def test_gradients_of_losses_are_finite(name, measured):
             )
 
 
-def test_gradients_of_operators_are_finite():
-    cosines = torch.tensor(
-        [-1.5, -1, -1 + 1e-7, 0, 1 - 1e-7, 1, 1.5], requires_grad=True
-    )  # angles pi and 0, and what rounding makes of them
+def gradient(y, x):
+    return torch.autograd.grad(y.sum(), x)[0]
+
+
+KINDS, PREDICTORS = ("diagonal", "unconstrained"), ("none", "input", "full")
+SAME = dict(in_channels=4, out_channels=5, kernel_size=3, padding=1)
+ANGLES = ("none", "cosine", "linear", "sigmoid", "learnable_sigmoid")
+LAYERS = [
+    *(static.StaticNSLConv2d(**SAME, kind=k) for k in KINDS),
+    *(
+        dynamic.DynamicNSLConv2d(**SAME, kind=k, sphere=s, hidden=4)
+        for k in KINDS
+        for s in PREDICTORS
+    ),
+    *(sphere.SphereConv2d(**SAME, operator=o) for o in ANGLES),
+    *(attention.GlobalNeuralSimilarity(4, o, 2) for o in ANGLES[1:4]),
+    fewshot.BatchStatistics(4),
+]
+
+
+def degenerate_images(net):
+    "Zeros, ones, next to nothing, the layer's own filters, no image at all."
+    images = torch.ones(2, 4, 5, 5)
+    yield from (0 * images, images, 1e-30 * images)
+    if isinstance(net, nn.Conv2d):
+        yield net.weight[:1].detach().repeat(2, 1, 1, 1)
+    else:
+        yield torch.zeros(1, 4, 1, 1)
+    statistics = (nn.BatchNorm2d, fewshot.BatchStatistics)  # of nothing there are none
+    if not any(isinstance(m, statistics) for m in net.modules()):
+        yield images[:0]
+
+
+@pytest.mark.parametrize("net", LAYERS, ids=str)
+def test_gradients_of_operators_are_finite(net):
+    for x in degenerate_images(net):
+        x = x.clone().requires_grad_()
+        net.zero_grad()
+        net(x).square().sum().backward()
+        assert x.grad.isfinite().all(), x.shape
+        for name, p in net.named_parameters():
+            assert p.grad is None or p.grad.isfinite().all(), (name, x.shape)
+
+
+def test_gradients_of_functions_are_finite():
+    # angles pi and 0, and what rounding makes of them
+    cosines = torch.tensor([-1.5, -1, -1 + 1e-7, 0, 1 - 1e-7, 1, 1.5], requires_grad=True)
     for operator in ("cosine", "linear", "sigmoid"):
-        assert (
-            torch.autograd.grad(sphere.angle_response(cosines, operator).sum(), cosines)[0]
-            .isfinite()
-            .all()
-        )
-    layers = [
-        static.StaticNSLConv2d(4, 5, 3, padding=1, kind=k) for k in ("diagonal", "unconstrained")
-    ] + [
-        dynamic.DynamicNSLConv2d(4, 5, 3, padding=1, kind=k, sphere=s, hidden=4)
-        for k in ("diagonal", "unconstrained")
-        for s in ("none", "input", "full")
-    ]
-    layers += (
-        [
-            sphere.SphereConv2d(4, 5, 3, padding=1, operator=o)
-            for o in ("none", "cosine", "linear", "sigmoid", "learnable_sigmoid")
-        ]
-        + [attention.GlobalNeuralSimilarity(4, o, 2) for o in ("cosine", "linear", "sigmoid")]
-        + [fewshot.BatchStatistics(4)]
-    )
-    for net in layers:
-        for x in (
-            torch.zeros(2, 4, 5, 5),
-            torch.ones(2, 4, 5, 5),
-            1e-30 * torch.ones(2, 4, 5, 5),
-            net.weight[:1].detach().repeat(2, 1, 1, 1)
-            if isinstance(net, nn.Conv2d)
-            else torch.zeros(1, 4, 1, 1),
-            torch.zeros(0, 4, 5, 5),
-        ):
-            if not len(x) and any(
-                isinstance(m, (nn.BatchNorm2d, fewshot.BatchStatistics)) for m in net.modules()
-            ):
-                continue  # the statistics of nothing
-            x = x.clone().requires_grad_()
-            net.zero_grad()
-            net(x).square().sum().backward()
-            assert x.grad.isfinite().all() and all(
-                p.grad is None or p.grad.isfinite().all() for p in net.parameters()
-            ), (net, x.shape)
+        assert gradient(sphere.angle_response(cosines, operator), cosines).isfinite().all()
     for W in (torch.zeros(3, 4), torch.ones(3, 4)):
         W = W.requires_grad_()
-        assert (
-            torch.autograd.grad(similarity.bilinear_similarity(W, W, torch.eye(4)).sum(), W)[0]
-            .isfinite()
-            .all()
-        )
+        assert gradient(similarity.bilinear_similarity(W, W, torch.eye(4)), W).isfinite().all()
     q = torch.zeros(2, 3, 4, 5, requires_grad=True)
-    assert torch.autograd.grad(attention.global_similarity(q, q, q).sum(), q)[0].isfinite().all()
+    assert gradient(attention.global_similarity(q, q, q), q).isfinite().all()
 
 
 def test_retrieval_of_equal_points():
@@ -661,57 +665,49 @@ def precision(request):
     AcceleratorState._reset_state()
 
 
+def train_spoiled(splits, precision, on_nonfinite, at=2):
+    "Three steps of two micro-batches; in step `at`, from 1, a layer spoils the first of the two."
+    torch.manual_seed(0)
+    model, done, passes = imagenet.build_network("cnn10", "static_dns", 10, 0.0625, 16), [], []
+
+    def hook(layer, inputs, out):
+        passes.append(1)
+        now = layer.training and len(done) == at - 1 and len(passes) % 2 == 1
+        return out * math.inf if now else out
+
+    model.stage2[0][0].register_forward_hook(hook)
+    model.register_forward_pre_hook(lambda *_: None if model.training else passes.clear())
+    recipe = imagenet.ImageNetRecipe(batch_size=16, micro_batch=8, lr=0.05)
+    options = dict(recipe=recipe, steps=3, segments=1, on_nonfinite=on_nonfinite)
+    result = imagenet.train_network(
+        model,
+        splits,
+        **options,
+        accelerator=imagenet.make_engine("cpu", precision),
+        on_step=lambda n: (done.append(n), passes.clear()),
+    )
+    return model, result
+
+
+def is_finite(model):
+    return all(v.isfinite().all() for v in model.state_dict().values())
+
+
 def test_micro_batches(precision):
     "Only the first of a step's two micro-batches is spoiled, in step 2."
     splits = imagenet.load_splits("digits", train_images=60, validation_images=10, test_images=10)
-    recipe = imagenet.ImageNetRecipe(batch_size=16, micro_batch=8, lr=0.05)
-
-    def spoiled(on_nonfinite, at=2):
-        torch.manual_seed(0)
-        model, done, passes = imagenet.build_network("cnn10", "static_dns", 10, 0.0625, 16), [], []
-
-        def hook(layer, inputs, out):
-            passes.append(1)
-            return (
-                out * math.inf
-                if layer.training and len(done) == at - 1 and len(passes) % 2 == 1
-                else out
-            )
-
-        model.stage2[0][0].register_forward_hook(hook)
-        model.register_forward_pre_hook(lambda *_: None if model.training else passes.clear())
-        return model, imagenet.train_network(
-            model,
-            splits,
-            recipe=recipe,
-            steps=3,
-            segments=1,
-            accelerator=imagenet.make_engine("cpu", precision),
-            on_nonfinite=on_nonfinite,
-            on_step=lambda n: (done.append(n), passes.clear()),
-        )
-
     rows = batch_indices(len(splits.train), 16, 0, 1).tolist()
     with pytest.raises(training.NonFinite) as said:
-        spoiled("raise")
-    assert (
-        said.value.step == 2
-        and said.value.rows == rows
-        and said.value.where == "the output of stage2.0.0 (StaticNSLConv2d)"
-    ), said.value
-    model, result = spoiled("skip")
-    assert (
-        result.metrics["skipped_steps"] == 1
-        and all(v.isfinite().all() for v in model.state_dict().values())
-        and model.stage1[0][1].num_batches_tracked == 2
-    )
+        train_spoiled(splits, precision, "raise")
+    assert (said.value.step, said.value.rows) == (2, rows)
+    assert said.value.where == "the output of stage2.0.0 (StaticNSLConv2d)"
+    model, result = train_spoiled(splits, precision, "skip")
+    assert result.metrics["skipped_steps"] == 1 and is_finite(model)
+    assert model.stage1[0][1].num_batches_tracked == 2
     with pytest.warns(UserWarning, match="step 2: the output of stage2.0.0"):
-        model, result = spoiled("record")
-    assert (
-        result.metrics["diverged_step"] == 2
-        and all(v.isfinite().all() for v in model.state_dict().values())
-        and model.stage1[0][1].num_batches_tracked == 1
-    )
+        model, result = train_spoiled(splits, precision, "record")
+    assert result.metrics["diverged_step"] == 2 and is_finite(model)
+    assert model.stage1[0][1].num_batches_tracked == 1
 
 
 def test_float16_is_left_to_its_scaler():

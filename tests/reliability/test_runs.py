@@ -132,44 +132,52 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(
     measured(steps_done_again=steps)
 
 
+SWEEP = """
+import time
+from pathlib import Path
+from nsl_repro.results.tables import recorded_run
+
+def run(seed):
+    def work(folder):
+        for step in range(len(list(folder.glob("step*"))), 4):
+            time.sleep(0.1)
+            (folder / f"step{step}").touch()
+        with open(Path(output) / "log", "a") as log:
+            log.write(f"{seed}\\n")
+        return {"test_accuracy": 50.0}, {}, 1.0
+
+    identity = dict(experiment="sweep", dataset="digits", method="m", preset="smoke", seed=seed)
+    return recorded_run(work, output, parameters={}, device="cpu", **identity)
+
+print([run(seed).seed for seed in seeds])
+"""
+
+
+def kill_soon(command, begun, seconds):
+    "Begin a command, and kill it some seconds after it has begun its work."
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen(command, cwd=ROOT, **quiet)
+    deadline = time.monotonic() + 60
+    while not begun() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    runner.kill()
+    runner.wait()
+
+
 def test_a_sweep_that_is_killed_does_only_what_is_missing(notebook, tmp_path, measured):
-    sweep = notebook(
-        "sweep",
-        "seeds: list[int] = [0, 1, 2, 3]\noutput: str = ''",
-        "import time\nfrom pathlib import Path\nfrom nsl_repro.results.tables import recorded_run\n"
-        "def run(seed):\n"
-        "    def work(folder):\n"
-        "        for step in range(len(list(folder.glob('step*'))), 4): time.sleep(.1); (folder / "
-        "f'step{step}').touch()\n"
-        "        with open(Path(output) / 'log', 'a') as log: log.write(f'{seed}\\n')\n"
-        "        return {'test_accuracy': 50.0}, {}, 1.0\n"
-        "    return recorded_run(work, output, experiment='sweep', dataset='digits', method='m', "
-        "preset='smoke', seed=seed, parameters={}, device='cpu')\n"
-        "print([run(seed).seed for seed in seeds])",
-    )
+    sweep = notebook("sweep", "seeds: list[int] = [0, 1, 2, 3]\noutput: str = ''", SWEEP)
     draw, command = random.Random(0), [*COMMAND, "run", str(sweep), "-o", str(tmp_path)]
     kills = 20 if SOAK else 2
     for _ in range(kills):
-        runner = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 60
-        while (
-            not list(tmp_path.glob("runs/sweep__*/step*")) and time.monotonic() < deadline
-        ):  # the first time: it has begun
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0, 1))
-        runner.kill()
-        runner.wait()
+        kill_soon(command, lambda: [*tmp_path.glob("runs/sweep__*/step*")], draw.uniform(0, 1))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
     log = (tmp_path / "log").read_text().split()
-    assert set(log) == set("0123") and len(log) <= 5, (
-        f"work was finished {len(log)} times for 4 runs"
-    )  # twice only if killed between its end and the note of it
+    assert set(log) == set("0123")
+    # twice only if killed between its end and the note of it
+    assert len(log) <= 5, f"work was finished {len(log)} times for 4 runs"
     assert len(list(tmp_path.glob("results/*.json"))) == 4 and not leftovers(tmp_path)
     measured(kills=kills, runs=4, completions=len(log))
-    for executed in tmp_path.glob("runs/*.ipynb"):
-        assert executed.read_text().endswith("}\n") or executed.read_text().endswith(
-            "}"
-        )  # killed or not, what is there is whole
+    for executed in tmp_path.glob("runs/*.ipynb"):  # killed or not, what is there is whole
+        assert executed.read_text().rstrip("\n").endswith("}")

@@ -44,6 +44,37 @@ def held() -> dict[str, int]:
     )
 
 
+IDENTITY = dict(experiment="soak", dataset="digits", method="dynamic_dns", preset="smoke", seed=0)
+NETWORK = dict(method="dynamic_dns", width=0.125, in_channels=1, image_size=16)
+
+
+def train_and_keep(folder, train_set, validation, test_set):
+    "A short training with checkpoints and curves, and its network kept."
+    import torch
+
+    from nsl_repro.training.classify import RECIPES, make_accelerator, train
+    from nsl_repro.training.models import cnn9
+    from nsl_repro.training.weights import Preprocessing, keep_model
+
+    torch.manual_seed(0)
+    model = cnn9(**NETWORK)
+    result = train(
+        model,
+        train_set,
+        test_set,
+        validation,
+        recipe=replace(RECIPES["clean"], batch_size=32),
+        steps=4,
+        segments=2,
+        flip=False,
+        accelerator=make_accelerator("cpu", tracker="tensorboard"),
+        checkpoint=folder / "checkpoint.pt",
+    )
+    prepare = Preprocessing.of(train_set.images, "standardised")
+    keep_model(folder, model, "cnn9", NETWORK, prepare, train_set.classes)
+    return result.metrics, result.curves, result.wall_time_s
+
+
 def one_process(out: Path):
     """Everything that a run touches, in small: network, training with checkpoints and curves,
     ledger, table, figure, kept model, loaded again."""
@@ -51,64 +82,24 @@ def one_process(out: Path):
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
-    import torch
 
     from nsl_repro import load
     from nsl_repro.data.images import hold_out, limit, load_dataset
-    from nsl_repro.training.models import cnn9
-    from nsl_repro.results.tables import (
-        comparison_table,
-        load_ledger,
-        plot_accuracy,
-        recorded_run,
-        run_folder,
-    )
-    from nsl_repro.training.classify import RECIPES, make_accelerator, train
-    from nsl_repro.training.weights import Preprocessing, keep_model
+    from nsl_repro.results.tables import comparison_table, load_ledger, plot_accuracy
+    from nsl_repro.results.tables import recorded_run, run_folder
 
-    recipe = replace(RECIPES["clean"], batch_size=32)
-    arguments = dict(method="dynamic_dns", width=0.125, in_channels=1, image_size=16)
     train_set, test_set = (limit(part, 128) for part in load_dataset("digits"))
     train_set, validation = hold_out(train_set, 32)
 
     def turn():
-        accelerator = make_accelerator("cpu", tracker="tensorboard")
-
-        def work(folder):
-            torch.manual_seed(0)
-            model = cnn9(**arguments)
-            result = train(
-                model,
-                train_set,
-                test_set,
-                validation,
-                recipe=recipe,
-                steps=4,
-                segments=2,
-                flip=False,
-                accelerator=accelerator,
-                checkpoint=folder / "checkpoint.pt",
-            )
-            keep_model(
-                folder,
-                model,
-                "cnn9",
-                arguments,
-                Preprocessing.of(train_set.images, "standardised"),
-                train_set.classes,
-            )
-            return result.metrics, result.curves, result.wall_time_s
-
-        identity = dict(
-            experiment="soak",
-            dataset="digits",
-            method="dynamic_dns",
-            preset="smoke",
-            seed=0,
+        entry = recorded_run(
+            lambda folder: train_and_keep(folder, train_set, validation, test_set),
+            out,
+            resume=False,
+            **IDENTITY,
             parameters=dict(steps=4),
             device="cpu",
         )
-        entry = recorded_run(work, out, resume=False, **identity)
         model = load(run_folder(entry, out))
         model(model.preprocess(test_set.images[:8]))
         comparison_table(load_ledger(out)).to_markdown()

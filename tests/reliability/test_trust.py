@@ -210,7 +210,7 @@ def test_images_are_pixels(canary, tmp_path, monkeypatch):
     with pytest.raises(DamagedData, match=r"a\.jpg cannot be decoded"):
         read_image(tmp_path / "a.jpg")
     assert not canary.exists()
-    with pytest.raises(Exception):  # noqa: B017  whatever Pillow makes of a converter that converts nothing
+    with pytest.raises(Exception):  # noqa: B017  the converter has converted nothing
         Image.open(tmp_path / "a.jpg").load()
     assert canary.exists(), "Pillow on its own would not have run it: this test shows nothing"
     canary.rmdir()
@@ -288,7 +288,7 @@ def test_values_are_not_executed(canary, notebook, tmp_path):
     assert json.loads((tmp_path / "out" / "got.json").read_text()) == [texts, texts[1]]
 
 
-# What would run, or unpickle, what it is given; the call is all right if one of its arguments is as said here
+# What would run, or unpickle, what it is given; with one of these arguments the call is all right
 FORBIDDEN = {
     "eval": {},
     "exec": {},
@@ -429,7 +429,7 @@ def found(file, text):
             yield file, "Image.open"
 
 
-MAGICS = {  # on Colab alone, the project itself (its newest state, and the versions that pip finds: the lock is for the two commands)
+MAGICS = {  # in Colab only: the project itself, with the versions that pip finds
     "get_ipython().run_line_magic('pip', 'install -q \"nsl_repro[notebooks] @ "
     "git+https://github.com/nsl-repro/nsl_repro\"')"
 }
@@ -547,42 +547,23 @@ def test_another_file_is_refused(change, tmp_path):
     "pip is given a wheel that is not the one in the lock, or that the lock does not name."
     import zipfile
 
-    wheel = tmp_path / "something-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as z:
-        z.writestr("something.py", "")
-        z.writestr(
-            "something-1.0.dist-info/METADATA",
-            "Metadata-Version: 2.1\nName: something\nVersion: 1.0\n",
-        )
-        z.writestr(
-            "something-1.0.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        z.writestr("something-1.0.dist-info/RECORD", "")
-    (tmp_path / "requirements.lock").write_text(
-        "something==1.0" + (f" --hash=sha256:{'0' * 64}" if change == "hash" else "") + "\n"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--isolated",
-        "--no-index",
-        "--find-links",
-        tmp_path,
-        "--require-hashes",
-        "--only-binary",
-        ":all:",
-        "-r",
-        tmp_path / "requirements.lock",
-        "--target",
-        tmp_path / "in",
-    ]
+    info = "something-1.0.dist-info"
+    files = {
+        "something.py": "",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: something\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(tmp_path / "something-1.0-py3-none-any.whl", "w") as z:
+        for name, text in files.items():
+            z.writestr(name, text)
+    lock = tmp_path / "requirements.lock"
+    wanted = f" --hash=sha256:{'0' * 64}" if change == "hash" else ""
+    lock.write_text(f"something==1.0{wanted}\n")
+    options = f"--isolated --no-index --require-hashes --only-binary :all: -r {lock}"
+    options += f" --find-links {tmp_path} --target {tmp_path / 'in'}"
+    command = [sys.executable, "-m", "pip", "install", *options.split()]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (
-        done.returncode
-        and ("DO NOT MATCH THE HASHES" if change == "hash" else "Hashes are required")
-        in done.stderr
-    ), done.stderr
+    complaint = "DO NOT MATCH THE HASHES" if change == "hash" else "Hashes are required"
+    assert done.returncode and complaint in done.stderr, done.stderr
     assert not (tmp_path / "in").exists()

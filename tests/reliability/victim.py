@@ -19,15 +19,15 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-os.environ.update(
-    OMP_NUM_THREADS="1", NSL_PROGRESS="off"
-)  # forked processes must not inherit half a pool of threads
+# forked processes must not inherit half a pool of threads
+os.environ.update(OMP_NUM_THREADS="1", NSL_PROGRESS="off")
 
 import torch  # noqa: E402
 
 from nsl_repro.base import files  # noqa: E402
 from nsl_repro.results import tables as results  # noqa: E402
-from nsl_repro.training import classify as training, embedding, fewshot, imagenet, models, weights  # noqa: E402
+from nsl_repro.training import classify as training, embedding, fewshot  # noqa: E402
+from nsl_repro.training import imagenet, models, weights  # noqa: E402
 from nsl_repro.data.images import hold_out, limit, load_dataset, to_input  # noqa: E402
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
@@ -290,7 +290,9 @@ def start(work, root, *args, **kwargs):
     process = _context().Process(
         target=_child, args=(work, Path(root) / "errors", *args), kwargs=kwargs
     )
-    with _starting:  # `start` polls all known children: in another thread it would take the status that `join` waits for here, which then is 255
+    # `start` polls all known children: in another thread it would take the status that `join` waits
+    # for here, which then is 255
+    with _starting:
         process.start()
         multiprocessing.process._children.discard(process)
     return process
