@@ -165,10 +165,13 @@ def mark_deviations(app, doctree):
 
 
 def keep_short_cells_whole(app, doctree):
-    "Numbers with their intervals are not broken over lines."
+    "Numbers with their intervals, and single words, are not broken over lines."
     for entry in doctree.findall(nodes.entry):
-        if len(entry.astext()) <= 30:
+        if len(entry.astext()) <= 12:
             entry["classes"].append("short")
+        for text in list(entry.findall(nodes.Text)):
+            if " ± " in text:
+                text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
 
 
 def setup(app):
