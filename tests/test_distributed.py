@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from nsl_repro.training.imagenet import launch, make_engine, sweep
+from nsl_repro.training.imagenet import make_engine
+from nsl_repro.training.sweep import launch, sweep
 from nsl_repro.results.tables import load_ledger
 
 # In float64, so that whatever is not the order of summation shows: that alone is about 1e-16 per

@@ -28,10 +28,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from .images import DataNotFound, data_root, to_device
+from ..base.downloads import DataNotFound, data_root
+from .images import to_device
 from ..base.files import write_whole
 from .photos import DamagedData, PhotoSet
-from ..training.classify import progress_bar
+from ..base.downloads import progress_bar
 
 # %% ../../nbs/data/06_features.ipynb #99e4f1c2
 BACKBONES: dict[str, str] = {  # the names that are always known, with one line for people

@@ -36,15 +36,8 @@ from nsl_repro.pddm.unit import (
     negative_distance,
 )
 from ..data.photos import PhotoSet
-from nsl_repro.training.classify import (
-    FiniteSteps,
-    TrainResult,
-    make_accelerator,
-    newest_checkpoint,
-    progress_bar,
-    save_checkpoint,
-    tracked,
-)
+from ..base.downloads import progress_bar
+from .loop import FiniteSteps, TrainResult, make_accelerator, newest_checkpoint, save_checkpoint, tracked
 
 # %% ../../nbs/training/05_embedding.ipynb #807dca29
 @checked

@@ -23,7 +23,8 @@ from safetensors.torch import load as read_tensors, save as tensor_bytes
 from torch import Tensor, nn
 
 import nsl_repro
-from ..data.images import channel_statistics, project_root, to_input
+from ..base.downloads import project_root
+from ..data.images import channel_statistics, to_input
 from ..nsl.dynamic import DynamicNSLConv2d
 from .embedding import EmbeddingNet
 from ..base.files import make_folder, write_whole

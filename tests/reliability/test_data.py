@@ -26,7 +26,8 @@ from nsl_repro.base.downloads import DataNotFound, DownloadFailed, check_files, 
 from nsl_repro.training.embedding import photo_tensor
 from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set
-from nsl_repro.training.imagenet import PRESETS, decoded, sweep
+from nsl_repro.data.splits import decoded
+from nsl_repro.training.sweep import PRESETS, sweep
 from nsl_repro.data.photos import (
     DamagedData,
     check_photos,

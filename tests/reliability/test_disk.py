@@ -17,7 +17,7 @@ from nsl_repro.base.downloads import DataNotFound
 from nsl_repro.base.files import CannotWrite, write_whole
 from nsl_repro.data.photos import photos_from_folder
 from nsl_repro.results.tables import load_ledger
-from nsl_repro.training.classify import load_checkpoint
+from nsl_repro.training.loop import load_checkpoint
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ def train_and_keep(folder, train_set, validation, test_set):
     "A short training with checkpoints and curves, and its network kept."
     import torch
 
-    from nsl_repro.training.classify import RECIPES, make_accelerator, train
+    from nsl_repro.training.classify import train
+    from nsl_repro.training.loop import make_accelerator
+    from nsl_repro.training.recipe import RECIPES
     from nsl_repro.training.models import cnn9
     from nsl_repro.training.weights import Preprocessing, keep_model
 

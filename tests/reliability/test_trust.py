@@ -32,7 +32,7 @@ from nsl_repro.training.models import cnn9
 from nsl_repro.data.photos import DamagedData, read_image
 from nsl_repro.results.tables import load_ledger, read_entry
 from nsl_repro.command.runner import parse_value, prepare, read_parameters, run_experiment
-from nsl_repro.training.classify import load_checkpoint
+from nsl_repro.training.loop import load_checkpoint
 from nsl_repro.training.weights import Preprocessing, keep_model, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
