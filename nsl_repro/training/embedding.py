@@ -37,7 +37,14 @@ from nsl_repro.pddm.unit import (
 )
 from ..data.photos import PhotoSet
 from ..base.downloads import progress_bar
-from .loop import FiniteSteps, TrainResult, make_accelerator, newest_checkpoint, save_checkpoint, tracked
+from nsl_repro.training.loop import (
+    FiniteSteps,
+    TrainResult,
+    make_accelerator,
+    newest_checkpoint,
+    save_checkpoint,
+    tracked,
+)
 
 # %% ../../nbs/training/05_embedding.ipynb #807dca29
 @checked

@@ -28,7 +28,13 @@ from ..data.images import ImageSet, generator_for
 from ..data.photos import PhotoSet
 from ..results.tables import Interval, mean_interval
 from ..base.downloads import progress_bar
-from .loop import FiniteSteps, TrainResult, newest_checkpoint, save_checkpoint, tracked
+from nsl_repro.training.loop import (
+    FiniteSteps,
+    TrainResult,
+    newest_checkpoint,
+    save_checkpoint,
+    tracked,
+)
 
 # %% auto #0
 __all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',

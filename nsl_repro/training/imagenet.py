@@ -9,11 +9,10 @@ __all__ = ['NETWORKS', 'IMAGENET_METHODS', 'STAGES', 'cnn10', 'build_network', '
 # %% ../../nbs/training/08_imagenet.ipynb #7ace07a2
 import math
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,24 +20,19 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from torchvision.models.resnet import BasicBlock, ResNet
-from tqdm import tqdm
 
 from ..base.checks import checked
-from ..base.downloads import progress_bar
-from ..data.images import batch_indices, to_input
+from ..data.images import ImageSet, batch_indices, to_input
+from ..data.photos import PhotoSet
 from ..data.splits import Pictures, Splits
 from ..nsl.convert import KINDS, to_nsl
-from .loop import FiniteSteps, TrainResult
-from .recipe import Recipe, classification_loss
-from .loop import make_accelerator
-from .recipe import learning_rate, make_optimizer
-from .loop import newest_checkpoint, save_checkpoint, tracked
-from .recipe import regulariser
+from .loop import Run, TrainResult, make_accelerator
 from .models import count_parameters
+from .recipe import Recipe, classification_loss, learning_rate, make_optimizer
+from .recipe import regulariser
 
 # %% ../../nbs/training/08_imagenet.ipynb #90b1e7d1
 NETWORKS = ("cnn10", "resnet18")
@@ -374,7 +368,89 @@ def evaluate_images(
         )
     return dict(accuracy=100 * first / counted, top5=100 * five / counted, loss=total / counted)
 
-# %% ../../nbs/training/08_imagenet.ipynb #30739043
+# %% ../../nbs/training/08_imagenet.ipynb #b33662ff
+def _gradients(
+    run: Run,
+    net: nn.Module,  # the run's model, wrapped for several processes
+    batches: Iterator,  # the micro-batches of this process
+    prepare: Callable[[Tensor], Tensor],
+    recipe: ImageNetRecipe,
+    statistics: StepStatistics,
+) -> tuple[Tensor, Tensor, list[Tensor]]:  # loss and accuracy, means over micro-batches; images
+    "The backward passes of one step."
+    engine, seen = run.accelerator, []
+    parts = engine.gradient_accumulation_steps
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for _ in range(parts):
+        with run.loading():
+            images, labels = next(batches)
+        with engine.accumulate(net):
+            logits = net(prepare(images))
+            loss = classification_loss(logits, labels, recipe)
+            engine.backward(loss + regulariser(run.model, recipe))
+        statistics.collect()
+        right = (logits.argmax(1) == labels).double().mean()
+        sums += torch.stack([loss.detach(), right]) / parts
+        seen.append(images)
+    return sums[0], sums[1], seen
+
+# %% ../../nbs/training/08_imagenet.ipynb #9ec48809
+def _steps(
+    run: Run,
+    net: nn.Module,
+    batches: Iterator,
+    prepare: Callable[[Tensor], Tensor],
+    measure: Callable[[], dict[str, float]],  # on validation images, at the end of a segment
+    recipe: ImageNetRecipe,
+    rows: Callable[[int], Tensor],  # the images of a step
+) -> None:
+    engine, statistics = run.accelerator, StepStatistics(run.model)
+    net.train()
+    for step in run:
+        run.set_rate(recipe.rate(step, run.steps))
+        loss, right, seen = _gradients(run, net, batches, prepare, recipe, statistics)
+        again = lambda: [run.model(prepare(images)) for images in seen]  # noqa: E731
+        if run.step(loss, rows(step), again, accuracy=right):
+            statistics.share(engine)
+            run.guard.remember()
+        else:
+            statistics.parts.clear()
+        if run.segment_ended:
+            found = measure()
+            if math.isfinite(found["val_loss"]):
+                run.point(processes=engine.num_processes, val_step=run.done, **found)
+            else:
+                run.diverged = run.done
+
+# %% ../../nbs/training/08_imagenet.ipynb #c754d570
+def _no_points() -> dict[str, list[float]]:
+    "The curves of a run that has just begun."
+    names = ("step", "train_loss", "train_accuracy", "processes")
+    measured = ("val_step", "val_accuracy", "val_top5", "val_loss")
+    return {name: [] for name in (*names, *measured)}
+
+
+def _preparation(splits: Splits, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    "Bytes (B, 3, H, W) -> the network's input."
+
+    def prepare(images: Tensor) -> Tensor:
+        x = to_input(images, "standardised", splits.mean, splits.std, dtype)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    return prepare
+
+
+def _loader(
+    pictures: Pictures, recipe: ImageNetRecipe, seed: int, run: Run, workers: int
+) -> DataLoader:
+    "The micro-batches of the steps that a run has left, dealt out to the processes."
+    sizes = (len(pictures), recipe.batch_size, recipe.micro_batch)
+    left = MicroBatches(*sizes, seed, run.steps, run.done)
+    pin = run.accelerator.device.type == "cuda"
+    loader = DataLoader(pictures, batch_sampler=left, num_workers=workers, pin_memory=pin)
+    return run.accelerator.prepare(loader)
+
+# %% ../../nbs/training/08_imagenet.ipynb #b44d1194
 @checked
 def train_network(
     model: nn.Module,
@@ -385,213 +461,41 @@ def train_network(
     seed: int = 0,  # of the order of the images and their augmentation
     segments: int = 10,  # how often to measure and save
     accelerator: Accelerator | None = None,  # from `make_engine`
-    checkpoint: str
-    | Path
-    | None = None,  # file to save to and to continue from; used by the first process alone
+    checkpoint: str | Path | None = None,  # used by the first process alone
     workers: int = 0,  # processes that read images, for each process
     description: str = "",  # of the progress bar
     on_step: Callable[[int], Any] | None = None,  # called with the number of steps done, after each
     on_nonfinite: str = "raise",  # or 'record' or 'skip': see `FiniteSteps`
 ) -> TrainResult:  # the same in every process
-    """Train `model` in place, in as many processes as there are, and measure it on the test images once, at the end.
+    """Train `model` in place, in as many processes as there are, and measure it on the test images
+    once, at the end.
 
-    Metrics: `test_accuracy`, `test_top5`, `val_accuracy`, `val_top5` (percent), `test_loss`, `val_loss`, `train_loss`, `step_ms` and `images_per_s` (medians over segments), `loader_share` (waiting for training images, as a share of the whole time, 0 to 1: validation counts as time, not as waiting), `diverged_step` if it diverged (or if the validation loss is not finite), `skipped_steps` with `on_nonfinite='skip'`.
-    Curves: `step, train_loss, train_accuracy, processes, val_step, val_accuracy, val_top5, val_loss`. Weights do not depend on the number of processes but for rounding. Raises `ValueError` when the processes cannot share
-    a step, when there are fewer images than a step needs, or when the checkpoint belongs to another run, `NonFinite` for a step that is not finite.
-    """
-    if steps < 1 or segments < 1:
-        raise ValueError(f"steps and segments must be at least 1, not {steps} and {segments}")
-    accelerator = accelerator or make_engine()
-    accelerator.free_memory()  # forgets earlier networks, and micro-batches that an interrupted step has counted
-    accelerator.gradient_accumulation_steps = share_of_step(recipe, accelerator.num_processes)
-    identity = dict(
-        steps=steps,
-        seed=seed,
-        segments=segments,
-        recipe=recipe.parameters(),
-        images=len(splits.train),
-        size=splits.size,
-    )
-    (state,) = broadcast_object_list(
-        [newest_checkpoint(checkpoint) if accelerator.is_main_process else None]
-    )
-    if state and state.get("identity") != identity:
-        raise ValueError(
-            f"{checkpoint} belongs to another run ({state.get('identity')}, not {identity}); delete it or choose another output"
-        )
-    done, timings, waited_s, wall_s, diverged = 0, [], 0.0, 0.0, None
-    curves: dict[str, list[float]] = dict(
-        step=[],
-        train_loss=[],
-        train_accuracy=[],
-        processes=[],
-        val_step=[],
-        val_accuracy=[],
-        val_top5=[],
-        val_loss=[],
-    )
-    if state:
-        done, timings, waited_s, wall_s, diverged, curves = (
-            state[k] for k in ("done", "timings", "waited_s", "wall_s", "diverged", "curves")
-        )
-
-    train_set, validation_set, test_set = (
-        Pictures(part, splits.size, splits.flip, recipe.min_area, seed)
-        for part in (splits.train, splits.validation, splits.test)
-    )
-    loader = DataLoader(
-        train_set,
-        batch_sampler=MicroBatches(
-            len(train_set), recipe.batch_size, recipe.micro_batch, seed, steps, done
-        ),
-        num_workers=workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    Raises `ValueError` when the processes cannot share a step, when there are fewer images than a
+    step needs, or when the checkpoint belongs to another run, `NonFinite` for a step that is not
+    finite."""
+    engine = accelerator or make_engine()
+    engine.free_memory()  # forgets what an interrupted step has counted
+    engine.gradient_accumulation_steps = share_of_step(recipe, engine.num_processes)
     optimizer = make_optimizer(model, recipe)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    guard = FiniteSteps(model, on_nonfinite, accelerator)
-    guard.skipped = state.get("skipped", 0) if state else 0
-    dtype = next(model.parameters()).dtype
-    prepare = lambda images: to_input(
-        images, "standardised", splits.mean, splits.std, dtype
-    ).contiguous(memory_format=torch.channels_last)
-    measure = lambda pictures: evaluate_images(
-        model, pictures, prepare, accelerator, workers=workers
-    )
+    net, optimizer = engine.prepare(model, optimizer)
+    prepare = _preparation(splits, next(model.parameters()).dtype)
+    size = (splits.size, splits.flip, recipe.min_area, seed)
+    train_set = Pictures(splits.train, *size)
+    identity = dict(seed=seed, recipe=recipe.parameters(), images=len(train_set), size=splits.size)
+    options: dict = dict(segments=segments, checkpoint=checkpoint, description=description)
+    options |= dict(curves=_no_points(), on_step=on_step, on_nonfinite=on_nonfinite)
 
-    boundaries = {math.ceil(steps * (i + 1) / segments) for i in range(segments)}
-    statistics, sums = (
-        StepStatistics(model),
-        torch.zeros(2, dtype=torch.float64, device=accelerator.device),
-    )
-    net.train()
-    with (
-        tracked(accelerator, checkpoint) as log,
-        progress_bar(steps, description, initial=done)
-        if accelerator.is_main_process
-        else tqdm(disable=True) as bar,
-    ):
-        started, kept, began = done, 0, time.perf_counter()
-        ended, before, seen = (
-            began,
-            sums.clone(),
-            [],
-        )  # of the last micro-batch; the sums before the step; its micro-batches
-        for images, labels in loader if diverged is None else ():
-            waited_s += time.perf_counter() - ended
-            with accelerator.accumulate(net):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(done, steps)
-                logits = net(prepare(images))
-                loss = classification_loss(logits, labels, recipe)
-                accelerator.backward(loss + regulariser(model, recipe))
-                statistics.collect()
-                seen.append(images)
-                sums += (
-                    torch.stack([loss.detach(), (logits.argmax(1) == labels).double().mean()])
-                    / accelerator.gradient_accumulation_steps
-                )
-                allowed = not accelerator.sync_gradients or guard.allow(
-                    sums[0],
-                    done,
-                    batch_indices(len(train_set), recipe.batch_size, seed, done),
-                    lambda: [model(prepare(images)) for images in seen],
-                )
-                if allowed:
-                    optimizer.step()
-                optimizer.zero_grad()
-            ended = time.perf_counter()
-            if not accelerator.sync_gradients:
-                continue
-            if allowed:
-                statistics.share(accelerator)
-                guard.remember()
-                kept += 1
-            else:
-                statistics.parts.clear()
-                sums.copy_(before)
-            before.copy_(sums)
-            seen.clear()
-            done += 1
-            if done % max(1, steps // 200) == 0 and not bar.disable:
-                loss_now, right = (sums / max(1, kept)).tolist()
-                bar.set_postfix_str(
-                    f"loss {loss_now:.3f} accuracy {100 * right:.1f} %", refresh=False
-                )
-            bar.update()
-            if on_step:
-                on_step(done)
-            if done not in boundaries and guard.diverged is None:
-                continue
+    def measure(part: PhotoSet | ImageSet, name: str) -> dict[str, float]:
+        found = evaluate_images(model, Pictures(part, *size), prepare, engine, workers=workers)
+        return {f"{name}_{k}": v for k, v in found.items()}
 
-            mean_loss, right = (accelerator.reduce(sums, "mean") / max(1, kept)).tolist()
-            timings.append(1000 * (time.perf_counter() - began) / (done - started))
-            diverged, found = guard.diverged, {}
-            if diverged is None and kept:
-                found = measure(validation_set)
-                if not math.isfinite(found["loss"]):
-                    diverged = done
-            if diverged is None and kept:
-                for name, value in dict(
-                    step=done,
-                    train_loss=mean_loss,
-                    train_accuracy=100 * right,
-                    processes=accelerator.num_processes,
-                    val_step=done,
-                    **{f"val_{k}": v for k, v in found.items()},
-                ).items():
-                    curves[name].append(value)
-                log(
-                    done,
-                    **{
-                        name: curve[-1]
-                        for name, curve in curves.items()
-                        if curve and not name.endswith(("step", "processes"))
-                    },
-                )
-            wall_s += time.perf_counter() - began
-            if checkpoint is not None and accelerator.is_main_process:
-                save_checkpoint(
-                    dict(
-                        identity=identity,
-                        model=model.state_dict(),
-                        optimizer=optimizer.state_dict(),
-                        done=done,
-                        timings=timings,
-                        waited_s=waited_s,
-                        wall_s=wall_s,
-                        diverged=diverged,
-                        curves=curves,
-                        skipped=guard.skipped,
-                    ),
-                    checkpoint,
-                )
-            if diverged is not None:
-                break
-            sums.zero_()
-            before.zero_()
-            started, kept, began = done, 0, time.perf_counter()
-            ended = began
-
-    began = time.perf_counter()
-    middle = sorted(timings)[len(timings) // 2]
-    metrics = {f"test_{k}": v for k, v in measure(test_set).items() if math.isfinite(v)}
-    metrics |= dict(
-        step_ms=middle,
-        images_per_s=1000 * recipe.batch_size / middle,
-        loader_share=waited_s / wall_s,
-    )
-    metrics |= {
-        name: curve[-1]
-        for name, curve in curves.items()
-        if curve and name.startswith(("val_", "train_loss")) and name != "val_step"
-    }
-    if diverged is not None:
-        metrics["diverged_step"] = diverged
-    if on_nonfinite == "skip":
-        metrics["skipped_steps"] = guard.skipped
-    return TrainResult(metrics, curves, wall_s + time.perf_counter() - began)
+    with Run(model, optimizer, steps, identity=identity, accelerator=engine, **options) as run:
+        batches = iter(_loader(train_set, recipe, seed, run, workers))
+        rows = partial(batch_indices, len(train_set), recipe.batch_size, seed)
+        validate = partial(measure, splits.validation, "val")
+        _steps(run, net, batches, prepare, validate, recipe, rows)
+    metrics = run.newest("val_accuracy", "val_top5", "val_loss")
+    metrics |= {k: v for k, v in measure(splits.test, "test").items() if math.isfinite(v)}
+    metrics |= dict(images_per_s=1000 * recipe.batch_size / run.step_ms)
+    return run.result(loader_share=run.loader_s / run.wall_s, **metrics)

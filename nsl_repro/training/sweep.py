@@ -287,9 +287,7 @@ def sweep(
     changed = None
     if changes := plan.changes(PRESETS[preset]):
         preset, changed = "custom", {"preset": preset} | changes
-    runs = Sweep(
-        dataset, network, preset, plan, splits, accelerator, precision, workers, changed
-    )
+    runs = Sweep(dataset, network, preset, plan, splits, accelerator, precision, workers, changed)
     seeds = seeds or plan.seeds
     entries = [run_one(runs, method, s, output, resume) for s in seeds for method in methods]
     return [entry for entry in entries if entry is not None]
