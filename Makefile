@@ -20,7 +20,7 @@ help:
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make test       check everything that is claimed"
 	@echo "make soak       what must keep working, for hours and with more cases (NSL_SOAK_HOURS=2)"
-	@echo "make lint       check notebooks and tests with ruff, and the library's types with mypy"
+	@echo "make lint       check the form of notebooks and tests with ruff, and the library's types with mypy"
 	@echo "make audit      ask PyPI for known vulnerabilities of everything that is installed"
 	@echo "make lock       pin versions and hashes again (needs uv; ARGS='--upgrade-package NAME' moves one)"
 	@echo "make docs       build the site in _docs/html"
@@ -57,6 +57,7 @@ check-docs: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
 
 lint: $(READY)
+	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
