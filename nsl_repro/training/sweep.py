@@ -151,7 +151,7 @@ def _recorded(
             work(None)
     return None
 
-# %% ../../nbs/training/11_sweep.ipynb #ca2301ef
+# %% ../../nbs/training/11_sweep.ipynb #7f6960a3
 @dataclass
 class Sweep:
     "Runs that share images, plan and engine."
@@ -186,7 +186,8 @@ class Sweep:
         parts = {part: getattr(self.splits, part) for part in ("train", "validation", "test")}
         photos = {part: images for part, images in parts.items() if isinstance(images, PhotoSet)}
         if self.plan.cache:
-            return replace(self.splits, **{part: decoded(p) for part, p in photos.items()})
+            in_memory: dict[str, Any] = {part: decoded(p) for part, p in photos.items()}
+            return replace(self.splits, **in_memory)
         for images in photos.values():  # costs what decoding costs in one of the many epochs
             _all_whole(images, self.accelerator)
         return self.splits
@@ -408,7 +409,7 @@ def launch(
     line = [*torchrun, "--nproc_per_node", str(processes), "-m", "nsl_repro.training.sweep"]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {"OMP_NUM_THREADS": threads, "NSL_PROGRESS": "lines", **os.environ}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with subprocess.Popen([*line, *arguments], env=environment, **pipes) as child:
         try:
             for text in child.stdout or ():
