@@ -4,24 +4,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .nsl.attention import GlobalNeuralSimilarity as GlobalNeuralSimilarity
-    from .nsl.convert import similarity_parameters as similarity_parameters, to_nsl as to_nsl
-    from .nsl.dynamic import DynamicNSLConv2d as DynamicNSLConv2d, dynamic_conv2d as dynamic_conv2d
-    from .pddm.unit import PDDM as PDDM, DoubleHeaderHingeLoss as DoubleHeaderHingeLoss, hard_quadruplets as hard_quadruplets
-    from .pddm.plugins import PDDMLoss as PDDMLoss
-    from .training.retrieval import evaluate_retrieval as evaluate_retrieval
+    from .nsl.convert import similarity_parameters as similarity_parameters
+    from .nsl.convert import to_nsl as to_nsl
+    from .nsl.dynamic import DynamicNSLConv2d as DynamicNSLConv2d
+    from .nsl.dynamic import dynamic_conv2d as dynamic_conv2d
     from .nsl.sphere import SphereConv2d as SphereConv2d
-    from .nsl.static import StaticNSLConv2d as StaticNSLConv2d, fold as fold
+    from .nsl.static import StaticNSLConv2d as StaticNSLConv2d
+    from .nsl.static import fold as fold
+    from .pddm.loss import DoubleHeaderHingeLoss as DoubleHeaderHingeLoss
+    from .pddm.mining import hard_quadruplets as hard_quadruplets
+    from .pddm.plugins import PDDMLoss as PDDMLoss
+    from .pddm.unit import PDDM as PDDM
+    from .training.retrieval import evaluate_retrieval as evaluate_retrieval
     from .training.weights import load as load
 
 _HOMES = {  # name -> its module, imported when it is asked for
     "GlobalNeuralSimilarity": "nsl.attention",
-    "similarity_parameters": "nsl.convert", "to_nsl": "nsl.convert",
-    "DynamicNSLConv2d": "nsl.dynamic", "dynamic_conv2d": "nsl.dynamic",
-    "PDDM": "pddm.unit", "DoubleHeaderHingeLoss": "pddm.unit", "hard_quadruplets": "pddm.unit",
-    "PDDMLoss": "pddm.plugins",
-    "evaluate_retrieval": "training.retrieval",
+    "similarity_parameters": "nsl.convert",
+    "to_nsl": "nsl.convert",
+    "DynamicNSLConv2d": "nsl.dynamic",
+    "dynamic_conv2d": "nsl.dynamic",
     "SphereConv2d": "nsl.sphere",
-    "StaticNSLConv2d": "nsl.static", "fold": "nsl.static",
+    "StaticNSLConv2d": "nsl.static",
+    "fold": "nsl.static",
+    "DoubleHeaderHingeLoss": "pddm.loss",
+    "hard_quadruplets": "pddm.mining",
+    "PDDMLoss": "pddm.plugins",
+    "PDDM": "pddm.unit",
+    "evaluate_retrieval": "training.retrieval",
     "load": "training.weights",
 }
 
