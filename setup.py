@@ -50,7 +50,12 @@ setup(
     package_data={
         "nsl_repro": ["py.typed"],
         "nsl_repro._experiments": ["*.ipynb"],
-        "nsl_repro._data": ["paper_results.json", "reliability.json", "results/*.json"],
+        "nsl_repro._data": [
+            "paper_results.json",
+            "methods.json",
+            "reliability.json",
+            "results/*.json",
+        ],
     },
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
