@@ -167,7 +167,7 @@ def mark_deviations(app, doctree):
 def keep_short_cells_whole(app, doctree):
     "Numbers with their intervals, and single words, are not broken over lines."
     for entry in doctree.findall(nodes.entry):
-        if len(entry.astext()) <= 12:
+        if len(entry.astext()) <= 20 and not isinstance(entry.parent.parent, nodes.thead):
             entry["classes"].append("short")
         for text in list(entry.findall(nodes.Text)):
             if " ± " in text:

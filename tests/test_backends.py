@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from nsl_repro.nsl.dynamic import DynamicNSLConv2d, SimilarityPredictor, dynamic_conv2d
+from nsl_repro.nsl.dynamic import DynamicNSLConv2d, dynamic_conv2d
+from nsl_repro.nsl.predictor import SimilarityPredictor
 from nsl_repro.kernels.cpu import why_not
 
 KINDS = ("diagonal", "unconstrained")

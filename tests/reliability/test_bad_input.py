@@ -526,6 +526,7 @@ NOT_HERE = {
     "Method": CONTAINER,
     "DataState": CONTAINER,
     "DataSource": CONTAINER,
+    **{n: CONTAINER for n in ("Column", "Methods", "MethodStyle")},
     "Headline": CONTAINER,
     "Finding": CONTAINER,
     "Parameter": CONTAINER,
@@ -557,6 +558,9 @@ NOT_HERE = {
         n: TEXT
         for n in (
             "entry_name",
+            "one_line",
+            "notebook_of",
+            "comparison_of",
             "finite_curves",
             "mean_interval",
             "difference_interval",
@@ -612,6 +616,14 @@ NOT_HERE = {
             features=("load_backbone", "frozen_features", "class_name_vectors", "wordnet_names"),
             files=("locked", "make_folder", "write_whole"),
             results=(
+                "read_json",
+                "validated",
+                "ask_git",
+                "packaged",
+                "read_methods",
+                "group_key",
+                "by_method",
+                "metric_values",
                 "forget_run",
                 "repeatable",
                 "write_entry",

@@ -9,8 +9,9 @@ from copy import deepcopy
 import pytest
 from victim import HERE, SOAK, start
 
-from nsl_repro.results import tables as results
+from nsl_repro.results import claims
 from nsl_repro.results.tables import (
+    entry_name,
     load_ledger,
     new_entry,
     paper_results,
@@ -98,7 +99,7 @@ def test_two_processes_asked_for_one_run_do_it_once(tmp_path, capfd, killed):
     (entry,) = load_ledger(tmp_path)
     assert (
         errors.read_text()
-        == f"{results.entry_name(entry)} is under way in process {first.pid}; waiting for it\n"
+        == f"{entry_name(entry)} is under way in process {first.pid}; waiting for it\n"
     )
     assert (tmp_path / "log").read_text().split() == (["first", "second"] if killed else ["first"])
 
@@ -218,7 +219,7 @@ def test_papers_figures_of_any_content(tmp_path, monkeypatch, measured):
             "claims": [c.model_dump() for c in real.claims[:2]],
         }
     )
-    monkeypatch.setattr(results, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(claims, "project_root", lambda: tmp_path)
     refused, slowest = assert_one_sentence(
         paper_results, path, damaged(random.Random(1), text, CASES // 2)
     )

@@ -25,7 +25,7 @@ os.environ.update(OMP_NUM_THREADS="1", NSL_PROGRESS="off")
 import torch  # noqa: E402
 
 from nsl_repro.base import files  # noqa: E402
-from nsl_repro.results import tables as results  # noqa: E402
+from nsl_repro.results import ledger  # noqa: E402
 from nsl_repro.training import classify as training, embedding, fewshot  # noqa: E402
 from nsl_repro.training import imagenet, models, weights  # noqa: E402
 from nsl_repro.data.images import hold_out, limit, load_dataset, to_input  # noqa: E402
@@ -34,8 +34,8 @@ SOAK = bool(os.environ.get("NSL_SOAK"))
 TIMINGS = {"step_ms", "loader_share", "images_per_s"}  # what no two runs have in common
 torch.set_num_threads(1)
 IMAGES, TEST = (limit(part, n) for part, n in zip(load_dataset("digits"), (200, 60)))
-results._git = lru_cache(results._git)  # the same for all, and slow
-results._git("rev-parse", "HEAD")
+ledger.ask_git = lru_cache(ledger.ask_git)  # the same for all, and slow
+ledger.ask_git("rev-parse", "HEAD")
 training.progress_bar(
     1
 ).get_lock()  # a lock that is killed with its process would be reported as lost
@@ -228,7 +228,7 @@ def watch():
         (os, "fsync"),
         (os, "replace"),
         (training, "save_checkpoint"),
-        (results, "write_entry"),
+        (ledger, "write_entry"),
         (weights, "keep_model"),
     ):
         before_and_after(owner, name)
@@ -251,7 +251,7 @@ def record(loop, root, die_at=0, on_step=None, **options):
         parameters={},
         device="cpu",
     )
-    entry = results.recorded_run(
+    entry = ledger.recorded_run(
         lambda folder: LOOPS[loop](folder, on_step, **options), root, **identity
     )
     (Path(root) / "points").write_text("\n".join(points))
@@ -266,7 +266,7 @@ def outcome(root):
     fields.pop("wall_time_s")
     fields["metrics"] = {k: v for k, v in fields["metrics"].items() if k not in TIMINGS}
     (model,) = Path(root).glob("runs/*/model.safetensors")
-    assert results.read_entry(model.with_name("entry.json")) == results.read_entry(entry)
+    assert ledger.read_entry(model.with_name("entry.json")) == ledger.read_entry(entry)
     return fields, hashlib.sha256(model.read_bytes()).hexdigest()
 
 
