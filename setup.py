@@ -49,6 +49,7 @@ setup(
     package_dir=shipped,
     package_data={
         "nsl_repro": ["py.typed"],
+        "nsl_repro.nsl": ["playground.html", "playground.js"],
         "nsl_repro._experiments": ["*.ipynb"],
         "nsl_repro._data": [
             "paper_results.json",

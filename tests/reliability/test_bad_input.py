@@ -29,7 +29,7 @@ import nsl_repro
 from nsl_repro.base import checks
 from nsl_repro.data import features, images as data
 from nsl_repro.kernels import cpu as kernels
-from nsl_repro.nsl import attention, convert, dynamic, similarity, sphere, static, theory
+from nsl_repro.nsl import attention, convert, dynamic, shape, similarity, sphere, static, theory
 from nsl_repro.pddm import plugins, unit as pddm
 from nsl_repro.training import (
     adaptation,
@@ -107,9 +107,9 @@ GOOD = {
         static.similarity_decay,
         dict(module=static.StaticNSLConv2d(4, 6, 3), target="zero"),
     ),
-    "shape_penalty": (static.shape_penalty, dict(module=static.StaticNSLConv2d(4, 6, 3))),
-    "kernel_shapes": (static.kernel_shapes, dict(module=static.StaticNSLConv2d(4, 6, 3, shape=3))),
-    "shrink": (static.shrink, dict(module=nn.Conv2d(4, 6, 3))),
+    "shape_penalty": (shape.shape_penalty, dict(module=static.StaticNSLConv2d(4, 6, 3))),
+    "kernel_shapes": (shape.kernel_shapes, dict(module=static.StaticNSLConv2d(4, 6, 3, shape=3))),
+    "shrink": (shape.shrink, dict(module=nn.Conv2d(4, 6, 3))),
     **{
         f"dynamic_conv2d.{backend}.{kind}": (
             dynamic.dynamic_conv2d,

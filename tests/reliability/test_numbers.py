@@ -22,7 +22,7 @@ import victim
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from nsl_repro.nsl import attention, dynamic, similarity, sphere, static
+from nsl_repro.nsl import attention, dynamic, shape, similarity, sphere, static
 from nsl_repro.pddm import plugins, unit as pddm
 from nsl_repro.training import classify as training, embedding, fewshot, imagenet, models, retrieval
 from nsl_repro.data.images import augment, batch_indices, channel_statistics, to_input
@@ -143,7 +143,7 @@ OPERATORS = {
     ),
     "shape_penalty": lambda g: penalty(
         static.KernelShape(3, relaxation=pick(g, "straight_through", "hard_concrete")),
-        static.shape_penalty,
+        shape.shape_penalty,
         g,
     ),
     "StaticNSLConv2d": lambda g, C=4: layer(
@@ -339,7 +339,7 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
 def test_no_operator_is_forgotten():
     exported = {
         name: getattr(module, name)
-        for module in (similarity, static, dynamic, sphere, attention, pddm, plugins, fewshot)
+        for module in (similarity, shape, static, dynamic, sphere, attention, pddm, plugins, fewshot)
         for name in module.__all__
     }
     computing = {

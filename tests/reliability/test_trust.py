@@ -351,7 +351,7 @@ REVIEWED = {  # (file, call): why
     ): "a fixed line, to kill a process of the cell's own a moment later",
     ("nbs/base/02_files.ipynb", ".system"): "the same",
     (
-        "nbs/nsl/02_static.ipynb",
+        "nbs/nsl/03_static.ipynb",
         "pickle.loads",
     ): "layers that the cell itself has pickled: that they can be is what is shown",
     (
