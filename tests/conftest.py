@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = [sys.executable, "-c", "from nsl_repro.command.runner import main; main()"]
+COMMAND = [sys.executable, "-c", "from nsl_repro.command.cli import main; main()"]
 
 
 @pytest.fixture(scope="session")

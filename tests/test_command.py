@@ -11,13 +11,13 @@ from conftest import COMMAND, ROOT
 from typer.testing import CliRunner
 
 import nsl_repro
-from nsl_repro.command import runner
+from nsl_repro.command import cli
 from nsl_repro.results.tables import new_entry, write_entry
 
 
 def invoke(*args):
     "Run the command in this process: exit status, standard output, error stream."
-    result = CliRunner().invoke(runner.app, [str(a) for a in args], prog_name="nsl-repro")
+    result = CliRunner().invoke(cli.app, [str(a) for a in args], prog_name="nsl-repro")
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(
         result.exception
     )
@@ -109,22 +109,22 @@ MISTAKES = [
     ("run ''", 2, "there is no experiment ''"),
     ("run {}/absent.ipynb", 2, "there is no file {}/absent.ipynb"),
     ("run {}/folder.ipynb", 2, "there is no file {}/folder.ipynb"),
-    ("run {}/page.ipynb", 2, "{}/page.ipynb must be a notebook, but is none"),
-    ("run {}/untagged.ipynb", 2, "must have exactly one cell tagged 'parameters', but has 0"),
-    ("run {}/computed.ipynb", 2, "must be `name: type = literal  # help`, was `x: int = 2 * 3`"),
+    ("run {}/page.ipynb", 2, "{}/page.ipynb must be a notebook, got something else"),
+    ("run {}/untagged.ipynb", 2, "must have exactly one cell tagged 'parameters', got 0."),
+    ("run {}/computed.ipynb", 2, "must be `name: type = literal  # help`, got `x: int = 2 * 3`."),
     ("run nsl_cifar more", 2, "unexpected extra argument"),
     ("run nsl_cifar -p", 2, "requires an argument"),
     ("run {}/toy.ipynb -p sedes=1", 2, "toy has no parameter 'sedes', did you mean 'seeds'?"),
-    ("run {}/toy.ipynb -p seeds", 2, "a parameter must be given as name=value, was 'seeds'"),
-    ("run {}/toy.ipynb -p =1", 2, "a parameter must be given as name=value, was '=1'"),
+    ("run {}/toy.ipynb -p seeds", 2, "a parameter must be given as name=value, got 'seeds'."),
+    ("run {}/toy.ipynb -p =1", 2, "a parameter must be given as name=value, got '=1'."),
     ("run {}/toy.ipynb -p lr=1 -p lr=2", 2, "parameter 'lr' must be given once"),
-    ("run {}/toy.ipynb -p seeds=one", 2, "seeds must be list[int], was 'one'"),
-    ("run {}/toy.ipynb -p lr=nan", 2, "lr must be float, was 'nan'"),
-    ("run {}/toy.ipynb -p download=perhaps", 2, "download must be bool, was 'perhaps'"),
+    ("run {}/toy.ipynb -p seeds=one", 2, "seeds must be list[int], got 'one'"),
+    ("run {}/toy.ipynb -p lr=nan", 2, "lr must be float, got 'nan'."),
+    ("run {}/toy.ipynb -p download=perhaps", 2, "download must be bool, got 'perhaps'."),
     (
         "run nsl_cifar -p preset=papr",
         2,
-        "preset must be one of smoke, quick, small, paper, was 'papr', did you mean 'paper'?",
+        "preset must be one of smoke, quick, small, paper, got 'papr', did you mean 'paper'?",
     ),
     (
         "run {}/toy.ipynb -p dataset=imagenette",
@@ -195,7 +195,11 @@ MISTAKES = [
     ),
     ("compare {}/cut/results/toy__x.json toy -o {}/ledger", 2, "toy__x.json is not valid JSON"),
     ("data lst", 2, "No such command 'lst'. Did you mean 'list'? (see nsl-repro data --help)"),
-    ("data list --root {}/file", 2, "the data root must be a folder, but {}/file is a file"),
+    (
+        "data list --root {}/file",
+        2,
+        "the data root must be a folder, got {}/file, which is a file.",
+    ),
     ("data describe", 2, "Missing argument 'NAME'"),
     ("data describe mnist", 2, "dataset must be one of digits"),
     ("data get ''", 2, "dataset must be one of digits"),
@@ -251,20 +255,20 @@ def test_interrupted(monkeypatch):
     def impatient(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run_experiment", impatient)
+    monkeypatch.setattr(cli, "run_experiment", impatient)
     assert invoke("run", "nsl_cifar") == (130, "", "nsl-repro: interrupted\n")
 
 
 def test_a_bug_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(runner, "run_experiment", lambda *_: 1 / 0)
-    result = CliRunner().invoke(runner.app, ["run", "nsl_cifar"], prog_name="nsl-repro")
+    monkeypatch.setattr(cli, "run_experiment", lambda *_: 1 / 0)
+    result = CliRunner().invoke(cli.app, ["run", "nsl_cifar"], prog_name="nsl-repro")
     assert isinstance(result.exception, ZeroDivisionError)
 
 
 def shell(line, **environment):
     "A line for bash, with nsl-repro as a function."
     command = (
-        f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.command.runner import main; main()" "$@"; '
+        f'nsl() {{ "{COMMAND[0]}" -c "from nsl_repro.command.cli import main; main()" "$@"; '
         f"}}; set -o pipefail; {line}"
     )
     return subprocess.run(
@@ -317,7 +321,7 @@ def complete(monkeypatch, *words, shell="bash"):
     monkeypatch.setenv("_NSL_REPRO_COMPLETE", f"complete_{shell}")
     monkeypatch.setenv("COMP_WORDS", "\n".join(["nsl-repro", *words]))
     monkeypatch.setenv("COMP_CWORD", str(len(words)))
-    return CliRunner().invoke(runner.app, [], prog_name="nsl-repro").stdout.split()
+    return CliRunner().invoke(cli.app, [], prog_name="nsl-repro").stdout.split()
 
 
 def test_completion_in_bash(monkeypatch, place):
@@ -350,7 +354,7 @@ def test_completion_in_bash(monkeypatch, place):
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
 def test_completion_scripts(monkeypatch, name):
     monkeypatch.setenv("_NSL_REPRO_COMPLETE", f"source_{name}")
-    script = CliRunner().invoke(runner.app, [], prog_name="nsl-repro").stdout
+    script = CliRunner().invoke(cli.app, [], prog_name="nsl-repro").stdout
     assert f"complete_{name}" in script and "nsl-repro" in script
 
 
@@ -359,7 +363,7 @@ def test_the_command_is_quick_because_it_imports_little():
     code = """
 import io, os, sys
 from contextlib import redirect_stdout
-from nsl_repro.command.runner import app
+from nsl_repro.command.cli import app
 
 HEAVY = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "papermill"}
 complete = {"_NSL_REPRO_COMPLETE": "complete_bash", "COMP_WORDS": "n run nsl_cifar -p pre"}

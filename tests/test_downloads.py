@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nsl_repro.base import downloads
-from nsl_repro.command import runner
+from nsl_repro.command import cli
 
 PAYLOAD = os.urandom(1 << 20)
 CODE = (
@@ -153,7 +153,7 @@ def test_data_get_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
 
     def get(*more):
         command = ["data", "get", "cifar10", "--root", str(tmp_path), *more]
-        result = CliRunner().invoke(runner.app, command, prog_name="nsl-repro")
+        result = CliRunner().invoke(cli.app, command, prog_name="nsl-repro")
         return result.exit_code, result.stdout, result.stderr
 
     once = downloads.download

@@ -130,9 +130,7 @@ def test_import_is_quick(python, tmp_path):
 
 
 def test_help_needs_no_torch(python, tmp_path):
-    assert (
-        call(python, "-c", f"import nsl_repro.command.runner; {SLOW}", cwd=tmp_path).split() == []
-    )
+    assert call(python, "-c", f"import nsl_repro.command.cli; {SLOW}", cwd=tmp_path).split() == []
 
 
 def test_readme_starts_with_the_two_commands():

@@ -52,9 +52,9 @@ def test_a_foreign_kernel_called_python3_is_not_used(nsl_repro, notebook, tmp_pa
             "toy has no parameter 'sedes', did you mean 'seeds'?; it has: dataset, seeds, "
             "data_root, download",
         ),
-        (["-p", "seeds=one"], 2, "seeds must be list[int], was 'one' ('one' is not)"),
-        (["-p", "download=perhaps"], 2, "download must be bool, was 'perhaps'"),
-        (["-p", "seeds"], 2, "a parameter must be given as name=value, was 'seeds'"),
+        (["-p", "seeds=one"], 2, "seeds must be list[int], got 'one' ('one' is not)."),
+        (["-p", "download=perhaps"], 2, "download must be bool, got 'perhaps'."),
+        (["-p", "seeds"], 2, "a parameter must be given as name=value, got 'seeds'."),
         (["-p", "dataset=imagenette"], 2, "imagenette"),
         (["-p", "dataset=cifar10", "-p", "data_root={tmp}/nowhere"], 3, "{tmp}/nowhere"),
     ],

@@ -530,6 +530,7 @@ NOT_HERE = {
     "Headline": CONTAINER,
     "Finding": CONTAINER,
     "Parameter": CONTAINER,
+    "Job": CONTAINER,
     "Run": CONTAINER,
     "PhotoSet": CONTAINER + "; its own checks are in data/photos",
     "Recipe": CONTAINER,

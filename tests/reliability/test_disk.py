@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 from victim import LOOPS, outcome, record, start
 
-from nsl_repro.command import runner
+from nsl_repro.command import cli
 from nsl_repro.base.downloads import DataNotFound
 from nsl_repro.base.files import CannotWrite, write_whole
 from nsl_repro.data.photos import photos_from_folder
@@ -163,7 +163,7 @@ def test_the_command_on_a_disk_that_fills_up(nsl_repro, notebook, small_disk):
 def test_the_command_on_a_read_only_disk(notebook, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     result = CliRunner().invoke(
-        runner.app,
+        cli.app,
         ["run", str(notebook("toy", "x: int = 0", "print('it started')")), "-o", str(small_disk)],
     )
     assert (result.exit_code, result.stdout, result.stderr) == (

@@ -339,7 +339,17 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
 def test_no_operator_is_forgotten():
     exported = {
         name: getattr(module, name)
-        for module in (similarity, shape, static, dynamic, sphere, attention, pddm, plugins, fewshot)
+        for module in (
+            similarity,
+            shape,
+            static,
+            dynamic,
+            sphere,
+            attention,
+            pddm,
+            plugins,
+            fewshot,
+        )
         for name in module.__all__
     }
     computing = {
