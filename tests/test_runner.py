@@ -49,8 +49,8 @@ def test_a_foreign_kernel_called_python3_is_not_used(nsl_repro, notebook, tmp_pa
         (
             ["-p", "sedes=1"],
             2,
-            "toy has no parameter 'sedes', did you mean 'seeds'?; it has: dataset, seeds, "
-            "data_root, download",
+            "toy has no parameter 'sedes', did you mean 'seeds'? It has dataset, seeds, "
+            "data_root, download.",
         ),
         (["-p", "seeds=one"], 2, "seeds must be list[int], got 'one' ('one' is not)."),
         (["-p", "download=perhaps"], 2, "download must be bool, got 'perhaps'."),
