@@ -309,7 +309,7 @@ def findings() -> bytes:
 
     matplotlib.use("agg")
     from nsl_repro.results.pages import plot_findings
-    from nsl_repro.results.tables import load_ledger
+    from nsl_repro.results.ledger import load_ledger
 
     picture = io.BytesIO()
     plot_findings(load_ledger()).figure.savefig(

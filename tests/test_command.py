@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import nsl_repro
 from nsl_repro.command import cli
-from nsl_repro.results.tables import new_entry, write_entry
+from nsl_repro.results.ledger import new_entry, write_entry
 
 
 def invoke(*args):

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from nsl_repro.training.imagenet import make_engine
 from nsl_repro.training.sweep import launch, sweep
-from nsl_repro.results.tables import load_ledger
+from nsl_repro.results.ledger import load_ledger
 
 # In float64, so that whatever is not the order of summation shows: that alone is about 1e-16 per
 # sum, and far below 1e-9 after twelve steps.

@@ -28,7 +28,7 @@ SCREENSHOTS = ROOT / "_docs" / "screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 KINDS = [
     "index",
-    "nsl/06_dynamic",
+    "nsl/07_dynamic",
     "experiments/nsl_cifar",
     "api/nsl.dynamic",
     "results",
@@ -163,10 +163,10 @@ def test_nothing_is_loaded_from_elsewhere(pages):
 
 
 def test_a_name_leads_to_its_cell_and_the_cell_to_its_name(pages):
-    assert "../nsl/06_dynamic.html#source-dynamic_conv2d" in pages["api/nsl.dynamic"].links
+    assert "../nsl/07_dynamic.html#source-dynamic_conv2d" in pages["api/nsl.dynamic"].links
     assert (
         "../api/nsl.dynamic.html#nsl_repro.nsl.dynamic.dynamic_conv2d"
-        in pages["nsl/06_dynamic"].links
+        in pages["nsl/07_dynamic"].links
     )
     text = re.sub(r"<[^>]+>", "", (HTML / "api" / "nsl.dynamic.html").read_text(encoding="utf-8"))
     said = [

@@ -6,8 +6,10 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
-from nsl_repro.results.tables import load_ledger, method_style, write_entry
-from nsl_repro.command.runner import NO_DATA, read_parameters
+from nsl_repro.results.ledger import load_ledger, write_entry
+from nsl_repro.results.methods import method_style
+from nsl_repro.command.cli import NO_DATA
+from nsl_repro.command.parameters import read_parameters
 
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
 EMBEDDED = {"digits", "synthetic"}  # never missing

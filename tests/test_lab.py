@@ -4,7 +4,7 @@ fresh kernel and progress bars are widgets.
 JupyterLab works on a copy: the committed notebooks are not touched. Pictures are left in
 `_docs/screenshots`. The tour also runs through papermill, beside the browser. `NSL_LAB=all` runs
 every notebook of the library in JupyterLab (an hour),
-`NSL_LAB=training/06_retrieval,nsl/02_static` those named.
+`NSL_LAB=training/06_retrieval,nsl/03_static` those named.
 """
 
 import json

@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT
 
 from nsl_repro.results.pages import drawn_from, fill, learned_digest, readme_parts
-from nsl_repro.results.tables import entry_name, load_ledger
-from nsl_repro.command.runner import find_notebook, parse_assignments, read_parameters, resolve
+from nsl_repro.results.ledger import entry_name, load_ledger
+from nsl_repro.command.parameters import parse_assignments, read_parameters, resolve
+from nsl_repro.command.runner import find_notebook
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)

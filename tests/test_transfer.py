@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nsl_repro.results.tables import load_ledger
+from nsl_repro.results.ledger import load_ledger
 
 pytest.importorskip("pytorch_metric_learning")
 WNIDS = [

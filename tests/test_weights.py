@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nsl_repro import load
 from nsl_repro.data.images import channel_statistics, hold_out, limit, load_dataset, to_input
 from nsl_repro.training.models import cnn9
-from nsl_repro.results.tables import load_ledger, run_folder
+from nsl_repro.results.ledger import load_ledger, run_folder
 from nsl_repro.training.classify import train
 from nsl_repro.training.loop import load_checkpoint, make_accelerator
 from nsl_repro.training.recipe import RECIPES

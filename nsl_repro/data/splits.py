@@ -19,10 +19,18 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..base.checks import checked
-from ..base.downloads import DataNotFound, data_root
-from .images import ImageSet, channel_statistics, generator_for, load_dataset
-from .images import stratified_indices
-from .photos import PhotoSet, _only, load_photos, photos_from_folder, what_is_used
+from ..base.files import data_root
+from .sources import DataNotFound
+from .draws import generator_for
+from .images import ImageSet, channel_statistics, load_dataset
+from .draws import stratified_indices
+from nsl_repro.data.photos import (
+    PhotoSet,
+    only_classes,
+    load_photos,
+    photos_from_folder,
+    what_is_used,
+)
 
 # %% ../../nbs/data/07_splits.ipynb #0aba6503
 SPLIT_DATASETS = ("digits", "mini_imagenet", "imagenet")
@@ -71,7 +79,7 @@ def _fewer_classes(train: PhotoSet, test: PhotoSet, n: int) -> tuple[PhotoSet, P
     if not 0 < n < len(train.classes):
         return train, test
     chosen = [i * len(train.classes) // n for i in range(n)]
-    return _only(train, chosen), _only(test, chosen)
+    return only_classes(train, chosen), only_classes(test, chosen)
 
 
 def _read_imagenet(root: Root, classes: int = 0) -> tuple[PhotoSet, PhotoSet, dict]:

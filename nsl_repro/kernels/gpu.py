@@ -6,13 +6,33 @@
 __all__ = ['why_not_here', 'triton_forward', 'triton_backward']
 
 # %% ../../nbs/kernels/03_gpu.ipynb #dce69f8e
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
+
+# %% ../../nbs/kernels/03_gpu.ipynb #57e9b0d2
+@triton.jit
+def _load(p, r, rows, c, columns, C):
+    "Rows r and columns c of a matrix of C columns; `rows`, `columns`: which of them are inside."
+    mask = rows[:, None] & columns[None, :]
+    return tl.load(p + r[:, None] * C + c[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(p, r, rows, c, columns, C, values):
+    "And back."
+    tl.store(p + r[:, None] * C + c[None, :], values, mask=rows[:, None] & columns[None, :])
+
+
+@triton.jit
+def _entry(M, n, N, e, ENTRIES: tl.constexpr, ACC: tl.constexpr):
+    "Entry e of the similarities at locations n: (P, 1)."
+    m = tl.load(M + n.to(tl.int64) * ENTRIES + e, mask=n < N, other=0.0)
+    return m.to(ACC)[:, None]
 
 # %% ../../nbs/kernels/03_gpu.ipynb #d5d2d46b
 @triton.jit
@@ -21,11 +41,10 @@ def _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW: tl.const
     i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
     h, w = i * sh - top + k // KW * dh, j * sw - left + k % KW * dw
     inside = (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    return tl.load(
-        x + ((b * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :],
-        mask=inside[:, None] & (c < C)[None, :],
-        other=0.0,
-    )
+    return _load(x, ((b * H + h) * W + w).to(tl.int64), inside, c, c < C, C)
+
+
+_INTERPRETED = isinstance(_tap, InterpretedFunction)  # TRITON_INTERPRET=1 in the environment
 
 # %% ../../nbs/kernels/03_gpu.ipynb #f7cee8e5
 @triton.jit
@@ -36,253 +55,7 @@ def _dot(a, b, total, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.cons
         return tl.dot(a.to(ACC), b.to(ACC), total, out_dtype=ACC)
     return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=ACC)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #0b901797
-@triton.jit
-def _forward_kernel(
-    x,
-    weight,
-    M,
-    y,
-    N,
-    H,
-    W,
-    Ho,
-    Wo,
-    sh,
-    sw,
-    top,
-    left,
-    dh,
-    dw,
-    C: tl.constexpr,
-    F: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    FULL: tl.constexpr,
-    P: tl.constexpr,
-    BC: tl.constexpr,
-    BF: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    n = tl.program_id(0) * P + tl.arange(0, P)
-    n64 = n.to(tl.int64)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    total = tl.zeros((P, BF), ACC)
-    for c0 in range(0, C, BC):
-        c = c0 + tl.arange(0, BC)
-        taps = ()
-        if FULL:
-            for j in tl.static_range(K):
-                taps = taps + (
-                    _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC),
-                )
-        for k in range(K):
-            if FULL:
-                q = tl.zeros((P, BC), ACC)
-                for j in tl.static_range(K):
-                    q += (
-                        tl.load(M + n64 * (K * K) + k * K + j, mask=n < N, other=0.0).to(ACC)[
-                            :, None
-                        ]
-                        * taps[j]
-                    )
-            else:
-                q = tl.load(M + n64 * K + k, mask=n < N, other=0.0).to(ACC)[:, None] * _tap(
-                    x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW
-                ).to(ACC)
-            w = tl.load(
-                weight + (k * C + c)[:, None] * F + f[None, :],
-                mask=(c < C)[:, None] & (f < F)[None, :],
-                other=0.0,
-            )
-            total = _dot(q, w, total, DTYPE, ACC, PRECISION)
-    tl.store(y + n64[:, None] * F + f[None, :], total, mask=(n < N)[:, None] & (f < F)[None, :])
-
-# %% ../../nbs/kernels/03_gpu.ipynb #71859ef0
-@triton.jit
-def _backward_kernel(
-    x,
-    weight,
-    M,
-    g,
-    gM,
-    spread,
-    N,
-    H,
-    W,
-    Ho,
-    Wo,
-    sh,
-    sw,
-    top,
-    left,
-    dh,
-    dw,
-    C: tl.constexpr,
-    F: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    FULL: tl.constexpr,
-    P: tl.constexpr,
-    BC: tl.constexpr,
-    BF: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    n = tl.program_id(0) * P + tl.arange(0, P)
-    n64 = n.to(tl.int64)
-    for c0 in range(0, C, BC):
-        c = c0 + tl.arange(0, BC)
-        gq = ()
-        for k in tl.static_range(K):
-            total = tl.zeros((P, BC), ACC)
-            for f0 in range(0, F, BF):
-                f = f0 + tl.arange(0, BF)
-                gs = tl.load(
-                    g + n64[:, None] * F + f[None, :],
-                    mask=(n < N)[:, None] & (f < F)[None, :],
-                    other=0.0,
-                )
-                w = tl.load(
-                    weight + (k * C + c)[None, :] * F + f[:, None],
-                    mask=(c < C)[None, :] & (f < F)[:, None],
-                    other=0.0,
-                )
-                total = _dot(gs, w, total, DTYPE, ACC, PRECISION)
-            gq = gq + (total,)
-        for j in tl.static_range(K):
-            tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
-            says = tl.zeros((P, BC), ACC)
-            for k in tl.static_range(K):
-                if FULL or k == j:
-                    entry = n64 * (K * K) + k * K + j if FULL else n64 * K + k
-                    dot = tl.sum(gq[k] * tap, 1)
-                    if c0 > 0:
-                        dot += tl.load(gM + entry, mask=n < N, other=0.0)
-                    tl.store(gM + entry, dot, mask=n < N)
-                    says += tl.load(M + entry, mask=n < N, other=0.0).to(ACC)[:, None] * gq[k]
-            tl.store(
-                spread + (n64 * K + j)[:, None] * C + c[None, :],
-                says,
-                mask=(n < N)[:, None] & (c < C)[None, :],
-            )
-
-
-@triton.jit
-def _gather_kernel(
-    spread,
-    gx,
-    pixels,
-    H,
-    W,
-    Ho,
-    Wo,
-    sh,
-    sw,
-    top,
-    left,
-    dh,
-    dw,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    P: tl.constexpr,
-    BC: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    r = tl.program_id(0) * P + tl.arange(0, P)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    h, w, b = r // W % H, r % W, r // (H * W)
-    total = tl.zeros((P, BC), ACC)
-    for k in range(K):
-        i, j = h + top - k // KW * dh, w + left - k % KW * dw  # times the stride
-        seen = (
-            (r < pixels)
-            & (i >= 0)
-            & (j >= 0)
-            & (i % sh == 0)
-            & (j % sw == 0)
-            & (i // sh < Ho)
-            & (j // sw < Wo)
-        )
-        n = (b * Ho + i // sh) * Wo + j // sw
-        total += tl.load(
-            spread + (n.to(tl.int64) * K + k)[:, None] * C + c[None, :],
-            mask=seen[:, None] & (c < C)[None, :],
-            other=0.0,
-        )
-    tl.store(
-        gx + r.to(tl.int64)[:, None] * C + c[None, :],
-        total,
-        mask=(r < pixels)[:, None] & (c < C)[None, :],
-    )
-
-# %% ../../nbs/kernels/03_gpu.ipynb #0586acc5
-@triton.jit
-def _weight_kernel(
-    x,
-    M,
-    g,
-    partial,
-    N,
-    H,
-    W,
-    Ho,
-    Wo,
-    sh,
-    sw,
-    top,
-    left,
-    dh,
-    dw,
-    C: tl.constexpr,
-    F: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    FULL: tl.constexpr,
-    P: tl.constexpr,
-    BC: tl.constexpr,
-    BF: tl.constexpr,
-    SPLIT: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    k = tl.program_id(0) % K
-    c = tl.program_id(0) // K * BC + tl.arange(0, BC)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    part = tl.program_id(2)
-    total = tl.zeros((BC, BF), ACC)
-    n0 = part * P
-    while n0 < N:
-        n = n0 + tl.arange(0, P)
-        n64 = n.to(tl.int64)
-        if FULL:
-            q = tl.zeros((P, BC), ACC)
-            for j in range(K):
-                q += tl.load(M + n64 * (K * K) + k * K + j, mask=n < N, other=0.0).to(ACC)[
-                    :, None
-                ] * _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
-        else:
-            q = tl.load(M + n64 * K + k, mask=n < N, other=0.0).to(ACC)[:, None] * _tap(
-                x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW
-            ).to(ACC)
-        gs = tl.load(
-            g + n64[:, None] * F + f[None, :], mask=(n < N)[:, None] & (f < F)[None, :], other=0.0
-        )
-        total = _dot(tl.trans(q), gs, total, DTYPE, ACC, PRECISION)
-        n0 += SPLIT * P
-    tl.store(
-        partial + ((part * K + k).to(tl.int64) * C + c)[:, None] * F + f[None, :],
-        total,
-        mask=(c < C)[:, None] & (f < F)[None, :],
-    )
-
-# %% ../../nbs/kernels/03_gpu.ipynb #c0e326ae
-_SPREAD = 64 * 2**20  # bytes of it, at most (for one image at least)
+# %% ../../nbs/kernels/03_gpu.ipynb #e4469940
 _TYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -291,15 +64,15 @@ _TYPES = {
 }
 
 
-def why_not_here() -> str:  # '' or one sentence
-    "Why the Triton kernels cannot be used on this machine."
-    if isinstance(_tap, InterpretedFunction):
-        return ""  # TRITON_INTERPRET=1: on any device, slowly
-    if not torch.cuda.is_available():
-        return "the Triton kernels need a GPU (or TRITON_INTERPRET=1 in the environment, to try them slowly without one)"
-    if torch.cuda.get_device_capability() < (7, 5):
-        return "the Triton kernels need a GPU of compute capability 7.5 or newer"
-    return ""
+class _Problem(NamedTuple):
+    "Tensors, and the arguments that all kernels share."
+
+    x: Tensor  # (B, H, W, C)
+    w: Tensor  # (K, C, F), in four dimensions
+    M: Tensor  # (B, Ho, Wo, K) or (B, Ho, Wo, K, K)
+    geometry: tuple[int, ...]  # H, W, Ho, Wo, sh, sw, top, left, dh, dw
+    constants: dict[str, Any]
+    sum_dtype: torch.dtype
 
 
 def _last(t: Tensor) -> Tensor:
@@ -307,38 +80,184 @@ def _last(t: Tensor) -> Tensor:
     return t.movedim((-2, -1), (1, 2)).contiguous()
 
 
-def _plan(
+def _first(t: Tensor) -> Tensor:
+    "And back, as a view."
+    return t.movedim((1, 2), (-2, -1))
+
+
+def _block(size: int, least: int, most: int) -> int:
+    "The width of a tile: a power of two."
+    return min(max(triton.next_power_of_2(size), least), most)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #a7ef6edb
+def _problem(
     x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-) -> tuple[tuple[int, ...], dict[str, Any]]:  # x, M channels last
-    "The arguments that all kernels share: numbers, compile-time constants."
-    (_, H, W, C), (Ho, Wo), (n_filters, _, kh, kw), (left, _, top, _) = (
-        x.shape,
-        M.shape[1:3],
-        weight.shape,
-        padding,
-    )
+) -> _Problem:
+    "Everything that the kernels share, from the arguments of `triton_forward`."
+    (n_filters, C, kh, kw), (left, _, top, _) = weight.shape, padding
     double = torch.float64 in (x.dtype, weight.dtype, M.dtype)
-    precision = (
-        "interpreted"
-        if isinstance(_tap, InterpretedFunction)
-        else "tf32"
-        if torch.backends.cudnn.allow_tf32 and not double
-        else "ieee"
-    )
-    return (H, W, Ho, Wo, *stride, top, left, *dilation), dict(
+    tf32 = torch.backends.cudnn.allow_tf32 and not double
+    x, M, w = _last(x), _last(M), weight.permute(2, 3, 1, 0).contiguous()
+    constants = dict(
         C=C,
         F=n_filters,
         K=kh * kw,
         KW=kw,
         FULL=M.ndim == 5,
+        BC=_block(C, 16, 32),
+        BF=_block(n_filters, 16, 64),
         DTYPE=_TYPES[weight.dtype],
         ACC=tl.float64 if double else tl.float32,
-        PRECISION=precision,
+        PRECISION="interpreted" if _INTERPRETED else "tf32" if tf32 else "ieee",
     )
+    geometry = (*x.shape[1:3], *M.shape[1:3], *stride, top, left, *dilation)
+    return _Problem(x, w, M, geometry, constants, torch.float64 if double else torch.float32)
 
+# %% ../../nbs/kernels/03_gpu.ipynb #0b901797
+@triton.jit
+def _forward_kernel(
+    x, weight, M, y,
+    N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * P + tl.arange(0, P)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    total = tl.zeros((P, BF), ACC)
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        taps = ()
+        if FULL:
+            for j in tl.static_range(K):
+                tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
+                taps = taps + (tap.to(ACC),)
+        for k in range(K):
+            if FULL:  # q_k = sum_j M_kj x_j
+                q = tl.zeros((P, BC), ACC)
+                for j in tl.static_range(K):
+                    q += _entry(M, n, N, k * K + j, K * K, ACC) * taps[j]
+            else:  # q_k = m_k x_k
+                tap = _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
+                q = _entry(M, n, N, k, K, ACC) * tap.to(ACC)
+            w = _load(weight, k * C + c, c < C, f, f < F, F)
+            total = _dot(q, w, total, DTYPE, ACC, PRECISION)  # y += W_k q_k
+    _store(y, n.to(tl.int64), n < N, f, f < F, F, total)
 
-def _block(size: int, least: int, most: int) -> int:
-    return min(max(triton.next_power_of_2(size), least), most)
+# %% ../../nbs/kernels/03_gpu.ipynb #4f5585cc
+@triton.jit
+def _tap_gradient(
+    weight, g, n, N, k, c,
+    C: tl.constexpr, F: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    "The gradient of q_k at locations n: W_k^T g, (P, channels c)."
+    total = tl.zeros((P, BC), ACC)
+    for f0 in range(0, F, BF):
+        f = f0 + tl.arange(0, BF)
+        w = tl.load(  # transposed: (filters, channels)
+            weight + (k * C + c)[None, :] * F + f[:, None],
+            mask=(c < C)[None, :] & (f < F)[:, None],
+            other=0.0,
+        )
+        gs = _load(g, n.to(tl.int64), n < N, f, f < F, F)
+        total = _dot(gs, w, total, DTYPE, ACC, PRECISION)
+    return total
+
+# %% ../../nbs/kernels/03_gpu.ipynb #229a5899
+@triton.jit
+def _backward_kernel(
+    x, weight, M, g, gM, spread,
+    N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * P + tl.arange(0, P)
+    ENTRIES: tl.constexpr = K * K if FULL else K
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        gq = ()
+        for k in tl.static_range(K):
+            total = _tap_gradient(weight, g, n, N, k, c, C, F, P, BC, BF, DTYPE, ACC, PRECISION)
+            gq = gq + (total,)
+        for j in tl.static_range(K):
+            tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
+            gx = tl.zeros((P, BC), ACC)
+            for k in tl.static_range(K):
+                if FULL or k == j:
+                    e = k * K + j if FULL else k
+                    at = gM + n.to(tl.int64) * ENTRIES + e
+                    dot = tl.sum(gq[k] * tap, 1)  # gM_kj = <gq_k, x_j>
+                    if c0 > 0:
+                        dot += tl.load(at, mask=n < N, other=0.0)
+                    tl.store(at, dot, mask=n < N)
+                    gx += _entry(M, n, N, e, ENTRIES, ACC) * gq[k]  # gx_j += M_kj gq_k
+            _store(spread, n.to(tl.int64) * K + j, n < N, c, c < C, C, gx)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #2e2ff049
+@triton.jit
+def _gather_kernel(
+    spread, gx,
+    pixels, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(0) * P + tl.arange(0, P)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    h, w, b = r // W % H, r % W, r // (H * W)
+    total = tl.zeros((P, BC), ACC)
+    for k in range(K):
+        i, j = h + top - k // KW * dh, w + left - k % KW * dw  # times the stride
+        seen = (r < pixels) & (i >= 0) & (j >= 0) & (i % sh == 0) & (j % sw == 0)
+        seen = seen & (i // sh < Ho) & (j // sw < Wo)
+        n = (b * Ho + i // sh) * Wo + j // sw
+        total += _load(spread, n.to(tl.int64) * K + k, seen, c, c < C, C)
+    _store(gx, r.to(tl.int64), r < pixels, c, c < C, C, total)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #0586acc5
+@triton.jit
+def _weight_kernel(
+    x, M, g, partial,
+    N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, SPLIT: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    k = tl.program_id(0) % K
+    c = tl.program_id(0) // K * BC + tl.arange(0, BC)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    part = tl.program_id(2)
+    total = tl.zeros((BC, BF), ACC)
+    n0 = part * P
+    while n0 < N:
+        n = n0 + tl.arange(0, P)
+        if FULL:
+            q = tl.zeros((P, BC), ACC)
+            for j in range(K):
+                tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
+                q += _entry(M, n, N, k * K + j, K * K, ACC) * tap.to(ACC)
+        else:
+            tap = _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
+            q = _entry(M, n, N, k, K, ACC) * tap.to(ACC)
+        gs = _load(g, n.to(tl.int64), n < N, f, f < F, F)
+        total = _dot(tl.trans(q), gs, total, DTYPE, ACC, PRECISION)
+        n0 += SPLIT * P
+    _store(partial, (part * K + k).to(tl.int64) * C + c, c < C, f, f < F, F, total)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #c0e326ae
+def why_not_here() -> str:  # '' or the reason
+    "Why the Triton kernels cannot be used on this machine."
+    if _INTERPRETED:
+        return ""  # on any device, slowly
+    if not torch.cuda.is_available():
+        return (
+            "the Triton kernels need a GPU (or TRITON_INTERPRET=1 in the environment, "
+            "to try them slowly without one)."
+        )
+    if torch.cuda.get_device_capability() < (7, 5):
+        return "the Triton kernels need a GPU of compute capability 7.5 or newer."
+    return ""
 
 
 def triton_forward(
@@ -346,22 +265,54 @@ def triton_forward(
     weight: Tensor,
     M: Tensor,  # as in `dynamic_conv2d`
     stride: list[int],
-    padding: list[int],
-    dilation: list[int],  # padding: left, right, top, bottom
+    padding: list[int],  # left, right, top, bottom
+    dilation: list[int],
 ) -> Tensor:  # (B, C_out, H', W') of the weight's dtype, channels-last in memory
     "The dynamic convolution by Triton."
-    x, M, w = _last(x), _last(M), weight.permute(2, 3, 1, 0).contiguous()
-    geometry, constants = _plan(x, weight, M, stride, padding, dilation)
-    y = x.new_empty(*M.shape[:3], len(weight), dtype=weight.dtype)
-    N, C, n_filters = M.shape[:3].numel(), x.shape[-1], len(weight)
-    P, BC, BF = (16 if constants["FULL"] else 64), _block(C, 16, 32), _block(n_filters, 16, 64)
+    p = _problem(x, weight, M, stride, padding, dilation)
+    y = x.new_empty(*p.M.shape[:3], len(weight), dtype=weight.dtype)
+    N, P = p.M.shape[:3].numel(), 16 if p.constants["FULL"] else 64
     if N:
-        _forward_kernel[triton.cdiv(N, P), triton.cdiv(n_filters, BF)](
-            x, w, M, y, N, *geometry, **constants, P=P, BC=BC, BF=BF, num_stages=1
+        grid = triton.cdiv(N, P), triton.cdiv(len(weight), p.constants["BF"])
+        _forward_kernel[grid](p.x, p.w, p.M, y, N, *p.geometry, **p.constants, P=P, num_stages=1)
+    return _first(y)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #431883ec
+_SPREAD = 64 * 2**20  # bytes of it, at most (for one image at least)
+
+
+def _image_and_similarity(p: _Problem, g: Tensor) -> tuple[Tensor, Tensor]:
+    "The gradients of x and M, channels last."
+    gx, gM = torch.empty_like(p.x), torch.empty_like(p.M, dtype=p.sum_dtype)
+    C, K, BC = (p.constants[name] for name in ("C", "K", "BC"))
+    share = {name: p.constants[name] for name in ("C", "K", "KW", "BC", "ACC")}
+    places = p.M.shape[1:3]
+    step = max(1, _SPREAD // (places.numel() * K * C * p.sum_dtype.itemsize))
+    spread = p.x.new_empty(min(step, len(p.x)), *places, K, C, dtype=p.sum_dtype)
+    for b in range(0, len(p.x), step):
+        xs, Ms, gs, gMs, gxs = (t[b : b + step] for t in (p.x, p.M, g, gM, gx))
+        n, pixels, P = Ms.shape[:3].numel(), gxs.shape[:3].numel(), 16
+        _backward_kernel[triton.cdiv(n, P),](
+            xs, p.w, Ms, gs, gMs, spread, n, *p.geometry, **p.constants, P=P, num_stages=1
         )
-    return y.movedim((1, 2), (-2, -1))
+        _gather_kernel[triton.cdiv(pixels, 64), triton.cdiv(C, BC)](
+            spread, gxs, pixels, *p.geometry, **share, P=64
+        )
+    return gx, gM
 
 
+def _weight_gradient(p: _Problem, g: Tensor) -> Tensor:
+    "The gradient of the weight, (K, C, F) as in the problem."
+    C, n_filters, K, BC, BF = (p.constants[name] for name in ("C", "F", "K", "BC", "BF"))
+    N, P = p.M.shape[:3].numel(), 32
+    split = max(1, min(64, N // (8 * P)))
+    partial = p.x.new_empty(split, *p.w.shape, dtype=p.sum_dtype)
+    _weight_kernel[K * triton.cdiv(C, BC), triton.cdiv(n_filters, BF), split](
+        p.x, p.M, g, partial, N, *p.geometry, **p.constants, P=P, SPLIT=split
+    )
+    return partial.sum(0)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #ae122fa3
 def triton_backward(
     grad: Tensor,  # of the result
     x: Tensor,
@@ -372,55 +323,10 @@ def triton_backward(
     dilation: list[int],  # as in `triton_forward`
 ) -> tuple[Tensor, Tensor, Tensor]:  # gradients of x, weight and M
     "The gradients of the dynamic convolution by Triton."
-    x, M, g, w = _last(x), _last(M), _last(grad), weight.permute(2, 3, 1, 0).contiguous()
-    geometry, constants = _plan(x, weight, M, stride, padding, dilation)
-    C, n_filters, K, accumulator = (
-        x.shape[-1],
-        len(weight),
-        constants["K"],
-        torch.float64 if constants["ACC"] == tl.float64 else torch.float32,
-    )
-    gx, gM, N = torch.empty_like(x), torch.empty_like(M, dtype=accumulator), M.shape[:3].numel()
-    if not N:
-        return (
-            gx.movedim((1, 2), (-2, -1)),
-            torch.zeros_like(weight),
-            gM.to(M.dtype).movedim((1, 2), (-2, -1)),
-        )
-    BC, BF = _block(C, 16, 32), _block(n_filters, 16, 64)
-
-    step = max(1, _SPREAD // (M.shape[1:3].numel() * K * C * accumulator.itemsize))
-    spread = x.new_empty(min(step, len(x)), *M.shape[1:3], K, C, dtype=accumulator)
-    for b in range(0, len(x), step):
-        xs, Ms, gs, gMs, gxs = (t[b : b + step] for t in (x, M, g, gM, gx))
-        n, pixels, P = Ms.shape[:3].numel(), gxs.shape[:3].numel(), 16
-        _backward_kernel[triton.cdiv(n, P),](
-            xs, w, Ms, gs, gMs, spread, n, *geometry, **constants, P=P, BC=BC, BF=BF, num_stages=1
-        )
-        _gather_kernel[triton.cdiv(pixels, 64), triton.cdiv(C, BC)](
-            spread,
-            gxs,
-            pixels,
-            *geometry,
-            C=C,
-            K=K,
-            KW=constants["KW"],
-            P=64,
-            BC=BC,
-            ACC=constants["ACC"],
-        )
-
-    P = 32
-    split = max(1, min(64, N // (8 * P)))
-    partial = x.new_empty(split, K, C, n_filters, dtype=accumulator)
-    _weight_kernel[K * triton.cdiv(C, BC), triton.cdiv(n_filters, BF), split](
-        x, M, g, partial, N, *geometry, **constants, P=P, BC=BC, BF=BF, SPLIT=split
-    )
-    gw = (
-        partial.sum(0)
-        .view(*weight.shape[2:], C, n_filters)
-        .permute(3, 2, 0, 1)
-        .to(weight.dtype)
-        .contiguous()
-    )
-    return gx.movedim((1, 2), (-2, -1)), gw, gM.to(M.dtype).movedim((1, 2), (-2, -1))
+    p, g = _problem(x, weight, M, stride, padding, dilation), _last(grad)
+    if not p.M.shape[:3].numel():
+        gx, gM = torch.empty_like(p.x), torch.empty_like(p.M)
+        return _first(gx), torch.zeros_like(weight), _first(gM)
+    gx, gM = _image_and_similarity(p, g)
+    gw = _weight_gradient(p, g).permute(3, 2, 0, 1).to(weight.dtype).contiguous()
+    return _first(gx), gw, _first(gM.to(M.dtype))

@@ -90,11 +90,11 @@ def check_image(
             f"{reach[1] + 1} with its dilation) and padding, got a tensor of shape {shape}."
         )
 
-# %% ../../nbs/kernels/01_reference.ipynb #46b123e0
+# %% ../../nbs/kernels/01_reference.ipynb #e5546649
 class CheckedConv2d(nn.Conv2d):
     "An `nn.Conv2d` that checks its geometry; for the layers built on it, also their image."
 
-    kernel_size: tuple[int, int]  # torch says tuple[int, ...], and so for the next three
+    kernel_size: tuple[int, int]  # torch has tuple[int, ...], here and in the next three
     stride: tuple[int, int]
     padding: str | tuple[int, int]
     dilation: tuple[int, int]

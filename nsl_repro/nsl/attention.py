@@ -24,33 +24,29 @@ __all__ = ['global_similarity', 'GlobalNeuralSimilarity', 'orthogonality_penalty
 def global_similarity(
     x1: Float[Tensor, "B d H W"],  # what each location asks for
     x2: Float[Tensor, "B d H W"],  # what each location answers to
-    x3: Float[Tensor, "B C H W"],  # what each location has to say
+    x3: Float[Tensor, "B C H W"],  # what each location gives
 ) -> Tensor:  # (B, C, H, W)
-    """The mean of `x3` over the whole map under the weights `A(p, .) = softmax_q x1(p)^T x2(q)`, at every location p.
+    """The mean of `x3` over the map under weights `A(p, .) = softmax_q x1(p)^T x2(q)`, at every p.
 
-    Keeps O(HW) numbers an image, not O((HW)^2), once HW > 2 C. Raises `ValueError` when the shapes do not fit, `TypeError` when the types do not. Source: released code of Liu et al., NeurIPS 2019. [code]"""
+    Keeps O(HW) numbers per image, not O((HW)^2), once HW > 2 C. Raises `ValueError` for shapes that
+    do not fit, `TypeError` for types. Source: released code of Liu et al., NeurIPS 2019. [code]"""
     _one_type(x1=x1, x2=x2, x3=x3)
-    q, k, v = (
-        t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in (x1, x2, x3)
-    )  # (B, 1, HW, channels): free for channels-last maps
+    # (B, 1, HW, channels): free for channels-last maps
+    q, k, v = (t.flatten(2).transpose(1, 2)[:, None].contiguous() for t in (x1, x2, x3))
     missing = v.shape[-1] - q.shape[-1]
     if v.shape[-2] > 2 * v.shape[-1]:
-        q, k, v = (
-            F.pad(q, (0, max(missing, 0))),
-            F.pad(k, (0, max(missing, 0))),
-            F.pad(v, (0, max(-missing, 0))),
-        )
+        q, k = (F.pad(t, (0, max(missing, 0))) for t in (q, k))
+        v = F.pad(v, (0, max(-missing, 0)))
     o = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0, :, : x3.shape[1]]
     return o.transpose(1, 2).unflatten(2, x3.shape[2:])
 
 # %% ../../nbs/nsl/08_attention.ipynb #a2c18b7d
 @checked
 class GlobalNeuralSimilarity(nn.Module):
-    """Self-attention as a neural similarity over the whole feature map: `y = x + g softmax(x1 x2^T) x3`, the identity at first (g = 0).
+    """Self-attention as a neural similarity over the whole map: `y = x + g softmax(x1 x2^T) x3`.
 
-    `x1` (with ReLU) and `x2` have channels / reduction channels, `x3` has all; each is a 1x1 SphereConv without batch norm. Parameters: `query.weight`, `key.weight`, `value.weight`, `g`
-    (and `k` of a learnable sigmoid). Raises `ValueError` for a reduction that leaves no channels, an unknown operator, or an input of the wrong shape.
-    Source: released code of Liu et al., NeurIPS 2019, Appendix B. [code]"""
+    Raises `ValueError` for a reduction that leaves no channels, an unknown operator, or an input of
+    the wrong shape. Source: released code of Liu et al., NeurIPS 2019, Appendix B. [code]"""
 
     def __init__(
         self,
@@ -61,7 +57,8 @@ class GlobalNeuralSimilarity(nn.Module):
         super().__init__()
         if reduction < 1 or channels // reduction < 1:
             raise ValueError(
-                f"reduction must be between 1 and the {channels} channels (queries and keys need at least one), got {reduction}."
+                f"reduction must be between 1 and the {channels} channels "
+                f"(queries and keys need at least one), got {reduction}."
             )
         self.query = SphereConv2d(channels, channels // reduction, 1, operator=operator)
         self.key = SphereConv2d(channels, channels // reduction, 1, operator=operator)
@@ -75,11 +72,9 @@ class GlobalNeuralSimilarity(nn.Module):
     def attention_map(
         self,
         x: Float[Tensor, "B n H W"],  # the layer's input
-        locations: Sequence[tuple[int, int]],  # (row, column) of each p on the map, counted from 0
-    ) -> (
-        Tensor
-    ):  # (B, len(locations), H, W): A(p, .), each sums to 1; uniform attention is 1 / HW everywhere
-        "Where the layer looks from some locations: the diagonals of M(p). Raises `ValueError` for a location that is not on the map."
+        locations: Sequence[tuple[int, int]],  # (row, column) of each p on the map, from 0
+    ) -> Tensor:  # (B, len(locations), H, W): A(p, .), each sums to 1
+        "The diagonals of M(p) at some p. Raises `ValueError` for a location outside of the map."
         H, W = x.shape[-2:]
         for i, j in locations:
             if not (0 <= i < H and 0 <= j < W):
@@ -91,27 +86,23 @@ class GlobalNeuralSimilarity(nn.Module):
 
 # %% ../../nbs/nsl/08_attention.ipynb #5fbcf5a7
 def _orthogonality(weight: Tensor) -> Tensor:
-    "`0.5 |W^T W - I|_F^2` for one bank of filters (n, ...), by the smaller Gram matrix, in float32 or better."
+    "`0.5 |W^T W - I|_F^2` for one bank of filters (n, ...), in float32 or better."
     with _full_precision(weight):
-        W = weight.flatten(1).to(
-            torch.promote_types(weight.dtype, torch.float32)
-        )  # (n, d): the transpose of the W above
+        # (n, d): the transpose of the W above
+        W = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         n, d = W.shape
-        gram = W @ W.T if n <= d else W.T @ W
-        return 0.5 * (
-            (gram - torch.eye(min(n, d), dtype=W.dtype, device=W.device)).square().sum()
-            + max(n - d, 0)
-        )
+        gram = W @ W.T if n <= d else W.T @ W  # the smaller one
+        identity = torch.eye(min(n, d), dtype=W.dtype, device=W.device)
+        return 0.5 * ((gram - identity).square().sum() + max(n - d, 0))
 
 
 @checked
 def orthogonality_penalty(
-    module: nn.Module,  # a layer or a whole network: every `SphereConv2d` in it counts, ordinary convolutions do not
+    module: nn.Module,  # a layer or a network: every `SphereConv2d` in it counts, and nothing else
     weight: float = 2e-4,  # lambda
 ) -> Tensor | float:  # 0-dim; 0 where there is no SphereConv
-    """`weight * 0.5 |W^T W - I|_F^2`, summed over layers; the flattened filters of a layer are the columns of W. [code]
+    """`weight * 0.5 |W^T W - I|_F^2`, summed over layers; the columns of W are filters. [code]
 
-    A layer with more filters n than numbers d in a filter cannot reach 0, only `weight * 0.5 (n - d)`."""
-    return weight * sum(
-        _orthogonality(m.weight) for m in module.modules() if isinstance(m, SphereConv2d)
-    )
+    With more filters n than numbers d in each it cannot reach 0, only `weight * 0.5 (n - d)`."""
+    layers = [m for m in module.modules() if isinstance(m, SphereConv2d)]
+    return weight * sum(_orthogonality(layer.weight) for layer in layers)

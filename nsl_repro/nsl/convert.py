@@ -5,19 +5,21 @@
 # %% ../../nbs/nsl/09_convert.ipynb #123e6852
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, NoReturn, cast
-import copy
-import inspect
 
 from torch import nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
 
 from ..base.checks import checked
-from .dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
-from .static import KernelShape, NeuralSimilarity, StaticNSLConv2d
+from .dynamic import DynamicNSLConv2d
+from .predictor import SharedPredictor, SimilarityPredictor
+from .shape import KernelShape
+from .static import NeuralSimilarity, StaticNSLConv2d
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
@@ -26,28 +28,20 @@ __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
 KINDS = ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")
 
 
-class Conversion(NamedTuple):
-    "What `to_nsl` returns."
-
-    model: nn.Module
-    converted: list[str]  # names of the layers that have a similarity now
-    skipped: dict[str, str]  # name -> why it was left alone
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        "Not a network: says so."
-        raise TypeError("to_nsl returns (model, converted, skipped): unpack it, or call its .model")
+def _has_similarity(conv: nn.Module) -> bool:
+    "As a layer of this library, or by a parametrization of its weight."
+    if isinstance(conv, (StaticNSLConv2d, DynamicNSLConv2d)):
+        return True
+    if not parametrize.is_parametrized(conv):
+        return False
+    seen_through = conv.get_submodule("parametrizations").modules()
+    return any(isinstance(m, NeuralSimilarity) for m in seen_through)
 
 
 def _why_left_alone(conv: nn.Module, kind: str) -> str:
-    "One sentence, or nothing."
+    "Why a convolution cannot get such a similarity, or nothing."
     parametrized = parametrize.is_parametrized(conv)
-    if isinstance(conv, (StaticNSLConv2d, DynamicNSLConv2d)) or (
-        parametrized
-        and any(
-            isinstance(m, NeuralSimilarity)
-            for m in conv.get_submodule("parametrizations").modules()
-        )
-    ):
+    if _has_similarity(conv):
         return "it has a neural similarity already"
     if not isinstance(conv, nn.Conv2d):
         return f"it is a {type(conv).__name__}, not a Conv2d"
@@ -64,114 +58,153 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
             return f"its class {type(conv).__name__} may compute more than a convolution"
     return ""
 
+# %% ../../nbs/nsl/09_convert.ipynb #48e0da11
+def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
+    "By name. Raises `ValueError` if there is none."
+    inside_predictors: set[nn.Module] = set()
+    for m in model.modules():
+        if isinstance(m, (SimilarityPredictor, SharedPredictor)):
+            inside_predictors.update(m.modules())
+    found: dict[str, nn.Module] = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.modules.conv._ConvNd) and m not in inside_predictors
+    }
+    if not found:
+        name = type(model).__name__
+        raise ValueError(f"model must contain a convolution, got {name}, which has none.")
+    return found
+
+
+_Where = Callable[[str, nn.Module], bool] | str | Sequence[str] | None
+
+
+def _check_names(convolutions: dict[str, nn.Module], where: _Where) -> None:
+    "Raises `ValueError` for a name in `where` that fits no convolution."
+    if where is None or callable(where):
+        return
+    for pattern in [where] if isinstance(where, str) else where:
+        if not any(fnmatchcase(name, pattern) for name in convolutions):
+            some = ", ".join([*convolutions][:3])
+            raise ValueError(
+                "where must name convolutions of the model, "
+                f"got {pattern!r}, which fits none of {some}, ..."
+            )
+
+
+def _selected(name: str, conv: nn.Module, where: _Where) -> bool:
+    "Whether `where` chooses this convolution."
+    if where is None or callable(where):
+        return where is None or where(name, conv)
+    return any(fnmatchcase(name, p) for p in ([where] if isinstance(where, str) else where))
+
 # %% ../../nbs/nsl/09_convert.ipynb #5ade72c3
-def _give_similarity(conv: nn.Conv2d, kind: str, options: dict) -> None:
+def _give_static(conv: nn.Conv2d, form: str) -> None:
     "In place."
     like: dict[str, Any] = dict(device=conv.weight.device, dtype=conv.weight.dtype)
-    form = "diagonal" if kind.endswith("dns") else "unconstrained"
-    if kind.startswith("static"):
-        similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
-        if type(conv) is not nn.Conv2d:
-            parametrize.register_parametrization(conv, "weight", similarity)
-        else:
-            conv.__class__, conv.similarity = StaticNSLConv2d, similarity
-        return
+    similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
+    if type(conv) is not nn.Conv2d:
+        parametrize.register_parametrization(conv, "weight", similarity)
+    else:
+        conv.__class__, conv.similarity = StaticNSLConv2d, similarity
+
+
+def _give_dynamic(conv: nn.Conv2d, form: str, options: dict[str, Any]) -> None:
+    "In place; `options` are the predictor's."
     geometry: dict[str, Any] = dict(
         stride=conv.stride,
         padding=conv.padding if conv.padding_mode == "zeros" else 0,
         dilation=conv.dilation,
     )
-    predictor = SimilarityPredictor(
-        conv.in_channels,
-        _pair(conv.kernel_size),
-        form,
-        **geometry,
-        **{"batchnorm": False, **options},
-    )
+    size, settings = _pair(conv.kernel_size), {"batchnorm": False, **options}
+    predictor = SimilarityPredictor(conv.in_channels, size, form, **geometry, **settings)
     nn.init.zeros_(predictor.m2.weight)
+    predictor.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
     layer = cast(DynamicNSLConv2d, conv)  # what it becomes
-    layer.__class__, layer.backend, layer.shape, layer.predictor = (
-        DynamicNSLConv2d,
-        "auto",
-        None,
-        predictor.to(**like).train(conv.training),
+    layer.__class__ = DynamicNSLConv2d
+    layer.backend, layer.shape, layer.predictor = "auto", None, predictor
+
+
+def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any]) -> None:
+    "In place, one of `KINDS`."
+    form = "diagonal" if kind.endswith("dns") else "unconstrained"
+    if kind.startswith("static"):
+        _give_static(conv, form)
+    else:
+        _give_dynamic(conv, form, options)
+
+# %% ../../nbs/nsl/09_convert.ipynb #4ddb8875
+_OF_LAYER = ("self", "in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
+
+
+def _check_options(kind: str, options: dict[str, Any]) -> None:
+    "Raises `ValueError` for an unknown kind, or an option that its predictors do not have."
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if options and kind.startswith("static"):
+        raise ValueError(
+            "a static similarity has no predictor: options must be left out for "
+            f"kind={kind!r}, got {', '.join(options)}."
+        )
+    known = [n for n in inspect.signature(SimilarityPredictor).parameters if n not in _OF_LAYER]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"options must be among {', '.join(known)}, got {name!r}.")
+
+# %% ../../nbs/nsl/09_convert.ipynb #8f6f07ed
+class Conversion(NamedTuple):
+    "What `to_nsl` returns."
+
+    model: nn.Module
+    converted: list[str]  # names of the layers that have a similarity now
+    skipped: dict[str, str]  # name -> why it was left alone
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        "Not a network. Raises `TypeError`."
+        raise TypeError("to_nsl returns (model, converted, skipped): unpack it, or call its .model")
+
+
+def _check_any(kind: str, converted: list[str], skipped: dict[str, str]) -> None:
+    "Raises `ValueError` where all convolutions are left alone, with the reasons."
+    if converted:
+        return
+    whys = list(skipped.values())
+    reasons = "; ".join(f"{whys.count(why)} because {why}" for why in sorted(set(whys)))
+    raise ValueError(
+        f"model must have a convolution that can become {kind}, "
+        f"got {len(whys)} that cannot: {reasons}."
     )
 
-
+# %% ../../nbs/nsl/09_convert.ipynb #e055f87e
 @checked
 def to_nsl(
     model: nn.Module,  # any model, or a single layer
     kind: str = "static_dns",  # one of `KINDS`
-    where: Callable[[str, nn.Module], bool]
-    | str
-    | Sequence[str]
-    | None = None,  # which layers: a function of name and layer, or names with wildcards ('layer4.*'); None: all
+    where: Callable[[str, nn.Module], bool] | str | Sequence[str] | None = None,  # None: all
     inplace: bool = False,  # change the model itself instead of a copy
-    **options: Any,  # of the predictors of dynamic layers: hidden, sphere, batchnorm, ...: see `SimilarityPredictor`
+    **options: Any,  # of `SimilarityPredictor`, for dynamic kinds: hidden, sphere, ...
 ) -> Conversion:  # (model, converted, skipped)
-    """Give the convolutions of a model a neural similarity that starts at the identity: weights are kept, the output does not change.
+    """Give the convolutions of a model a similarity that starts at the identity: the output stays.
 
-    Static ones fold back into plain convolutions by `nsl_repro.fold`. Nothing else in the model is touched. In its state_dict, new names come, and those of a plain `Conv2d` stay; a static similarity on a *subclass* of `Conv2d` parametrizes its weight,
-    which is then called `....parametrizations.weight.original` (all of timm's `Conv2dSame`, for instance): load a plain checkpoint before the conversion, since after it `strict=False` would skip such weights without a word.
-
-    Raises `ValueError` for an unknown kind, a model in which nothing can be converted, a name in `where` that fits no convolution, or an option that predictors do not have."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    if options and kind.startswith("static"):
-        raise ValueError(
-            f"a static similarity has no predictor: {', '.join(options)} cannot be set for kind={kind!r}"
-        )
-    known = [
-        n
-        for n in inspect.signature(SimilarityPredictor).parameters
-        if n not in ("in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
-    ]  # those are the layer's
-    if unknown := [o for o in options if o not in known]:
-        raise ValueError(
-            f"to_nsl has no option {unknown[0]!r}; those of a predictor are {', '.join(known)}"
-        )
-    predictors = {
-        inner
-        for m in model.modules()
-        if isinstance(m, (SimilarityPredictor, SharedPredictor))
-        for inner in m.modules()
-    }  # a predictor's own convolutions stay
-    convolutions = [
-        (name, m)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.modules.conv._ConvNd) and m not in predictors
-    ]
-    if not convolutions:
-        raise ValueError(f"model must contain a convolution, but {type(model).__name__} has none")
-    wanted: Callable[[str, nn.Module], bool] = lambda name, m: True
-    if callable(where):
-        wanted = where
-    elif where is not None:
-        patterns = [where] if isinstance(where, str) else where
-        wanted = lambda name, m: any(fnmatchcase(name, p) for p in patterns)
-        for p in patterns:
-            if not any(fnmatchcase(name, p) for name, _ in convolutions):
-                raise ValueError(
-                    f"where must name convolutions of the model, and {p!r} fits none of {', '.join(n for n, _ in convolutions[:3])}, ..."
-                )
-
-    skipped = {
-        name: why
-        for name, m in convolutions
-        if (why := _why_left_alone(m, kind) or ("" if wanted(name, m) else "left out by `where`"))
-    }
-    converted = [name for name, _ in convolutions if name not in skipped]
-    if not converted:
-        reasons = sorted(set(skipped.values()))
-        raise ValueError(
-            f"nothing in the model can be converted to {kind}: of its {len(skipped)} convolutions, "
-            + "; ".join(f"{sum(w == r for w in skipped.values())} because {r}" for r in reasons)
-        )
+    `where` chooses convolutions, by a function of name and layer or by names ('layer4.*'). Static
+    ones fold back by `nsl_repro.fold`. Raises `ValueError` for an unknown kind or option, a name
+    that fits no convolution, or if nothing can be converted.
+    """
+    _check_options(kind, options)
+    convolutions = _convolutions(model)
+    _check_names(convolutions, where)
+    skipped = {}
+    for name, conv in convolutions.items():
+        if why := _why_left_alone(conv, kind):
+            skipped[name] = why
+        elif not _selected(name, conv, where):
+            skipped[name] = "left out by `where`"
+    converted = [name for name in convolutions if name not in skipped]
+    _check_any(kind, converted, skipped)
     if not inplace:
         model = copy.deepcopy(model)
-    layers = dict(model.named_modules())
     for name in converted:
-        _give_similarity(layers[name], kind, options)
+        _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options)
     return Conversion(model, converted, skipped)
 
 # %% ../../nbs/nsl/09_convert.ipynb #86056e45
@@ -180,21 +213,19 @@ def similarity_parameters(
     model: nn.Module,
     freeze: bool = False,  # let nothing else in the model be trained
 ) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
-    "The parameters that decide how patches and filters are compared. Raises `ValueError` if there is none."
-    found = list(
-        dict.fromkeys(
-            p
-            for m in model.modules()
-            if isinstance(m, (NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor))
-            for p in m.parameters()
-        )
-    )
+    "The parameters that decide how patches and filters are compared. Raises `ValueError` if none."
+    kinds = NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor
+    found: dict[nn.Parameter, None] = {}  # each once, in order
+    for m in model.modules():
+        if isinstance(m, kinds):
+            found.update(dict.fromkeys(m.parameters()))
     if not found:
+        name = type(model).__name__
         raise ValueError(
-            f"model must have neural similarities, but {type(model).__name__} has none: see to_nsl"
+            f"model must have neural similarities (see to_nsl), got {name}, which has none."
         )
     if freeze:
         model.requires_grad_(False)
         for p in found:
             p.requires_grad_()
-    return found
+    return [*found]

@@ -87,29 +87,93 @@ def _logit(z: Tensor, budget: int | None, relaxation: str) -> Tensor:  # (K,), w
         return z - _middle(z, budget)
     return _expected_logit(z, budget)
 
-# %% ../../nbs/nsl/02_shape.ipynb #9f96702e
-@checked
-class _Taps(nn.Module):
-    "Scores of taps, and the Boolean diagonal `D` that they decide."
+# %% ../../nbs/nsl/02_shape.ipynb #47918075
+def _check_options(
+    kernel_size: tuple[int, int], budget: int | None, relaxation: str, speed: float, price: float
+) -> None:
+    "Refuse options of a `KernelShape` that are out of range."
+    height, width = kernel_size
+    if budget is not None and not 1 <= budget <= height * width:
+        raise ValueError(
+            f"budget must be an integer from 1 to {height * width}, the taps of a "
+            f"{height}x{width} kernel, or None, got {budget!r}."
+        )
+    if relaxation not in ("straight_through", "hard_concrete"):
+        raise ValueError(
+            f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}."
+        )
+    if not speed > 0:
+        raise ValueError(f"speed must be positive, got {speed!r}.")
+    if not price > 0:
+        raise ValueError(
+            f"price must be positive (for a fixed number of taps give a budget), got {price!r}."
+        )
 
-    score: nn.Parameter  # (K,)
-    kernel_size: tuple[int, int]
-    budget: int | None
-    relaxation: str
-    speed: float
-    dead_taps_learn: bool
+# %% ../../nbs/nsl/02_shape.ipynb #56c476f6
+@checked
+class _TapScores(nn.Module):
+    "A score for each tap of a kernel, and how the scores are learned."
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],  # (kh, kw), even or odd; K = kh*kw taps
+        budget: int | None = None,  # how many taps live; None: all that are worth their price
+        relaxation: str = "straight_through",  # or 'hard_concrete'
+        *,
+        price: float = 0.01,  # of a live tap, in the loss; only without a budget
+        both_sides: bool = True,  # UNS: D R D; False: D R
+        dead_taps_learn: bool = True,  # straight-through: dead taps get the soft tap's gradient
+        speed: float = 1.0,  # z = speed * score; more than 1 for SGD, whose steps are small
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,  # of the scores
+    ):
+        super().__init__()
+        check_geometry(kernel_size)
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        _check_options(self.kernel_size, budget, relaxation, speed, price)
+        self.budget, self.relaxation, self.price = budget, relaxation, price
+        self.both_sides, self.dead_taps_learn, self.speed = both_sides, dead_taps_learn, speed
+        K = math.prod(self.kernel_size)
+        self.score = nn.Parameter(torch.empty(K, device=device, dtype=dtype))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         "Scores that differ by a little noise only; without a budget all taps live."
         nn.init.normal_(self.score, (0.0 if self.budget else 1.0) / self.speed, 0.01 / self.speed)
 
+    def _logit(self) -> Tensor:
+        return _logit(self.speed * self.score, self.budget, self.relaxation)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, budget={self.budget}, relaxation={self.relaxation}"
+
+# %% ../../nbs/nsl/02_shape.ipynb #a1586558
+def _check_fits(shape: _TapScores | int | None, kernel_size: tuple[int, int]) -> None:
+    "Refuse what is not the shape of a kernel of this size."
+    height, width = kernel_size
+    if isinstance(shape, _TapScores):
+        if shape.kernel_size != kernel_size:
+            raise ValueError(
+                f"shape must be for a kernel of {kernel_size}, got one of {shape.kernel_size}."
+            )
+    elif shape is not None and not 1 <= shape <= height * width:
+        raise ValueError(
+            f"shape must be a KernelShape, or from 1 to {height * width}, the taps of a "
+            f"{height}x{width} kernel, got {shape!r}."
+        )
+
+# %% ../../nbs/nsl/02_shape.ipynb #3b210c26
+@checked
+class KernelShape(_TapScores):
+    """Which taps exist: a Boolean diagonal `D`, learned by scores. [review; the way is ours]
+
+    Raises `ValueError` for a kernel_size that is not positive, a budget that is not from 1 to the
+    number of taps, an unknown relaxation, or a speed or price that is not positive."""
+
     @torch.no_grad()
     def live(self) -> Tensor:  # (K,) Boolean
         "Which taps exist."
         return _live(self.score, self.budget)
-
-    def _logit(self) -> Tensor:
-        return _logit(self.speed * self.score, self.budget, self.relaxation)
 
     def probability(self) -> Tensor:  # (K,) in [0, 1], with gradient
         "The soft tap (straight-through), or the probability of an open gate (hard concrete)."
@@ -139,77 +203,6 @@ class _Taps(nn.Module):
             return _masked(W, d, soft, dim)
 
         return keep
-
-    def extra_repr(self) -> str:
-        return f"{self.kernel_size}, budget={self.budget}, relaxation={self.relaxation}"
-
-# %% ../../nbs/nsl/02_shape.ipynb #c6373ac5
-def _check_options(
-    kernel_size: tuple[int, int], budget: int | None, relaxation: str, speed: float, price: float
-) -> None:
-    "Refuse options of a `KernelShape` that are out of range."
-    height, width = kernel_size
-    if budget is not None and not 1 <= budget <= height * width:
-        raise ValueError(
-            f"budget must be an integer from 1 to {height * width}, the taps of a "
-            f"{height}x{width} kernel, or None, got {budget!r}."
-        )
-    if relaxation not in ("straight_through", "hard_concrete"):
-        raise ValueError(
-            f"relaxation must be 'straight_through' or 'hard_concrete', got {relaxation!r}."
-        )
-    if not speed > 0:
-        raise ValueError(f"speed must be positive, got {speed!r}.")
-    if not price > 0:
-        raise ValueError(
-            f"price must be positive (for a fixed number of taps give a budget), got {price!r}."
-        )
-
-
-def _check_fits(shape: _Taps | int | None, kernel_size: tuple[int, int]) -> None:
-    "Refuse what is not the shape of a kernel of this size."
-    height, width = kernel_size
-    if isinstance(shape, _Taps):
-        if shape.kernel_size != kernel_size:
-            raise ValueError(
-                f"shape must be for a kernel of {kernel_size}, got one of {shape.kernel_size}."
-            )
-    elif shape is not None and not 1 <= shape <= height * width:
-        raise ValueError(
-            f"shape must be a KernelShape, or from 1 to {height * width}, the taps of a "
-            f"{height}x{width} kernel, got {shape!r}."
-        )
-
-# %% ../../nbs/nsl/02_shape.ipynb #3b210c26
-@checked
-class KernelShape(_Taps):
-    """Which taps exist: a Boolean diagonal `D`, learned by scores. [review; the way is ours]
-
-    Raises `ValueError` for a kernel_size that is not positive, a budget that is not from 1 to the
-    number of taps, an unknown relaxation, or a speed or price that is not positive."""
-
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],  # (kh, kw), even or odd; K = kh*kw taps
-        budget: int | None = None,  # how many taps live; None: all that are worth their price
-        relaxation: str = "straight_through",  # or 'hard_concrete'
-        *,
-        price: float = 0.01,  # of a live tap, in the loss; only without a budget
-        both_sides: bool = True,  # UNS: D R D; False: D R
-        dead_taps_learn: bool = True,  # straight-through: dead taps get the soft tap's gradient
-        speed: float = 1.0,  # z = speed * score; more than 1 for SGD, whose steps are small
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,  # of the scores
-    ):
-        super().__init__()
-        check_geometry(kernel_size)
-        self.kernel_size = _pair(kernel_size)
-        _check_options(self.kernel_size, budget, relaxation, speed, price)
-        self.budget, self.relaxation, self.price = budget, relaxation, price
-        self.both_sides, self.dead_taps_learn, self.speed = both_sides, dead_taps_learn, speed
-        K = math.prod(self.kernel_size)
-        self.score = nn.Parameter(torch.empty(K, device=device, dtype=dtype))
-        self.reset_parameters()
 
     @classmethod
     def of(

@@ -12,116 +12,33 @@ from torch import Tensor
 from ..base.checks import checked
 
 # %% auto #0
-__all__ = ['bilinear_similarity', 'Playground', 'block_diagonal', 'neural_similarity']
+__all__ = ['bilinear_similarity', 'block_diagonal', 'neural_similarity']
 
 # %% ../../nbs/nsl/01_similarity.ipynb #429ddb89
 def _one_type(**tensors: Tensor) -> None:
-    "One sentence if a matrix product would meet numbers of several types; under autocast it casts them itself."
+    "Refuse tensors of several types, which no matrix product takes (autocast casts them itself)."
     (first, t), *others = tensors.items()
     for name, other in others:
         if other.dtype != t.dtype and not torch.is_autocast_enabled(t.device.type):
-            raise TypeError(f"{name} must be {t.dtype}, as {first} is, not {other.dtype}.")
+            raise TypeError(f"{name} must be {t.dtype}, as {first} is, got {other.dtype}.")
 
 
 @checked
 def bilinear_similarity(
-    W: Float[Tensor, "*#batch n"],  # the filter; leading dimensions (the batch's) broadcast
+    W: Float[Tensor, "*#batch n"],  # the filter
     X: Float[Tensor, "*#batch n"],  # the patch
     M: Float[Tensor, "*#batch n n"],  # the similarity
-) -> Tensor:  # (*batch): one number a filter, patch and matrix
+) -> Tensor:  # (*batch): one number per filter, patch and matrix
     """The bilinear similarity `W^T M X`. [review, code]
 
     Raises `ValueError` if the sizes do not fit, `TypeError` if the types do not."""
     _one_type(W=W, X=X, M=M)
     return (W[..., None, :] @ M @ X[..., :, None])[..., 0, 0]
 
-# %% ../../nbs/nsl/01_similarity.ipynb #72e9b8e7
-class Playground:
-    "A picture with handles: drag `W` and the columns of `M`, see the response to every patch of two taps. It is HTML with a script and needs neither a kernel nor a network."
-
-    def _repr_html_(self) -> str:
-        return _PLAYGROUND
-
-    def __repr__(self) -> str:
-        return "Playground()"
-
-
-_PLAYGROUND = """
-<div class="nsl-playground" style="font: 13px sans-serif; max-width: 340px">
-  <p>This picture moves where scripts are run: in JupyterLab, in Colab and in the documentation.</p>
-</div>
-<script>
-(() => {
-  const kinds = {'inner product': () => [[1, 0], [0, 1]], 'diagonal (DNS)': ([a, b]) => [[a[0], 0], [0, b[1]]], 'free (UNS)': M => M};
-  function start(box) {
-    box.dataset.ready = 'yes';
-    box.innerHTML = '<div style="margin-bottom: 6px"></div><canvas role="img" aria-label="response of a filter to every patch" style="width: 100%; max-width: 340px; touch-action: none; cursor: grab; background: white; display: block"></canvas><output style="display: block; margin-top: 4px; font-family: monospace; white-space: pre"></output>';
-    const [buttons, canvas, text] = box.children, size = 340, scale = window.devicePixelRatio || 1, g = canvas.getContext('2d');
-    canvas.width = canvas.height = size * scale;
-    const state = {W: [1, .4], columns: [[.3, -.8], [1, 1.3]], kind: 'diagonal (DNS)', at: null, held: null};
-    const toScreen = ([x, y]) => [(x + 2) * size / 4, (2 - y) * size / 4], number = v => (v < 0 ? '' : ' ') + v.toFixed(2);
-    for (const kind of Object.keys(kinds)) {
-      const button = document.createElement('button');
-      button.textContent = kind; button.type = 'button'; button.style.cssText = 'margin-right: 4px; font: inherit; cursor: pointer';
-      button.onclick = () => { state.kind = kind; draw(); };
-      buttons.append(button);
-    }
-    const field = document.createElement('canvas'); field.width = field.height = 80;
-    const arrow = (tip, colour) => {
-      const [x0, y0] = toScreen([0, 0]), [x, y] = toScreen(tip), turn = Math.atan2(y - y0, x - x0);
-      g.strokeStyle = g.fillStyle = colour; g.lineWidth = 3; g.beginPath(); g.moveTo(x0, y0); g.lineTo(x, y); g.stroke();
-      g.beginPath(); g.moveTo(x, y); for (const side of [2.6, -2.6]) g.lineTo(x + 11 * Math.cos(turn + side), y + 11 * Math.sin(turn + side)); g.fill();
-    };
-    const handles = () => state.kind === 'inner product' ? [['W', state.W]] : [['W', state.W], ...kinds[state.kind](state.columns).map((tip, i) => [i, tip])];
-    function draw() {
-      const [a, b] = kinds[state.kind](state.columns), W = state.W, V = [a[0] * W[0] + a[1] * W[1], b[0] * W[0] + b[1] * W[1]];  // M^T W; a and b are the columns of M
-      const response = X => V[0] * X[0] + V[1] * X[1], image = field.getContext('2d').createImageData(80, 80);
-      for (let i = 0; i < 6400; i++) {
-        const S = response([(i % 80 + .5) / 20 - 2, 2 - (Math.floor(i / 80) + .5) / 20]), t = Math.min(1, Math.abs(S) / 3), pale = 255 * (1 - .75 * t);
-        image.data.set(S > 0 ? [255 - 60 * t, pale, pale, 255] : [pale, pale + 40 * t, 255 - 50 * t, 255], 4 * i);
-      }
-      field.getContext('2d').putImageData(image, 0, 0);
-      g.setTransform(scale, 0, 0, scale, 0, 0); g.drawImage(field, 0, 0, size, size);
-      arrow(W, 'black'); arrow(V, '#c00');
-      for (const [name, tip] of handles()) {
-        const [x, y] = toScreen(tip);
-        g.beginPath(); g.arc(x, y, name === 'W' ? 8 : 6, 0, 7); g.fillStyle = name === 'W' ? 'black' : 'white'; g.fill(); g.strokeStyle = 'black'; g.lineWidth = 1.5; g.stroke();
-        if (name !== 'W') { g.fillStyle = 'black'; g.font = '11px sans-serif'; g.fillText(name ? 'M e₂' : 'M e₁', x + 9, y - 6); }
-      }
-      const X = state.at || [1, 1];
-      text.textContent = 'M = [' + number(a[0]) + ' ' + number(b[0]) + ']    W = [' + W.map(number) + ']\\n    [' + number(a[1]) + ' ' + number(b[1]) + ']    X = [' + X.map(number) + ']\\nWᵀMX = ' + number(response(X));
-      for (const button of buttons.children) button.style.fontWeight = button.textContent === state.kind ? 'bold' : 'normal';
-    }
-    const place = e => { const r = canvas.getBoundingClientRect(), clip = v => Math.max(-1.95, Math.min(1.95, v)); return [clip((e.clientX - r.left) / r.width * 4 - 2), clip(2 - (e.clientY - r.top) / r.height * 4)]; };
-    canvas.onpointerdown = e => {
-      const p = place(e), near = handles().map(([name, tip]) => [Math.hypot(tip[0] - p[0], tip[1] - p[1]), name]).sort((x, y) => x[0] - y[0])[0];
-      if (near[0] < .3) { state.held = near[1]; canvas.setPointerCapture(e.pointerId); e.preventDefault(); }
-    };
-    canvas.onpointermove = e => {
-      state.at = place(e);
-      if (state.held === 'W') state.W = state.at;
-      else if (state.held !== null) state.columns[state.held] = state.kind === 'free (UNS)' ? state.at : state.columns[state.held].map((v, i) => i === state.held ? state.at[i] : v);
-      draw();
-    };
-    canvas.onpointerup = canvas.onpointercancel = () => { state.held = null; };
-    draw();
-  }
-  let tries = 0;  // a notebook may run a script before it shows the output that the script belongs to
-  (function find() {
-    const boxes = document.querySelectorAll('.nsl-playground:not([data-ready])');
-    boxes.forEach(start);
-    if (!boxes.length && tries++ < 200) setTimeout(find, 50);
-  })();
-})();
-</script>
-"""
-
 # %% ../../nbs/nsl/01_similarity.ipynb #a67a32e3
 @checked
 def block_diagonal(
-    M_s: Float[
-        Tensor, "... K K"
-    ],  # the block, K = HV taps; a diagonal is made one by `torch.diag_embed`
+    M_s: Float[Tensor, "... K K"],  # the block, K = HV taps
     channels: int,  # C, how often it is repeated
 ) -> Tensor:  # (..., C*K, C*K), channel by channel
     """The whole similarity `M = diag(M_s, ..., M_s)` of a layer with C input channels. [code]
@@ -129,37 +46,36 @@ def block_diagonal(
     Raises `ValueError` if M_s is not square, or channels is not a positive integer."""
     if channels < 1:
         raise ValueError(f"channels must be a positive integer, got {channels!r}.")
-    same_channel = torch.eye(int(channels), dtype=M_s.dtype, device=M_s.device)[
-        :, None, :, None
-    ]  # (C, 1, C, 1)
-    return (
-        (same_channel * M_s[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
-    )  # (..., C, K, C, K) -> (..., CK, CK)
+    same_channel = torch.eye(int(channels), dtype=M_s.dtype, device=M_s.device)
+    blocks = same_channel[:, None, :, None] * M_s[..., None, :, None, :]  # (..., C, K, C, K)
+    return blocks.flatten(-2).flatten(-3, -2)
 
 # %% ../../nbs/nsl/01_similarity.ipynb #003b1c6f
+def _broadcast(shape: torch.Size, other: torch.Size) -> bool:
+    "Whether two shapes broadcast."
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(shape), reversed(other)))
+
+
 @checked
 def neural_similarity(
-    W: Float[
-        Tensor, "*#batch C K"
-    ],  # the filter, K = HV taps a channel; leading dimensions (the batch's) broadcast
+    W: Float[Tensor, "*#batch C K"],  # the filter, K = HV taps per channel
     X: Float[Tensor, "*#batch C K"],  # the patch
-    M_s: Float[
-        Tensor, "... K"
-    ],  # the similarity (batch..., K, K), or its diagonal (batch..., K) for kind='diagonal'
+    M_s: Float[Tensor, "... K"],  # (batch..., K, K), or the diagonal (batch..., K)
     kind: str = "unconstrained",  # 'unconstrained' (UNS) or 'diagonal' (DNS)
 ) -> Tensor:  # (*batch)
     """The neural similarity `sum_c w_c^T M_s x_c`. [code]
 
-    Raises `ValueError` for an unknown kind, or sizes that do not fit, `TypeError` for types that do not."""
+    Raises `ValueError` for an unknown kind or sizes that do not fit, `TypeError` for types that
+    do not."""
     if kind not in ("diagonal", "unconstrained"):
         raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
     batch, K = torch.broadcast_shapes(W.shape[:-2], X.shape[:-2]), W.shape[-1:]
-    own = K if kind == "diagonal" else K * 2
-    if M_s.shape[-len(own) :] != own or any(
-        1 != m != b != 1 for m, b in zip(M_s.shape[: -len(own)][::-1], batch[::-1])
-    ):
+    own = K if kind == "diagonal" else K * 2  # (K,) or (K, K)
+    leading, last = M_s.shape[: -len(own)], M_s.shape[-len(own) :]
+    if last != own or not _broadcast(leading, batch):
         raise ValueError(
-            f"M_s must be {tuple(own)} for kind={kind!r}, or have leading dimensions that broadcast with {tuple(batch)}, got {tuple(M_s.shape)}."
+            f"M_s must be {tuple(own)} for kind={kind!r}, or have leading dimensions that "
+            f"broadcast with {tuple(batch)}, got {tuple(M_s.shape)}."
         )
     _one_type(W=W, X=X, M_s=M_s)
     folded = W * M_s[..., None, :] if kind == "diagonal" else W @ M_s  # M^T W, channel by channel

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..base.checks import checked
-from .unit import PDDM, hard_quadruplets
+from .loss import _check_heads
+from .mining import hard_quadruplets
+from .unit import PDDM, _full
 
 try:
     from pytorch_metric_learning.distances import BaseDistance
@@ -31,24 +33,20 @@ __all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss']
 # %% ../../nbs/pddm/04_plugins.ipynb #b8c8f9e3
 @checked
 class PDDMDistance(BaseDistance):
-    """PDDM's score as a distance of pytorch-metric-learning, larger for closer; its losses, miners and `CustomKNN` retrieval take it as `distance`.
-
-    Further keywords go to `BaseDistance`; embeddings are normalised to the unit sphere unless `normalize_embeddings=False`."""
+    "PDDM's score as a distance of pytorch-metric-learning, larger for closer."
 
     def __init__(
         self,
         pddm: PDDM,  # the unit; its weights are this distance's parameters
-        **kwargs: Any,
+        **kwargs: Any,  # as in `BaseDistance`
     ):
         super().__init__(is_inverted=True, **kwargs)
         self.pddm = pddm
 
     def forward(
         self, query_emb: Float[Tensor, "N d"], ref_emb: Float[Tensor, "M d"] | None = None
-    ) -> Tensor:  # (N, M)
-        return super().forward(
-            query_emb, None if ref_emb is query_emb else ref_emb
-        )  # of all pairs with itself, only half
+    ) -> Tensor:  # (N, M); a batch with itself costs half
+        return super().forward(query_emb, None if ref_emb is query_emb else ref_emb)
 
     def compute_mat(
         self, query_emb: Float[Tensor, "N d"], ref_emb: Float[Tensor, "M d"]
@@ -60,57 +58,7 @@ class PDDMDistance(BaseDistance):
     ) -> Tensor:  # (N,)
         return self.pddm(query_emb, ref_emb)
 
-# %% ../../nbs/pddm/04_plugins.ipynb #4bd187be
-@checked
-class QuadrupletMiner(BaseMiner):
-    """The paper's hard quadruplets for the losses of pytorch-metric-learning: as triplets, all (i, j, k) and then all (j, i, l). [paper, ours]
-
-    Raises `ValueError` for n that is not positive, or if there are reference embeddings other than the batch's own."""
-
-    def __init__(
-        self,
-        n: int = 1,  # how many positive pairs, the hardest first, as in `hard_quadruplets`
-        distance: BaseDistance
-        | None = None,  # who judges: a `PDDMDistance`, or any of the library's; None: Euclidean
-        **kwargs: Any,  # as in `BaseMiner`
-    ):
-        if n < 1:
-            raise ValueError(f"n must be positive, got {n}.")
-        super().__init__(distance=distance, **kwargs)
-        self.n = n
-        self.add_to_recordable_attributes(name="n", is_stat=False)
-
-    def forward(
-        self,
-        embeddings: Float[Tensor, "N d"],
-        labels: Tensor,  # (N,) integers, on any device
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor
-        | None = None,  # for the losses of pytorch-metric-learning that mine by it: the same two again
-    ) -> tuple[Tensor, Tensor, Tensor]:  # anchors, positives, negatives
-        "The triplets of a batch's quadruplets."
-        if labels.shape != embeddings.shape[:1]:
-            raise ValueError(
-                f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}."
-            )
-        return super().forward(embeddings, labels, ref_emb, ref_labels)
-
-    def mine(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if ref_emb is not embeddings:
-            raise ValueError(
-                "QuadrupletMiner mines within a batch, and takes no reference embeddings."
-            )
-        x = embeddings.to(
-            torch.promote_types(embeddings.dtype, torch.float32)
-        )  # no distance is looked at in half precision
-        i, j, k, l = hard_quadruplets(
-            _Score(self.distance), self.distance.maybe_normalize(x), labels, self.n
-        )
-        return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])  # type: ignore[list-item]
-
-
+# %% ../../nbs/pddm/04_plugins.ipynb #956e25e1
 class _Score:
     "A distance, of normalised embeddings, as a score: higher for more similar."
 
@@ -123,15 +71,106 @@ class _Score:
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         return self.sign * self.distance.compute_mat(a, b)
 
+
+def _check_labels(embeddings: Tensor, labels: Tensor) -> None:
+    "Raises `ValueError` unless there is one label for each embedding."
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels must be ({len(embeddings)},), as there are embeddings, "
+            f"got {tuple(labels.shape)}."
+        )
+
+# %% ../../nbs/pddm/04_plugins.ipynb #0236a48b
+@checked
+class QuadrupletMiner(BaseMiner):
+    """The paper's hard quadruplets as triplets: all (i, j, k), then all (j, i, l). [paper, ours]
+
+    Raises `ValueError` for n that is not positive, or for reference embeddings."""
+
+    def __init__(
+        self,
+        n: int = 1,  # how many positive pairs, the hardest first, as in `hard_quadruplets`
+        distance: BaseDistance | None = None,  # what measures hardness; None: Euclidean
+        **kwargs: Any,  # as in `BaseMiner`
+    ):
+        if n < 1:
+            raise ValueError(f"n must be positive, got {n}.")
+        super().__init__(distance=distance, **kwargs)
+        self.n = n
+        self.add_to_recordable_attributes(name="n", is_stat=False)
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "N d"],
+        labels: Tensor,  # (N,) integers, on any device
+        ref_emb: Tensor | None = None,  # embeddings again, where a loss of the library mines
+        ref_labels: Tensor | None = None,  # labels again
+    ) -> tuple[Tensor, Tensor, Tensor]:  # anchors, positives, negatives
+        "The triplets of a batch's quadruplets."
+        _check_labels(embeddings, labels)
+        return super().forward(embeddings, labels, ref_emb, ref_labels)
+
+    def mine(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if ref_emb is not embeddings:
+            raise ValueError("ref_emb must be None: mining is within a batch, got another tensor.")
+        x = self.distance.maybe_normalize(_full(embeddings))  # no distance in half precision
+        i, j, k, l = hard_quadruplets(_Score(self.distance), x, labels, self.n)
+        return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])  # type: ignore[list-item]
+
+# %% ../../nbs/pddm/04_plugins.ipynb #058bb53c
+def _hinges(
+    loss: BaseMetricLossFunction,  # with a distance, alpha, beta and squared
+    embeddings: Tensor,
+    ref_emb: Tensor,
+    triplets: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    "E_m and E_e of each triplet, twice: a quadruplet is two triplets."
+    a, p, n = triplets
+    normalised = loss.distance.maybe_normalize
+    x, y = normalised(embeddings)[a], normalised(ref_emb)
+    S_ap, S_an = [loss.distance.pairwise_distance(x, y[t]) for t in (p, n)]
+    differences = [x - y[t] for t in (p, n)]
+    if loss.squared:
+        D_ap, D_an = [d.square().sum(1) for d in differences]
+    else:
+        D_ap, D_an = [torch.linalg.vector_norm(d, dim=1) for d in differences]
+    return 2 * (loss.alpha - S_ap + S_an).relu(), 2 * (loss.beta + D_ap - D_an).relu()
+
+# %% ../../nbs/pddm/04_plugins.ipynb #727e7894
+def _triplets(
+    miner: BaseMiner,
+    given: tuple[Tensor, ...] | None,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor,
+    ref_labels: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    "Anchors, positives and negatives: what is given, pairs or triplets, or else what is mined."
+    if given is None:
+        other = None if ref_emb is embeddings else ref_emb
+        given = miner(embeddings, labels, other, ref_labels)
+    return loss_and_miner_utils.convert_to_triplets(given, labels, ref_labels)
+
+
+def _zero(loss: BaseMetricLossFunction) -> dict:
+    "The loss of a batch without triplets, with a warning."
+    warnings.warn(
+        "the batch has nothing to learn from: it must have two classes or more, and two images "
+        "of one of them (pytorch_metric_learning.samplers.MPerClassSampler makes such batches)",
+        stacklevel=3,
+    )
+    return loss.zero_losses()
+
 # %% ../../nbs/pddm/04_plugins.ipynb #04db7bac
 @checked
 class PDDMLoss(BaseMetricLossFunction):
-    """The double-header hinge loss as a loss of pytorch-metric-learning, with the unit's weights among its parameters. [summary, 3p, ours]
+    """The double-header hinge loss for pytorch-metric-learning, with the unit. [summary, 3p, ours]
 
-    `loss(embeddings, labels)` mines hard quadruplets by its own unit; `loss(embeddings, labels, miner(embeddings, labels))` uses that miner's triplets or pairs. Embeddings are normalised to the unit sphere.
-    After a call, `loss.metric` and `loss.embedding` are the two heads, `E_m` and `E_e`, averaged, not weighed, without gradient.
+    After a call, `metric` and `embedding` are E_m and E_e, averaged, without gradient.
 
-    Raises `ValueError` for an unknown `heads`, or if it is to mine among reference embeddings other than the batch's own."""
+    Raises `ValueError` for unknown `heads`, or if it is to mine among reference embeddings."""
 
     def __init__(
         self,
@@ -144,8 +183,7 @@ class PDDMLoss(BaseMetricLossFunction):
         n: int = 1,  # how many positive pairs it mines, where it mines
         **kwargs: Any,  # as in `BaseMetricLossFunction`
     ):
-        if heads not in ("both", "metric", "embedding"):
-            raise ValueError(f"heads must be 'both', 'metric' or 'embedding', got {heads!r}.")
+        _check_heads(heads)
         super().__init__(distance=PDDMDistance(pddm), **kwargs)
         self.miner = QuadrupletMiner(n, distance=self.distance)
         self.alpha, self.beta, self.lam, self.squared, self.heads = alpha, beta, lam, squared, heads
@@ -156,48 +194,21 @@ class PDDMLoss(BaseMetricLossFunction):
         self,
         embeddings: Float[Tensor, "N d"],
         labels: Tensor,  # (N,) integers, on any device
-        indices_tuple: tuple[Tensor, ...]
-        | None = None,  # a miner's triplets or pairs; None: it mines itself
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor
-        | None = None,  # with indices_tuple: where positives and negatives come from; None: the batch
+        indices_tuple: tuple[Tensor, ...] | None = None,  # a miner's; None: it mines itself
+        ref_emb: Tensor | None = None,  # where a given tuple's positives and negatives are
+        ref_labels: Tensor | None = None,
     ) -> Tensor:  # ()
         "The loss of a batch; 0 where it has nothing to mine."
-        if labels.shape != embeddings.shape[:1]:
-            raise ValueError(
-                f"labels must be ({len(embeddings)},), as there are embeddings, got {tuple(labels.shape)}."
-            )
+        _check_labels(embeddings, labels)
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor,
-    ) -> dict:
-        if indices_tuple is None:
-            indices_tuple = self.miner(
-                embeddings, labels, None if ref_emb is embeddings else ref_emb, ref_labels
-            )
-        a, p, n = loss_and_miner_utils.convert_to_triplets(indices_tuple, labels, ref_labels)
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        batch = (embeddings, labels, ref_emb, ref_labels)
+        triplets = _triplets(self.miner, indices_tuple, *batch)
         self.metric = self.embedding = embeddings.new_zeros(())
-        if len(a) == 0:
-            warnings.warn(
-                "no class of this batch has two images, or there is no other class: nothing to learn from (pytorch_metric_learning.samplers.MPerClassSampler makes batches that have both)",
-                stacklevel=2,
-            )
-            return self.zero_losses()
-        x, y = self.distance.maybe_normalize(embeddings)[a], self.distance.maybe_normalize(ref_emb)
-        S_ap, S_an = [self.distance.pairwise_distance(x, y[t]) for t in (p, n)]
-        D_ap, D_an = [
-            (x - y[t]).square().sum(1)
-            if self.squared
-            else torch.linalg.vector_norm(x - y[t], dim=1)
-            for t in (p, n)
-        ]
-        E_m, E_e = 2 * (self.alpha - S_ap + S_an).relu(), 2 * (self.beta + D_ap - D_an).relu()
+        if len(triplets[0]) == 0:
+            return _zero(self)
+        E_m, E_e = _hinges(self, embeddings, ref_emb, triplets)
         self.metric, self.embedding = E_m.detach().mean(), E_e.detach().mean()
         E = {"both": E_m + self.lam * E_e, "metric": E_m, "embedding": E_e}[self.heads]
-        return {"loss": {"losses": E, "indices": (a, p, n), "reduction_type": "triplet"}}
+        return {"loss": {"losses": E, "indices": triplets, "reduction_type": "triplet"}}

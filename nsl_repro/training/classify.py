@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from ..data.images import ImageSet, augment, batch_indices, channel_statistics, to_input
+from ..data.draws import batch_indices
+from ..data.images import ImageSet, augment, channel_statistics, to_input
 from .loop import Run, TrainResult, make_accelerator
 from nsl_repro.training.recipe import (
     Recipe,
@@ -58,7 +59,7 @@ def _preparation(data: ImageSet, recipe: Recipe) -> Callable[[Tensor], Tensor]:
 
     return prepare
 
-# %% ../../nbs/training/04_classify.ipynb #4ecb4d81
+# %% ../../nbs/training/04_classify.ipynb #83c32651
 def _no_points() -> dict[str, list[float]]:
     "The curves of a run that has just begun."
     names = ("step", "train_loss", "train_accuracy", "val_step", "val_accuracy")
@@ -76,7 +77,7 @@ def _steps(
     flip: bool,
 ) -> None:
     "The lines of the naive loop, in a `Run`."
-    engine = run.accelerator
+    engine = run.accelerator or make_accelerator()
     share = slice(engine.process_index, None, engine.num_processes)  # of this process
     net.train()
     for step in run:

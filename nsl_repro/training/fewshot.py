@@ -5,13 +5,12 @@
 # %% ../../nbs/training/07_fewshot.ipynb #cc0d6105
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
-import math
-import time
 
 import numpy as np
 import torch
@@ -23,27 +22,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from ..base.checks import checked, described
-from ..nsl.convert import KINDS, to_nsl
-from ..data.images import ImageSet, generator_for
+from ..data.draws import generator_for
+from ..data.images import ImageSet
 from ..data.photos import PhotoSet
-from ..results.tables import Interval, mean_interval
-from ..base.downloads import progress_bar
-from nsl_repro.training.loop import (
-    FiniteSteps,
-    TrainResult,
-    newest_checkpoint,
-    save_checkpoint,
-    tracked,
-)
+from ..nsl.convert import KINDS, to_nsl
+from ..results.intervals import Interval, mean_interval
+from .loop import Run, TrainResult
 
 # %% auto #0
-__all__ = ['STATIC', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes', 'prototypical_logits',
-           'CosineHead', 'fit_head', 'adapted_names', 'adaptation', 'adapt', 'episode_loss', 'train_episodes',
-           'EpisodeScores', 'evaluate_episodes']
+__all__ = ['STATIC', 'Which', 'Episode', 'EpisodeSampler', 'image_set', 'BatchStatistics', 'Conv4', 'prototypes',
+           'prototypical_logits', 'CosineHead', 'fit_head', 'adapted_names', 'adaptation', 'adapt', 'episode_loss',
+           'train_episodes', 'EpisodeScores', 'evaluate_episodes']
 
 # %% ../../nbs/training/07_fewshot.ipynb #5c7592a3
 class Episode(NamedTuple):
-    "One task, or with a leading dimension T several. The rows are ordered by class: `shot` of the first, then `shot` of the second, ..."
+    "One task, or several with a leading dimension T. Rows are ordered by class."
 
     support: Tensor  # (way * shot, ...) what may be learned from
     support_labels: Tensor  # (way * shot,) int64 in 0..way-1
@@ -52,85 +45,64 @@ class Episode(NamedTuple):
     classes: Tensor  # (way,) int64: the classes' labels in the data set
 
 
+def _check_episodes(rows: Sequence[Tensor], way: int, shot: int, query: int, seed: int) -> None:
+    "Raises `ValueError` for episodes that classes with these rows do not have."
+    for name, value in dict(way=way, shot=shot, query=query).items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
+    if not rows:
+        raise ValueError("labels must name at least one class, got none.")
+    if way > len(rows):
+        raise ValueError(f"way must be at most {len(rows)}, the classes there are, got {way}.")
+    least, given = min(map(len, rows)), f"{shot} + {query}"
+    if shot + query > least:
+        smallest = f"{least}, the images of the smallest class"
+        raise ValueError(f"shot + query must be at most {smallest}, got {given}.")
+
+# %% ../../nbs/training/07_fewshot.ipynb #a31f5ec7
 @checked
 class EpisodeSampler:
-    """Episodes from images (or features) in memory: `sampler[i]` depends on (seed, i) and on nothing else.
+    """Episodes from images or features in memory: `sampler[i]` depends on (seed, i) alone.
 
-    There is no last episode: iterate over as many as you need. Raises `ValueError` for a way beyond the classes there are, for shot + query beyond the smallest class, and for numbers below one."""
+    Raises `ValueError` for a way beyond the classes there are, and for shot + query beyond the
+    smallest class."""
 
     def __init__(
         self,
         images: Shaped[Tensor, "N ..."],  # of any kind, on any device: as a rule uint8 images
         labels: Integer[Tensor, " N"],
-        way: int = 5,  # classes an episode
-        shot: int = 1,  # support images a class
-        query: int = 15,  # query images a class
+        way: int = 5,  # classes per episode
+        shot: int = 1,  # support images per class
+        query: int = 15,  # query images per class
         seed: int = 0,  # not negative
     ):
-        for name, value, least in (
-            ("way", way, 1),
-            ("shot", shot, 1),
-            ("query", query, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
         order, count = labels.cpu().argsort(stable=True), labels.cpu().unique(return_counts=True)[1]
         self.rows = order.split(count.tolist())  # of each class
-        if not len(labels):
-            raise ValueError("labels must name a class at least, and images have one")
-        if way > len(self.rows):
-            raise ValueError(
-                f"way must be at most {len(self.rows)}, the classes there are, not {way}"
-            )
-        least = min(map(len, self.rows))
-        if shot + query > least:
-            raise ValueError(
-                f"shot + query must be at most {least}, the images of the smallest class, not {shot} + {query}"
-            )
-        self.images, self.labels, self.way, self.shot, self.query, self.seed = (
-            images,
-            labels,
-            way,
-            shot,
-            query,
-            seed,
-        )
+        _check_episodes(self.rows if len(labels) else (), way, shot, query, seed)
+        self.images, self.labels, self.seed = images, labels, seed
+        self.way, self.shot, self.query = way, shot, query
 
-    def places(
-        self, i: int
-    ) -> tuple[
-        Tensor, Tensor
-    ]:  # (way, shot + query) rows of the images, (way,) classes; on the CPU
-        "Which images make up episode `i`."
+    def places(self, i: int) -> tuple[Tensor, Tensor]:  # (way, shot + query) rows; (way,) classes
+        "Which images make up episode `i`, on the CPU."
         if i < 0:
-            raise ValueError(f"i must be at least 0, not {i}")
-        g = generator_for(self.seed, "episode", i)
-        chosen = torch.randperm(len(self.rows), generator=g)[: self.way].tolist()
-        rows = torch.stack(
-            [
-                self.rows[c][
-                    torch.randperm(len(self.rows[c]), generator=g)[: self.shot + self.query]
-                ]
-                for c in chosen
-            ]
-        )
+            raise ValueError(f"i must be at least 0, got {i}.")
+        g, n = generator_for(self.seed, "episode", i), self.shot + self.query
+        chosen = [self.rows[c] for c in torch.randperm(len(self.rows), generator=g)[: self.way]]
+        rows = torch.stack([r[torch.randperm(len(r), generator=g)[:n]] for r in chosen])
         return rows, self.labels.cpu()[rows[:, 0]]
 
-    def batch(
-        self, numbers: Sequence[int]
-    ) -> Episode:  # with a leading dimension: one entry an episode
+    def batch(self, numbers: Sequence[int]) -> Episode:  # with a leading dimension
         "Several episodes at once."
         if min(numbers, default=-1) < 0:
-            raise ValueError(f"numbers must be of episodes, one at least and from 0, not {numbers}")
-        rows, classes = (torch.stack(part) for part in zip(*map(self.places, numbers)))
-        device, (support, query) = self.images.device, rows.split([self.shot, self.query], 2)
-        own = torch.arange(self.way, device=device)
-        label = lambda n: own.repeat_interleave(n).expand(len(rows), -1)
-        take = lambda rows: self.images[rows.flatten(1).to(device)]
-        return Episode(
-            take(support), label(self.shot), take(query), label(self.query), classes.to(device)
-        )
+            raise ValueError(f"numbers must be of episodes, at least one, from 0, got {numbers}.")
+        places = [self.places(i) for i in numbers]
+        rows, classes = (torch.stack(part).to(self.images.device) for part in zip(*places))
+        support, query = (part.flatten(1) for part in rows.split([self.shot, self.query], 2))
+        own = torch.arange(self.way, device=rows.device).expand(len(rows), -1)
+        first, second = (own.repeat_interleave(n, 1) for n in (self.shot, self.query))
+        return Episode(self.images[support], first, self.images[query], second, classes)
 
     def __getitem__(self, i: int) -> Episode:
         return Episode(*(part[0] for part in self.batch([i])))
@@ -142,59 +114,81 @@ def image_set(
     size: int,  # height and width of the result
     per_class: int | None = None,  # at most so many of each class, evenly spaced; None: all
 ) -> ImageSet:  # (N, 3, size, size) uint8
-    "Decode photographs, cut out their boxes where they have any, and resize them to squares. Raises `DataNotFound` or `DamagedData`, which name the file, and `ValueError` for a size or number below one."
+    """Decode photographs, cut out their boxes where they have any, and resize them to squares.
+
+    Raises `DataNotFound` or `DamagedData`, which name the file."""
     if size < 1 or per_class is not None and per_class < 1:
-        raise ValueError(f"size and per_class must be at least 1, not {size} and {per_class}")
+        raise ValueError(f"size and per_class must be at least 1, got {size} and {per_class}.")
     rows = [(photos.labels == c).nonzero().flatten() for c in range(len(photos.classes))]
     if per_class:
-        rows = [
-            r[(torch.arange(min(per_class, len(r))) * len(r)) // min(per_class, len(r))]
-            for r in rows
-        ]
+        rows = [_spread(r, min(per_class, len(r))) for r in rows]
     photos = photos.subset(torch.cat(rows).sort().values)
     images = torch.empty(len(photos), 3, size, size, dtype=torch.uint8)
 
     def read(i):
-        image = photos.image(i, crop=photos.boxes is not None).resize(
-            (size, size), Image.Resampling.BICUBIC
-        )
-        images[i] = (
-            torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            .view(size, size, 3)
-            .permute(2, 0, 1)
-        )
+        image = photos.image(i, crop=photos.boxes is not None)
+        small = bytearray(image.resize((size, size), Image.Resampling.BICUBIC).tobytes())
+        pixels = torch.frombuffer(small, dtype=torch.uint8)
+        images[i] = pixels.view(size, size, 3).permute(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(read, range(len(photos)), chunksize=64))
     return ImageSet(images, photos.labels, photos.classes)
 
+
+def _spread(rows: Tensor, n: int) -> Tensor:  # n of them, evenly spaced
+    return rows[(torch.arange(n) * len(rows)) // n]
+
 # %% ../../nbs/training/07_fewshot.ipynb #014a69d4
 @checked
 class BatchStatistics(nn.BatchNorm2d):
-    """Batch norm by the statistics of the batch at hand, in training and in evaluation alike; nothing is kept.
+    """Batch norm by the statistics of the batch at hand, always; nothing is kept.
 
-    Written out, because torch 2's fused operator has wrong second derivatives under `torch.func.vmap` (shown where tasks go side by side)."""
+    Written out, because torch 2's fused operator has wrong second derivatives under
+    `torch.func.vmap` (shown where tasks go side by side)."""
 
     def __init__(self, num_features: int):
         if num_features < 1:
-            raise ValueError(f"num_features must be at least 1, not {num_features}")
+            raise ValueError(f"num_features must be at least 1, got {num_features}.")
         super().__init__(num_features, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:  # the same shape
         if x.shape[1] != self.num_features:
-            raise ValueError(
-                f"x must have {self.num_features} channels, not shape {tuple(x.shape)}"
-            )
+            wanted = f"{self.num_features} channels"
+            raise ValueError(f"x must have {wanted}, got shape {tuple(x.shape)}.")
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
         scale = self.weight[:, None, None] * (var + self.eps).rsqrt()
         return torch.addcmul(self.bias[:, None, None] - mean * scale, x, scale)
 
 # %% ../../nbs/training/07_fewshot.ipynb #deb01d03
+def _block(in_channels: int, width: int, norm: str, bn_momentum: float) -> nn.Sequential:
+    "A quarter of the network: half the size, `width` channels."
+    conv = nn.Conv2d(in_channels, width, 3, padding=1)
+    running = norm == "running"
+    bn = nn.BatchNorm2d(width, momentum=bn_momentum) if running else BatchStatistics(width)
+    return nn.Sequential(conv, bn, nn.ReLU(), nn.MaxPool2d(2))
+
+
+def _check_conv4(
+    kind: str, norm: str, image_size: int, num_classes: int, width: int, in_channels: int
+) -> None:
+    if kind not in (known := ("plain", *KINDS)):
+        raise ValueError(f"kind must be one of {', '.join(known)}, got {kind!r}.")
+    if norm not in ("running", "batch"):
+        raise ValueError(f"norm must be 'running' or 'batch', got {norm!r}.")
+    if not 16 <= image_size <= 2**16:  # four poolings
+        raise ValueError(f"image_size must be at least 16 and at most {2**16}, got {image_size}.")
+    if min(num_classes, width, in_channels) < 1:
+        given = f"{num_classes}, {width} and {in_channels}"
+        raise ValueError(f"num_classes, width and in_channels must be at least 1, got {given}.")
+
+# %% ../../nbs/training/07_fewshot.ipynb #8adeb3a7
 @checked
 class Conv4(nn.Module):
-    """The four-layer network of few-shot learning, with plain, static or dynamic convolutions, and a linear head.
+    """Conv-4 with plain, static or dynamic convolutions, and a linear head.
 
-    `features` are what comes before the head. Source: Vinyals et al., NIPS 2016. Raises `ValueError` for an unknown kind or norm, and sizes that the network cannot have."""
+    Source: Vinyals et al., NIPS 2016. Raises `ValueError` for an unknown kind or norm, and sizes
+    that the network cannot have."""
 
     def __init__(
         self,
@@ -205,48 +199,25 @@ class Conv4(nn.Module):
         image_size: int = 84,  # at least 16 (four poolings, each rounds down)
         norm: str = "running",  # 'running' statistics in evaluation, or the 'batch''s own, always
         bn_momentum: float = 0.1,  # share of a new batch in the running statistics
-        **options: Any,  # of the predictors of dynamic kinds: hidden, sphere, ...: see `SimilarityPredictor`
+        **options: Any,  # of the predictors of dynamic kinds: see `SimilarityPredictor`
     ):
         super().__init__()
-        if kind not in ("plain", *KINDS):
-            raise ValueError(f"kind must be one of plain, {', '.join(KINDS)}, not {kind!r}")
-        if norm not in ("running", "batch"):
-            raise ValueError(f"norm must be 'running' or 'batch', not {norm!r}")
-        if not 16 <= image_size <= 2**16:
-            raise ValueError(
-                f"image_size must be at least 16 (four poolings) and at most {2**16}, not {image_size}"
-            )
-        if min(num_classes, width, in_channels) < 1:
-            raise ValueError(
-                f"num_classes, width and in_channels must be at least 1, not {num_classes}, {width} and {in_channels}"
-            )
-        bn = (
-            (lambda: nn.BatchNorm2d(width, momentum=bn_momentum))
-            if norm == "running"
-            else (lambda: BatchStatistics(width))
-        )
-        block = lambda i: nn.Sequential(
-            nn.Conv2d(i, width, 3, padding=1), bn(), nn.ReLU(), nn.MaxPool2d(2)
-        )
+        _check_conv4(kind, norm, image_size, num_classes, width, in_channels)
         self.shape = (in_channels, image_size, image_size)  # of an image
-        self.blocks = nn.Sequential(block(in_channels), *(block(width) for _ in range(3)))
+        sizes = (in_channels, width, width, width)
+        self.blocks = nn.Sequential(*(_block(n, width, norm, bn_momentum) for n in sizes))
         self.head = nn.Linear(width * (image_size // 16) ** 2, num_classes)
         if kind != "plain":
             to_nsl(self.blocks, kind, inplace=True, **options)
 
-    def features(
-        self, x: Float[Tensor, "B C H W"]
-    ) -> Tensor:  # (B, in_channels, image_size, image_size) -> (B, width * (image_size // 16)**2)
+    def features(self, x: Float[Tensor, "B C H W"]) -> Tensor:  # (B, width * (H // 16)**2)
         "What the head sees."
         if x.shape[1:] != self.shape:
-            raise ValueError(
-                f"x must be (B, {', '.join(map(str, self.shape))}), not {tuple(x.shape)}"
-            )
+            wanted = f"(B, {', '.join(map(str, self.shape))})"
+            raise ValueError(f"x must be {wanted}, got {tuple(x.shape)}.")
         return self.blocks(x).flatten(1)
 
-    def forward(
-        self, x: Float[Tensor, "B C H W"]
-    ) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:  # logits (B, num_classes)
         return self.head(self.features(x))
 
 # %% ../../nbs/training/07_fewshot.ipynb #0240b13f
@@ -256,47 +227,47 @@ def prototypes(
     labels: Integer[Tensor, "*T N"],  # in 0..way-1
     way: int,  # number of classes
 ) -> Tensor:  # (..., way, D)
-    "The mean feature of each class. Leading dimensions are tasks. Raises `ValueError` for a class without support. Source: Snell et al., NIPS 2017, equation 1."
+    """The mean feature of each class. Leading dimensions are tasks.
+
+    Raises `ValueError` for a class without support. Source: Snell et al., NIPS 2017, equation 1."""
     if way < 1 or labels.numel() and not 0 <= labels.min() <= labels.max() < way:
-        raise ValueError(
-            f"labels must be in 0..{way - 1}, since way is {way}, but are between {labels.min()} and {labels.max()}"
-        )
+        found = f"{labels.min()} to {labels.max()}" if labels.numel() else "none"
+        raise ValueError(f"labels must be in 0..{way - 1}, since way is {way}, got {found}.")
     member = F.one_hot(labels.long(), way).to(features.dtype)
     count = member.sum(-2)
     if not (count > 0).all():
-        raise ValueError(
-            f"labels must name each of the {way} classes at least once, but some class has no support"
-        )
+        raise ValueError(f"labels must name each of the {way} classes at least once.")
     return member.mT @ features / count[..., None]
 
-
+# %% ../../nbs/training/07_fewshot.ipynb #264cbec4
 @checked
 def prototypical_logits(
     query: Float[Tensor, "*#T Q D"],  # features
     c: Float[Tensor, "*#T way D"],  # prototypes
     similarity: str = "euclidean",  # minus the squared distance, or 'cosine'
-    scale: float
-    | Float[Tensor, ""]
-    | None = None,  # multiplies the logits; None: 1 for Euclidean [Snell et al.], 10 for cosine (ours)
+    scale: float | Float[Tensor, ""] | None = None,  # of the logits; None: 1, for cosine 10
 ) -> Tensor:  # (..., Q, way)
-    "How close each query is to each prototype, as logits. A zero vector has cosine 0 with everything. Raises `ValueError` for an unknown similarity. Source: Snell et al., NIPS 2017, equation 2."
+    """How close each query is to each prototype, as logits.
+
+    A zero vector has cosine 0 with everything. The scale of Euclidean logits is that of Snell et
+    al., NIPS 2017, equation 2; that of the cosine is ours."""
     if similarity not in ("euclidean", "cosine"):
-        raise ValueError(f"similarity must be 'euclidean' or 'cosine', not {similarity!r}")
+        raise ValueError(f"similarity must be 'euclidean' or 'cosine', got {similarity!r}.")
     if query.dtype != c.dtype and not torch.is_autocast_enabled(query.device.type):
-        raise TypeError(f"c must be {query.dtype}, as query is, not {c.dtype}")
+        raise TypeError(f"c must be {query.dtype}, as query is, got {c.dtype}.")
     if similarity == "cosine":
-        return (10 if scale is None else scale) * (
-            F.normalize(query, dim=-1) @ F.normalize(c, dim=-1).mT
-        )
-    squared = (
-        query.square().sum(-1)[..., None] + c.square().sum(-1)[..., None, :] - 2 * query @ c.mT
-    )
+        cosine = F.normalize(query, dim=-1) @ F.normalize(c, dim=-1).mT
+        return (10 if scale is None else scale) * cosine
+    lengths = query.square().sum(-1)[..., None] + c.square().sum(-1)[..., None, :]
+    squared = lengths - 2 * query @ c.mT
     return -squared if scale is None else -scale * squared
 
 # %% ../../nbs/training/07_fewshot.ipynb #165968ee
 @checked
 class CosineHead(nn.Module):
-    "A classifier by the cosine between features and one weight vector a class. Source: Gidaris and Komodakis, CVPR 2018; Chen et al., ICLR 2019."
+    """A classifier by the cosine between features and one weight vector per class.
+
+    Source: Gidaris and Komodakis, CVPR 2018; Chen et al., ICLR 2019."""
 
     def __init__(
         self,
@@ -308,73 +279,90 @@ class CosineHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "... N D"]) -> Tensor:  # features -> logits (..., N, way)
         if x.shape[-1] != self.weight.shape[1]:
-            raise ValueError(
-                f"x must have {self.weight.shape[1]} features, as weight has, not shape {tuple(x.shape)}"
-            )
+            wanted = f"{self.weight.shape[1]} features, as weight has"
+            raise ValueError(f"x must have {wanted}, got shape {tuple(x.shape)}.")
         return prototypical_logits(x, self.weight, "cosine", self.scale)
 
 # %% ../../nbs/training/07_fewshot.ipynb #ff0d0cd6
+def _check_support(features: Tensor, labels: Tensor, C: float) -> None:
+    if not C > 0:
+        raise ValueError(f"C must be positive, got {C}.")
+    classes = labels.unique().tolist()
+    if (way := len(classes)) < 2:
+        raise ValueError(f"labels must name at least two classes, got {way}.")
+    if classes != list(range(way)):
+        raise ValueError(f"labels must be 0..{way - 1} for {way} classes, got {classes}.")
+    if not features.shape[1] or not features.isfinite().all():
+        raise ValueError("features must be finite, and at least one for each image.")
+
+
 @checked
 def fit_head(
     features: Float[Tensor, "N D"],  # of the support
     labels: Integer[Tensor, " N"],  # in 0..way-1, each at least once
     C: float = 1.0,  # inverse strength of the L2 penalty, as in scikit-learn
 ) -> tuple[Tensor, Tensor]:  # weight (way, D) and bias (way,), like a linear layer's
-    "A linear classifier by logistic regression. Raises `ValueError` for fewer than two classes, one without support, features that are not finite, or C that is not positive."
+    """A linear classifier by logistic regression.
+
+    Raises `ValueError` for fewer than two classes or one without support."""
     from sklearn.linear_model import LogisticRegression
 
-    if not C > 0:
-        raise ValueError(f"C must be positive, not {C}")
-    if (way := len(classes := labels.unique())) < 2:
-        raise ValueError("labels must name at least two classes")
-    if classes.tolist() != list(range(way)):
-        raise ValueError(
-            f"labels must be 0..{way - 1}, since they name {way} classes, not {classes.tolist()}"
-        )
-    if not features.shape[1] or not features.isfinite().all():
-        raise ValueError("features must be finite, and one at least for each image")
+    _check_support(features, labels, C)
     features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     length = features.norm(dim=1).square().mean().sqrt().clamp_min(1e-12)
-    fit = LogisticRegression(C=C, max_iter=1000).fit(
-        (features / length).cpu().numpy(), labels.cpu().numpy()
-    )
+    scaled = (features / length).cpu().numpy()
+    fit = LogisticRegression(C=C, max_iter=1000).fit(scaled, labels.cpu().numpy())
     weight, bias = (torch.from_numpy(v).to(features) for v in (fit.coef_, fit.intercept_))
-    if len(weight) == 1:
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2  # two classes
+    if len(weight) == 1:  # two classes
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     return weight / length, bias
 
 # %% ../../nbs/training/07_fewshot.ipynb #502bb23b
 STATIC = ("*M_s", "head.*")  # what a static NSN adapts
+Which = str | Sequence[str] | Callable[[str], bool] | None  # parameters: see `adapted_names`
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @checked
 def adapted_names(
     model: nn.Module,
-    which: str
-    | Sequence[str]
-    | Callable[[str], bool]
-    | None = None,  # names with wildcards ('head.*'), or a function of the name; None: all
+    which: Which = None,  # names with wildcards ('head.*'), or a function of the name; None: all
 ) -> list[str]:  # of the parameters that adapt, in the model's order
     "Raises `ValueError` for a pattern that fits no parameter."
     if isinstance(which, type):
-        raise TypeError(f"which must be names or a function of a name, not {described(which)}")
+        wanted = "names or a function of a name"
+        raise TypeError(f"which must be {wanted}, got {described(which)}.")
     names = [name for name, _ in model.named_parameters()]
     if which is None:
         return names
-    patterns = [] if callable(which) else [which] if isinstance(which, str) else list(which)
-    for p in patterns:
-        if not any(fnmatchcase(n, p) for n in names):
-            raise ValueError(
-                f"which must name parameters of the model, and {p!r} fits none of {', '.join(names[:3])}, ..."
-            )
-    found = [
-        n
-        for n in names
-        if (which(n) if callable(which) else any(fnmatchcase(n, p) for p in patterns))
-    ]
+    if callable(which):
+        found = [name for name in names if which(name)]
+    else:
+        patterns = [which] if isinstance(which, str) else list(which)
+        for p in patterns:
+            if not any(fnmatchcase(name, p) for name in names):
+                some = ", ".join(names[:3])
+                raise ValueError(f"which must name parameters, and {p!r} fits none of {some}, ...")
+        found = [name for name in names if _fits(name, patterns)]
     if not found:
-        raise ValueError("which must name at least one parameter of the model, but names none")
+        raise ValueError("which must name at least one parameter of the model, got none.")
     return found
+
+# %% ../../nbs/training/07_fewshot.ipynb #3674d92f
+def _rates(names: list[str], lr: float | Mapping[str, float]) -> dict[str, float]:
+    "The rate of each parameter; the first pattern that fits its name counts."
+    if not isinstance(lr, Mapping):
+        return dict.fromkeys(names, lr)
+    rates = {}
+    for name in names:
+        fitting = [rate for pattern, rate in lr.items() if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ValueError(f"lr must have a pattern for each parameter, got none for {name!r}.")
+        rates[name] = fitting[0]
+    return rates
 
 
 @checked
@@ -383,51 +371,30 @@ def adaptation(
     support: Shaped[Tensor, "N ..."],  # what the model takes
     labels: Shaped[Tensor, "N ..."],  # what the loss takes
     steps: int = 5,  # of gradient descent
-    lr: float
-    | Mapping[
-        str, float
-    ] = 0.01,  # alpha; or {pattern: alpha}, where the first pattern that fits a name counts
-    which: str | Sequence[str] | Callable[[str], bool] | None = None,  # see `adapted_names`
+    lr: float | Mapping[str, float] = 0.01,  # alpha; or {pattern: alpha}, the first that fits
+    which: Which = None,  # see `adapted_names`
     first_order: bool = False,  # take the gradients for constants
-    parameters: Mapping[str, Tensor]
-    | None = None,  # where to start instead of the model's own: for some names, or all
+    parameters: Mapping[str, Tensor] | None = None,  # where some, or all, start instead
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> Iterator[
-    dict[str, Tensor]
-]:  # what to give to `torch.func.functional_call`: after 0, 1, ..., steps
-    """Gradient descent on the support, step by step; the model itself is left as it is. Gradients of the result with respect to the start are those of the whole descent.
+) -> Iterator[dict[str, Tensor]]:  # the parameters after 0, 1, ..., steps
+    """Gradient descent on the support, step by step. Source: Finn et al., ICML 2017.
 
-    Raises `ValueError` for negative steps, a pattern that fits nothing, and a rate that is missing. Source: Finn et al., ICML 2017."""
+    Raises `ValueError` for negative steps, a pattern that fits nothing, or a missing rate."""
     if steps < 0:
-        raise ValueError(f"steps must not be negative, not {steps}")
-    start = dict(parameters or {})
-    names, own = adapted_names(model, which), dict(model.named_parameters())
-    if unknown := set(start) - set(own):
-        raise ValueError(f"parameters must be of the model, and {sorted(unknown)[0]!r} is not")
-    rates = {
-        n: lr
-        if not isinstance(lr, Mapping)
-        else next((a for p, a in lr.items() if fnmatchcase(n, p)), None)
-        for n in names
-    }
-    if missing := [n for n in names if rates[n] is None]:
-        raise ValueError(
-            f"lr must have a pattern for each parameter that adapts, and has none for {missing[0]!r}"
-        )
-    moving = {n: start.get(n, own[n]) for n in names}
-    slope = grad(
-        lambda moving: loss(functional_call(model, {**start, **moving}, (support,)), labels)
-    )
-    yield {**start, **moving}
+        raise ValueError(f"steps must be at least 0, got {steps}.")
+    start, own = dict(parameters or {}), dict(model.named_parameters())
+    if unknown := sorted(set(start) - set(own)):
+        raise ValueError(f"parameters must be of the model, got {unknown[0]!r}.")
+    rates = _rates(adapted_names(model, which), lr)
+    moving = {n: start.get(n, own[n]) for n in rates}
+    slope = grad(lambda moving: loss(functional_call(model, start | moving, (support,)), labels))
+    yield start | moving
     for _ in range(steps):
-        gradients = slope(moving)
-        moving = {
-            n: moving[n] - rates[n] * (g.detach() if first_order else g)
-            for n, g in gradients.items()
-        }
-        yield {**start, **moving}
+        for n, g in slope(moving).items():
+            moving[n] = moving[n] - rates[n] * (g.detach() if first_order else g)
+        yield start | moving
 
-
+# %% ../../nbs/training/07_fewshot.ipynb #7f0423bc
 def adapt(*args: Any, **options: Any) -> dict[str, Tensor]:  # as `adaptation`
     "Where `adaptation` ends: the parameters after the last step."
     for parameters in adaptation(*args, **options):
@@ -439,17 +406,17 @@ def adapt(*args: Any, **options: Any) -> dict[str, Tensor]:  # as `adaptation`
 def episode_loss(
     model: nn.Module,
     episodes: Episode,  # with a leading dimension T
-    vectorize: bool
-    | None = None,  # tasks side by side by `vmap`; None: on a GPU. Not for dynamic layers, nor running statistics in training
+    vectorize: bool | None = None,  # tasks side by side by `vmap`; None: on a GPU
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     **options: Any,  # steps, lr, which, first_order, ...: see `adaptation`
 ) -> tuple[Tensor, Tensor]:  # mean over tasks of the loss after adapting, 0-dim; logits (T, Q, ...)
-    "Adapt to each support and score on each query. Source: Finn et al., ICML 2017."
+    """Adapt to each support and score on each query. Source: Finn et al., ICML 2017.
+
+    Do not vectorize dynamic layers, nor running statistics in training."""
 
     def task(support, labels, query, query_labels):
-        logits = functional_call(
-            model, adapt(model, support, labels, loss=loss, **options), (query,)
-        )
+        parameters = adapt(model, support, labels, loss=loss, **options)
+        logits = functional_call(model, parameters, (query,))
         return loss(logits, query_labels), logits
 
     if vectorize is None:
@@ -457,181 +424,113 @@ def episode_loss(
     if vectorize:
         losses, logits = vmap(task, randomness="different")(*episodes[:4])
     else:
-        losses, logits = map(torch.stack, zip(*(task(*parts) for parts in zip(*episodes[:4]))))
+        found = [task(*parts) for parts in zip(*episodes[:4])]
+        losses, logits = map(torch.stack, zip(*found))
     return losses.mean(), logits
+
+# %% ../../nbs/training/07_fewshot.ipynb #996644bd
+def _validated(run: Run, validate: Callable[[], float] | None) -> dict[str, float]:
+    "One more point of `val_accuracy`; the run notes the best one, with its state."
+    if validate is None:
+        return {}
+    accuracy, best = validate(), run.notes.get("best")
+    if best is None or accuracy > best[0]:
+        state = {k: v.detach().cpu().clone() for k, v in run.model.state_dict().items()}
+        run.notes["best"] = (accuracy, state)
+    return dict(val_accuracy=accuracy)
+
+
+def _steps(
+    run: Run,
+    sampler: EpisodeSampler,
+    loss: Callable[[Episode], tuple[Tensor, Tensor]],
+    rate: Callable[[int], float],  # of an iteration
+    tasks: int,
+    validate: Callable[[], float] | None,
+) -> None:
+    "The lines of the naive loop, in a `Run`."
+    for n in run:
+        numbers = range(n * tasks, (n + 1) * tasks)
+        episodes = sampler.batch(numbers)
+        run.set_rate(rate(n))
+        value, logits = loss(episodes)
+        run.optimizer.zero_grad()  # of what `validate` may have left
+        value.backward()
+        right = (logits.argmax(-1) == episodes.query_labels).float().mean()
+        run.step(value, numbers, again=lambda: loss(episodes), accuracy=right)
+        if run.segment_ended:
+            run.point(**_validated(run, validate))
 
 # %% ../../nbs/training/07_fewshot.ipynb #26eacdcc
 @checked
 def train_episodes(
     model: nn.Module,  # in training mode or not, as the caller wants it
     sampler: EpisodeSampler,
-    loss: Callable[
-        [Episode], tuple[Tensor, Tensor]
-    ],  # episodes with a leading dimension -> 0-dim loss, logits (T, Q, way)
+    loss: Callable[[Episode], tuple[Tensor, Tensor]],  # -> 0-dim loss, logits (T, Q, way)
     iterations: int,
     *,
-    tasks: int = 1,  # episodes an iteration
+    tasks: int = 1,  # episodes per iteration
     lr: float = 1e-3,  # of Adam
-    halve_every: int
-    | None = None,  # iterations after which lr is halved, again and again; None: never
+    halve_every: int | None = None,  # iterations after which lr is halved, again and again
     clip: float | None = None,  # largest entry of a gradient; MAML's released code: 10
     segments: int = 10,  # how often to validate and save
-    validate: Callable[[], float]
-    | None = None,  # accuracy, more is better; None: the last state remains
+    validate: Callable[[], float] | None = None,  # accuracy; None: the last state remains
     checkpoint: str | Path | None = None,  # file to save to and to continue from
     accelerator: Accelerator | None = None,  # only its tracker is used
-    identity: Mapping[str, object]
-    | None = None,  # what else makes this run what it is, the inner rate for instance: a checkpoint with another one is refused
+    identity: Mapping[str, object] | None = None,  # what else makes this run what it is
     description: str = "",  # of the progress bar
     on_nonfinite: str = "raise",  # or 'record' or 'skip': see `FiniteSteps`
-) -> TrainResult:  # metrics train_loss, val_accuracy (the best), step_ms, diverged_step if it diverged, skipped_steps with on_nonfinite='skip'; curves step, train_loss, train_accuracy, val_accuracy
-    """Train on episodes, in place. Raises `ValueError` for fewer than one iteration, task or segment, and when the checkpoint belongs to another run, `NonFinite` for a step that is not finite (before `clip`).
-
-    Whether it does is told by all the numbers here, by those of the sampler, and by `identity`: what `loss` does with an episode cannot be seen from here."""
+) -> TrainResult:
+    "Train on episodes, in place. Raises what `Run` raises."
     if min(iterations, tasks, segments) < 1:
-        raise ValueError(
-            f"iterations, tasks and segments must be at least 1, not {iterations}, {tasks} and {segments}"
-        )
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    identity = dict(
-        iterations=iterations,
-        tasks=tasks,
-        lr=lr,
-        halve_every=halve_every,
-        clip=clip,
-        segments=segments,
-        images=len(sampler.labels),
-        way=sampler.way,
-        shot=sampler.shot,
-        query=sampler.query,
-        seed=sampler.seed,
-        more=dict(identity or {}),
-    )
-    done, wall_s, best, diverged = 0, 0.0, None, None
-    curves: dict[str, list[float]] = dict(
-        step=[], train_loss=[], train_accuracy=[], val_accuracy=[]
-    )
-    copy = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-    if state := newest_checkpoint(checkpoint, identity):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        done, wall_s, best, diverged, curves = (
-            state[k] for k in ("done", "wall_s", "best", "diverged", "curves")
-        )
-    guard = FiniteSteps(model, on_nonfinite, unit="episodes")
-    guard.skipped = state.get("skipped", 0) if state else 0
-    with (
-        tracked(accelerator, checkpoint) as log,
-        progress_bar(iterations, description, initial=done) as bar,
-    ):
-        for end in sorted({math.ceil(iterations * (i + 1) / segments) for i in range(segments)}):
-            if end <= done or diverged is not None:
-                continue
-            began, started, kept, sums = (
-                time.perf_counter(),
-                done,
-                0,
-                torch.zeros(2, device=sampler.images.device),
-            )
-            for n in range(started, end):
-                numbers = range(n * tasks, (n + 1) * tasks)
-                episodes = sampler.batch(numbers)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * 0.5 ** (n // halve_every if halve_every else 0)
-                value, logits = loss(episodes)
-                optimizer.zero_grad()
-                value.backward()
-                if guard.allow(value, n, numbers, lambda: loss(episodes)):
-                    if clip:
-                        nn.utils.clip_grad_value_(model.parameters(), clip)
-                    optimizer.step()
-                    kept += 1
-                    sums += torch.stack(
-                        [
-                            value.detach(),
-                            (logits.argmax(-1) == episodes.query_labels).float().mean(),
-                        ]
-                    )
-                done = n + 1
-                bar.update()
-                if guard.diverged is not None:
-                    break
-            diverged = guard.diverged
-            if diverged is None and kept:
-                mean_loss, right = (sums / kept).tolist()
-                curves["step"].append(done)
-                curves["train_loss"].append(mean_loss)
-                curves["train_accuracy"].append(100 * right)
-                if validate:
-                    curves["val_accuracy"].append(validate())
-                    if best is None or curves["val_accuracy"][-1] > best[0]:
-                        best = (curves["val_accuracy"][-1], copy())
-                log(
-                    done,
-                    **{
-                        name: curve[-1]
-                        for name, curve in curves.items()
-                        if curve and name != "step"
-                    },
-                )
-            wall_s += time.perf_counter() - began
-            if checkpoint is not None:
-                save_checkpoint(
-                    dict(
-                        identity=identity,
-                        model=copy(),
-                        optimizer=optimizer.state_dict(),
-                        done=done,
-                        wall_s=wall_s,
-                        best=best,
-                        diverged=diverged,
-                        curves=curves,
-                        skipped=guard.skipped,
-                    ),
-                    checkpoint,
-                )
-    if best:
+        given = f"{iterations}, {tasks} and {segments}"
+        raise ValueError(f"iterations, tasks and segments must be at least 1, got {given}.")
+
+    def rate(n: int) -> float:
+        return lr * 0.5 ** (n // halve_every if halve_every else 0)
+
+    own = dict(tasks=tasks, lr=lr, halve_every=halve_every, clip=clip, images=len(sampler.labels))
+    own |= {name: getattr(sampler, name) for name in ("way", "shot", "query", "seed")}
+    names = ("step", "train_loss", "train_accuracy", "val_accuracy")
+    options: dict = dict(identity=own | dict(more=dict(identity or {})), clip=clip, unit="episodes")
+    options |= dict(segments=segments, checkpoint=checkpoint, description=description)
+    options |= dict(on_nonfinite=on_nonfinite, curves={name: [] for name in names})
+    options["accelerator"] = accelerator
+    with Run(model, torch.optim.Adam(model.parameters(), lr=lr), iterations, **options) as run:
+        _steps(run, sampler, loss, rate, tasks, validate)
+    metrics = dict(step_ms=1000 * run.wall_s / run.done)
+    if best := run.notes.get("best"):
         model.load_state_dict(best[1])
-    metrics = dict(step_ms=1000 * wall_s / done)
-    if curves["train_loss"]:
-        metrics["train_loss"] = curves["train_loss"][-1]
-    if best:
         metrics["val_accuracy"] = best[0]
-    if diverged is not None:
-        metrics["diverged_step"] = diverged
-    if on_nonfinite == "skip":
-        metrics["skipped_steps"] = guard.skipped
-    return TrainResult(metrics, curves, wall_s)
+    return run.result(**metrics)
 
 # %% ../../nbs/training/07_fewshot.ipynb #9fb4454f
 class EpisodeScores(NamedTuple):
-    "What `evaluate_episodes` finds."
+    "What `evaluate_episodes` finds; lists of each where logits have leading dimensions."
 
-    accuracies: list  # percent, one an episode; a list each where `predict` gives logits for several numbers of steps
+    accuracies: list  # percent, one per episode
     interval: Interval | list[Interval]  # mean and half width of its 95 % interval over episodes
 
 
 @checked
 def evaluate_episodes(
-    predict: Callable[
-        [Episode], Tensor
-    ],  # an episode -> logits (..., way * query, way); leading dimensions, as a rule numbers of inner steps, are scored apart
+    predict: Callable[[Episode], Tensor],  # an episode -> logits (..., way * query, way)
     sampler: EpisodeSampler,
     episodes: int | Sequence[int] = 600,  # how many, from number 0; or which
 ) -> EpisodeScores:
-    "Accuracy over episodes, without gradients. Raises `ValueError` for no episodes."
+    """Accuracy over episodes, without gradients. Raises `ValueError` for no episodes.
+
+    Leading dimensions of the logits, as a rule numbers of inner steps, are scored apart."""
     numbers = range(episodes) if isinstance(episodes, (int, np.integer)) else list(episodes)
     if not len(numbers):
-        raise ValueError(f"episodes must be at least 1, not {episodes}")
+        raise ValueError(f"episodes must be at least 1, got {episodes}.")
     right = []
     with torch.no_grad():
         for i in numbers:
             episode = sampler[i]
             right.append((predict(episode).argmax(-1) == episode.query_labels).double().mean(-1))
     found = 100 * torch.stack(right).cpu()
-    return EpisodeScores(
-        found.tolist(),
-        mean_interval(found.tolist())
-        if found.ndim == 1
-        else [mean_interval(c) for c in found.flatten(1).T.tolist()],
-    )
+    if found.ndim == 1:
+        return EpisodeScores(found.tolist(), mean_interval(found.tolist()))
+    columns = found.flatten(1).T.tolist()
+    return EpisodeScores(found.tolist(), [mean_interval(column) for column in columns])

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ..base.checks import checked
-from ..data.images import ImageSet, batch_indices, to_input
+from ..data.draws import batch_indices
+from ..data.images import ImageSet, to_input
 from ..data.photos import PhotoSet
 from ..data.splits import Pictures, Splits
 from ..nsl.convert import KINDS, to_nsl

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..base.checks import checked
-from ..base.downloads import progress_bar
+from ..base.progress import progress_bar
 from ..base.files import make_folder, write_whole
 
 # %% ../../nbs/training/03_loop.ipynb #89b2f27e
@@ -288,7 +288,7 @@ def _listed(rows: Iterable) -> list:
         listed += row.flatten().tolist() if isinstance(row, Tensor) else [row]
     return listed
 
-# %% ../../nbs/training/03_loop.ipynb #d0a13ff0
+# %% ../../nbs/training/03_loop.ipynb #ae8e15bc
 class _Buffers:
     "A copy of a model's buffers, to go back to."
 
@@ -302,10 +302,11 @@ class _Buffers:
 
     @torch.no_grad()
     def restore(self) -> None:
+        "Go back."
         for b, before in zip(self.model.buffers(), self._before):
             b.copy_(before)
 
-# %% ../../nbs/training/03_loop.ipynb #ebe291d1
+# %% ../../nbs/training/03_loop.ipynb #882812b2
 @checked
 class FiniteSteps(_Buffers):
     """Refuses a step whose loss or gradients are not finite; `model` is then as it was before it.
@@ -325,7 +326,8 @@ class FiniteSteps(_Buffers):
             raise ValueError(f"on_nonfinite must be {wanted}, got {on_nonfinite!r}.")
         super().__init__(model)
         self.on_nonfinite, self.accelerator, self.unit = on_nonfinite, accelerator, unit
-        self.skipped, self.diverged = 0, None
+        self.skipped = 0
+        self.diverged: int | None = None
 
     def allow(
         self,
@@ -339,13 +341,12 @@ class FiniteSteps(_Buffers):
         if not in_loss and not in_gradient:
             self.remember()
             return True
-        skip, where = self.on_nonfinite == "skip", ""
-        if not skip:
-            where = _place(self.model, forward, loss, bool(in_loss), self.accelerator)
-        self.restore()
-        if skip:
+        if self.on_nonfinite == "skip":
             self.skipped += 1
+            self.restore()
             return False
+        where = _place(self.model, forward, loss, bool(in_loss), self.accelerator)
+        self.restore()
         found = NonFinite(step + 1, where, _listed(rows), self.unit)
         if self.on_nonfinite == "raise":
             raise found
@@ -386,7 +387,7 @@ class History:
         "The last point of each of these curves that has one."
         return {name: self.curves[name][-1] for name in names if self.curves.get(name)}
 
-# %% ../../nbs/training/03_loop.ipynb #43425051
+# %% ../../nbs/training/03_loop.ipynb #863e6641
 @dataclass(kw_only=True, eq=False)
 class Continued(History):
     "A history that continues where its checkpoint left off, with the model and its optimizer."
@@ -396,10 +397,10 @@ class Continued(History):
     identity: dict[str, Any]  # what makes the run what it is: another one's checkpoint is refused
     checkpoint: str | Path | None = None  # the file; None: keep nothing
     accelerator: Accelerator | None = None
-    parts: dict[str, nn.Module] | None = None  # what is saved under which name; None: the model
+    parts: dict[str, nn.Module] = field(default_factory=dict)  # saved under these names
 
     def __post_init__(self) -> None:
-        self.parts = self.parts or dict(model=self.model)
+        self.parts = self.parts or dict(model=self.model)  # the usual
         self.main = self.accelerator is None or self.accelerator.is_main_process
         found = [newest_checkpoint(self.checkpoint) if self.main else None]
         (state,) = broadcast_object_list(found) if self.accelerator else found

@@ -17,11 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..nsl.attention import GlobalNeuralSimilarity
 from ..base.checks import checked
-from ..nsl.dynamic import DynamicNSLConv2d, SharedPredictor, SimilarityPredictor
+from ..kernels.reference import check_counts
+from ..nsl.attention import GlobalNeuralSimilarity
+from ..nsl.dynamic import DynamicNSLConv2d
+from ..nsl.predictor import SharedPredictor, SimilarityPredictor
 from ..nsl.sphere import SphereConv2d
-from ..nsl.static import KernelShape, NeuralSimilarity, StaticNSLConv2d, _check_counts
+from ..nsl.shape import KernelShape
+from ..nsl.static import NeuralSimilarity, StaticNSLConv2d
 
 # %% ../../nbs/training/01_models.ipynb #00c0620f
 METHODS = (
@@ -38,151 +41,190 @@ METHODS = (
 )
 
 
-def _middle_layer(
+def _kind(method: str) -> str:
+    "The kind of similarity that a method has."
+    return "unconstrained" if "uns" in method else "diagonal"
+
+# %% ../../nbs/training/01_models.ipynb #f1abf130
+_SAME: dict[str, Any] = dict(kernel_size=3, padding=1, bias=False)
+_Layers = Callable[[int, int], nn.Conv2d]
+
+
+def _taps(shape: dict | None) -> KernelShape | None:
+    "What lets a layer learn which taps exist; each layer has its own."
+    return None if shape is None else KernelShape(3, **shape)
+
+
+def _static_layers(method: str, init: str, shape: dict | None) -> _Layers:
+    kind = _kind(method)
+    init = init if kind == "diagonal" else "identity"
+
+    def layer(i: int, o: int) -> nn.Conv2d:
+        return StaticNSLConv2d(i, o, **_SAME, kind=kind, init=init, shape=_taps(shape))
+
+    return layer
+
+# %% ../../nbs/training/01_models.ipynb #8a387213
+def _predictor_settings(method: str, width: float, bn: dict, predictor: dict) -> dict[str, Any]:
+    "The options of a method's predictors: those of the release, and what `predictor` sets."
+    hidden = 64 if _kind(method) == "diagonal" else 128
+    settings = dict(
+        hidden=max(1, round(width * hidden)),
+        sphere="full" if method.endswith("sphere") else "input",
+        bn_eps=bn["eps"],
+        bn_momentum=bn["momentum"],
+    )
+    if method.endswith("shared"):
+        settings = dict(width=max(1, round(width * 32))) | settings
+    return settings | predictor
+
+
+def _dynamic_layers(
+    method: str, settings: dict[str, Any], shape: dict | None
+) -> tuple[_Layers, SharedPredictor | None]:  # and the predictor that they share, if they do
+    kind = _kind(method)
+    core = SharedPredictor(kind=kind, **settings) if method.endswith("shared") else None
+
+    def shared_layer(i: int, o: int) -> nn.Conv2d:
+        return DynamicNSLConv2d(i, o, **_SAME, predictor=core, shape=_taps(shape))
+
+    def own_layer(i: int, o: int) -> nn.Conv2d:
+        return DynamicNSLConv2d(i, o, **_SAME, kind=kind, shape=_taps(shape), **settings)
+
+    return (shared_layer if core else own_layer), core
+
+# %% ../../nbs/training/01_models.ipynb #78eb042c
+def _middle_layers(
     method: str,
     width: float,
     static_init: str,
     bn: dict,
     predictor: dict,
     shape: dict | None = None,
-) -> tuple[Callable[[int, int], nn.Conv2d], SharedPredictor | None]:
-    "The constructor (in_channels, out_channels) -> layer of the method's nine middle layers, and the predictor that they share or None."
-    same: dict[str, Any] = dict(kernel_size=3, padding=1, bias=False)
-    taps = lambda: None if shape is None else KernelShape(3, **shape)  # each layer learns its own
-    kind = "unconstrained" if "uns" in method else "diagonal"
+) -> tuple[_Layers, SharedPredictor | None]:
+    "The function that makes a method's nine layers, and the predictor that they share or None."
     if method.startswith("static"):
-        return lambda i, o: StaticNSLConv2d(
-            i,
-            o,
-            **same,
-            kind=kind,
-            init=static_init if kind == "diagonal" else "identity",
-            shape=taps(),
-        ), None
+        return _static_layers(method, static_init, shape), None
     if method.startswith("dynamic"):
-        scaled = lambda channels: max(1, round(width * channels))
-        options = dict(
-            hidden=scaled(64 if kind == "diagonal" else 128),
-            sphere="full" if method.endswith("sphere") else "input",
-            bn_eps=bn["eps"],
-            bn_momentum=bn["momentum"],
-        )
-        if not method.endswith("shared"):
-            return lambda i, o: DynamicNSLConv2d(
-                i, o, **same, kind=kind, shape=taps(), **options | predictor
-            ), None
-        core = SharedPredictor(kind=kind, **dict(width=scaled(32)) | options | predictor)
-        return lambda i, o: DynamicNSLConv2d(i, o, **same, predictor=core, shape=taps()), core
-    return lambda i, o: nn.Conv2d(i, o, **same), None
+        settings = _predictor_settings(method, width, bn, predictor)
+        return _dynamic_layers(method, settings, shape)
+    return partial(nn.Conv2d, **_SAME), None
 
 # %% ../../nbs/training/01_models.ipynb #5384ff93
 def _predictor_options(method: str) -> set[str]:
     "What `predictor` may set for a method."
+    if not method.startswith("dynamic"):
+        return set()
     options = {"hidden", "sphere", "batchnorm", "init_scales", "residual", "bn_eps", "bn_momentum"}
-    return (
-        set()
-        if not method.startswith("dynamic")
-        else options | {"width", "adapt", "head"}
-        if method.endswith("shared")
-        else options
-    )
+    return options | {"width", "adapt", "head"} if method.endswith("shared") else options
 
-# %% ../../nbs/training/01_models.ipynb #8f4a85e4
+# %% ../../nbs/training/01_models.ipynb #196f290f
 def _check_sizes(
     num_classes: int, width: float, in_channels: int, image_size: int, bn_momentum: float
 ) -> None:
-    "One sentence for a size that neither network can have."
-    _check_counts(num_classes=num_classes, in_channels=in_channels)
+    "Raise `ValueError` for a size that neither network can have."
+    check_counts(num_classes=num_classes, in_channels=in_channels)
     if not 8 <= image_size <= 8192 or image_size % 8:
         raise ValueError(
-            f"image_size must be a multiple of 8 (three poolings) up to 8192, not {image_size}"
+            f"image_size must be a multiple of 8 (three poolings) up to 8192, got {image_size}."
         )
     if not 0 < width < math.inf:
-        raise ValueError(f"width must be positive, not {width}")
+        raise ValueError(f"width must be positive, got {width}.")
     if not 0 <= bn_momentum <= 1:
-        raise ValueError(f"bn_momentum must be from 0 to 1, not {bn_momentum}")
+        raise ValueError(f"bn_momentum must be from 0 to 1, got {bn_momentum}.")
 
 
 def _check_images(x: Tensor, in_channels: int, image_size: int) -> None:
-    "One sentence for images of another size: the score layer would give several logits a class."
+    "Raise `ValueError` for images of another size than the network's."
     if torch.jit.is_tracing() or x.shape[1:] == (in_channels, image_size, image_size):
         return
-    raise ValueError(
-        f"x must be (B, {in_channels}, {image_size}, {image_size}), not {tuple(x.shape)}"
-    )
+    shape = f"(B, {in_channels}, {image_size}, {image_size})"
+    raise ValueError(f"x must be {shape}, got {tuple(x.shape)}.")
+
+# %% ../../nbs/training/01_models.ipynb #8f4a85e4
+def _draw_filters(conv: nn.Conv2d) -> nn.Conv2d:
+    "Filters from N(0, 2 / fan_in)."
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.weight[0].numel()))
+    return conv
+
+
+def _block(conv: nn.Conv2d, bn: dict) -> nn.Sequential:
+    "Convolution, batch norm, ReLU."
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels, **bn), nn.ReLU(inplace=True))
 
 
 @checked
 class CNN9(nn.Module):
-    """The released CIFAR network: a plain root, nine layers of one method in three stages, a plain score layer. Build it with `cnn9`.
-
-    Filters are drawn from N(0, 2 / fan_in); the predictors keep their own smaller scales. [code]
-    """
+    "The released CIFAR network, with nine layers of one method. Build it with `cnn9`."
 
     def __init__(
         self,
-        middle: Callable[[int, int], nn.Conv2d],
+        middle: Callable[[int, int], nn.Conv2d],  # makes a middle layer
         num_classes: int,
-        widths: tuple[int, ...],
+        widths: tuple[int, ...],  # of the three stages
         in_channels: int,
         image_size: int,
-        bn: dict,
-        predictor: SharedPredictor | None = None,
+        bn: dict,  # of batch norm
+        predictor: SharedPredictor | None = None,  # shared by the layers, which do not own it
     ):
         super().__init__()
-
-        def he(conv):
-            nn.init.normal_(conv.weight, std=math.sqrt(2 / conv.weight[0].numel()))
-            return conv
-
-        block = lambda conv: nn.Sequential(
-            he(conv), nn.BatchNorm2d(conv.out_channels, **bn), nn.ReLU(inplace=True)
-        )
         self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
-        self.root = block(nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False))
-        stages = [
-            nn.Sequential(
-                block(middle(before, width)),
-                block(middle(width, width)),
-                block(middle(width, width)),
-                nn.MaxPool2d(2),
-            )
-            for before, width in zip((widths[0], *widths), widths)
-        ]
+        root = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.root = _block(_draw_filters(root), bn)
+        stages = []
+        for before, width in zip((widths[0], *widths), widths):
+            channels = ((before, width), (width, width), (width, width))
+            blocks = [_block(_draw_filters(middle(i, o)), bn) for i, o in channels]
+            stages.append(nn.Sequential(*blocks, nn.MaxPool2d(2)))
         self.stages = nn.Sequential(*stages)
-        self.predictor = predictor  # shared by the layers, which hold it without owning it
-        self.score = he(nn.Conv2d(widths[-1], num_classes, image_size // 8, bias=False))
+        self.predictor = predictor
+        score = nn.Conv2d(widths[-1], num_classes, image_size // 8, bias=False)
+        self.score = _draw_filters(score)
 
-    def forward(
-        self, x: Float[Tensor, "B C H W"]
-    ) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:  # logits (B, num_classes)
         _check_images(x, self.in_channels, self.image_size)
         return self.score(self.stages(self.root(x))).flatten(1)
 
-# %% ../../nbs/training/01_models.ipynb #43fcb0c1
+# %% ../../nbs/training/01_models.ipynb #138bfbd9
 @checked
 def count_parameters(model: nn.Module) -> int:
     "Number of trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@lru_cache
-def _matched_widths(method: str, **config: Any) -> tuple[int, ...]:
-    "Widths of the plain network with the parameters of `method`: all three scaled by one factor, found by bisection."
-    with torch.device("meta"):
-        target = count_parameters(cnn9(method, **config))
-        widths = lambda scale: tuple(
-            max(1, round(w * config["width"] * scale)) for w in (32, 64, 128)
-        )
-        count = lambda scale: count_parameters(cnn9("cnn", **config, _widths=widths(scale)))
-        low, high = 1.0, 8.0
-        while high - low > 1e-3:
-            middle = (low + high) / 2
-            low, high = (middle, high) if count(middle) < target else (low, middle)
-        return min(
-            map(widths, (low, high)),
-            key=lambda w: abs(count_parameters(cnn9("cnn", **config, _widths=w)) - target),
-        )
+def _widths_of(width: float, scale: float = 1.0) -> tuple[int, ...]:
+    "The channels of the three stages."
+    return tuple(max(1, round(w * width * scale)) for w in (32, 64, 128))
+
+# %% ../../nbs/training/01_models.ipynb #b4ab2af5
+def _check_method(method: str, static_init: str, predictor: dict) -> None:
+    "Raise `ValueError` for a method that there is not, or options that it has not."
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if static_init not in ("ones", "eye3"):
+        raise ValueError(f"static_init must be 'ones' or 'eye3', got {static_init!r}.")
+    if unknown := set(predictor) - _predictor_options(method):
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"predictor must hold options of {method}'s predictor, got {names}.")
+
+# %% ../../nbs/training/01_models.ipynb #4286dcbf
+def _shape_options(shape: dict | int | None, method: str) -> dict | None:
+    "The options of `KernelShape(3, **options)`, or None. `ValueError` for what is no such thing."
+    if shape is None:
+        return None
+    if method.startswith("cnn"):
+        raise ValueError(f"shape needs a static or a dynamic method, got {method!r}.")
+    if not isinstance(shape, dict):
+        if not 1 <= shape <= 9:
+            raise ValueError(
+                "shape must be from 1 to 9, the taps of a 3x3 kernel, or options of KernelShape, "
+                f"got {shape}."
+            )
+        shape = dict(budget=shape)
+    if unknown := set(shape) - (set(signature(KernelShape).parameters) - {"kernel_size"}):
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"shape must hold options of KernelShape, got {names}.")
+    return shape
 
 # %% ../../nbs/training/01_models.ipynb #3ab4225c
 @checked
@@ -194,40 +236,18 @@ def cnn9(
     image_size: int = 32,  # a multiple of 8
     static_init: str = "ones",  # of static DNS: 'ones', or 'eye3' as released
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
-    predictor: dict
-    | None = None,  # options of the dynamic layers' predictors that differ from the method's: see `SimilarityPredictor` and `SharedPredictor`
-    shape: dict
-    | int
-    | None = None,  # of static and dynamic methods: each of the nine layers learns which taps exist, `KernelShape(3, **shape)`; a number is a budget
+    predictor: dict | None = None,  # options of the dynamic layers' predictors
+    shape: dict | int | None = None,  # which taps exist: options of `KernelShape`, or a budget
     _widths: tuple[int, ...] | None = None,
 ) -> CNN9:
-    """The nine-layer CIFAR network of the released code, with the convolutions of `method` in the middle.
+    """The nine-layer CIFAR network, with the convolutions of `method` in the middle.
 
-    Raises `ValueError` for an unknown method, an unknown option of the predictor, or sizes that the network cannot have. Source: the released code of Liu et al., NeurIPS 2019.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    Raises `ValueError` for an unknown method, an unknown option of the predictor, or sizes that the
+    network cannot have. Source: the released code of Liu et al., NeurIPS 2019."""
+    predictor = predictor or {}
+    _check_method(method, static_init, predictor)
     _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
-    if static_init not in ("ones", "eye3"):
-        raise ValueError(f"static_init must be 'ones' or 'eye3', not {static_init!r}")
-    if unknown := set(predictor or {}) - _predictor_options(method):
-        raise ValueError(
-            f"predictor must hold options of {method}'s predictor, not {', '.join(sorted(unknown))}"
-        )
-    if shape is not None and method.startswith("cnn"):
-        raise ValueError(f"shape needs a static or a dynamic method, not {method!r}")
-    if shape is not None and not isinstance(shape, dict):
-        if not 1 <= shape <= 9:
-            raise ValueError(
-                f"shape must be from 1 to 9, the taps of a 3x3 kernel, or options of KernelShape, not {shape}"
-            )
-        shape = dict(budget=shape)
-    if unknown := set(shape or {}) - set(signature(KernelShape).parameters) | {"kernel_size"} & set(
-        shape or {}
-    ):
-        raise ValueError(
-            f"shape must hold options of KernelShape, not {', '.join(sorted(unknown))}"
-        )
+    shape = _shape_options(shape, method)
     bn = dict(eps=1e-3, momentum=bn_momentum)
     if _widths is None and method.startswith("cnn_wide"):
         _widths = _matched_widths(
@@ -237,11 +257,54 @@ def cnn9(
             in_channels=in_channels,
             image_size=image_size,
         )
-    widths = _widths or tuple(max(1, round(w * width)) for w in (32, 64, 128))
-    middle, shared = _middle_layer(method, width, static_init, bn, predictor or {}, shape)
+    widths = _widths or _widths_of(width)
+    middle, shared = _middle_layers(method, width, static_init, bn, predictor, shape)
     return CNN9(middle, num_classes, widths, in_channels, image_size, bn, shared)
 
-# %% ../../nbs/training/01_models.ipynb #b0cba97c
+# %% ../../nbs/training/01_models.ipynb #43fcb0c1
+@lru_cache
+def _matched_widths(method: str, **config: Any) -> tuple[int, ...]:
+    "Widths of the plain network with the parameters of `method`, found by bisection."
+    target = _parameters_on_meta(method, config)
+
+    def excess(widths: tuple[int, ...]) -> int:
+        return _parameters_on_meta("cnn", config, widths) - target
+
+    low, high = 1.0, 8.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        if excess(_widths_of(config["width"], middle)) < 0:
+            low = middle
+        else:
+            high = middle
+    candidates = [_widths_of(config["width"], scale) for scale in (low, high)]
+    return min(candidates, key=lambda widths: abs(excess(widths)))
+
+
+def _parameters_on_meta(
+    method: str, config: dict[str, Any], widths: tuple[int, ...] | None = None
+) -> int:
+    "The parameters of a network that takes no memory."
+    with torch.device("meta"):
+        return count_parameters(cnn9(method, **config, _widths=widths))
+
+# %% ../../nbs/training/01_models.ipynb #9e7aeb43
+def _macs(m: Any, x: Tensor, out: Tensor) -> int:
+    "Multiply-accumulates of one layer that made `out` of `x`."
+    places = math.prod(out.shape[-2:])
+    if isinstance(m, GlobalNeuralSimilarity):
+        return places**2 * (m.query.out_channels + m.value.out_channels)
+    if isinstance(m, nn.Linear):
+        return out.numel() * m.in_features
+    total = out.numel() * m.weight[0].numel()
+    if isinstance(m, DynamicNSLConv2d):
+        taps = math.prod(m.kernel_size)
+        total += (taps if m.kind == "diagonal" else taps**2) * m.in_channels * places
+    if isinstance(m, SphereConv2d):
+        total += x.numel()
+    return total
+
+
 def _look(model: nn.Module, x: Tensor, handles: list) -> None:
     "Evaluate the model once, for its hooks alone; then they are gone, and its mode is as it was."
     training = model.training
@@ -253,42 +316,28 @@ def _look(model: nn.Module, x: Tensor, handles: list) -> None:
             h.remove()
         model.train(training)
 
-
+# %% ../../nbs/training/01_models.ipynb #b0cba97c
 @checked
 def count_macs(
     model: nn.Module,
     input_size: Sequence[int],  # (C, H, W) of one image
 ) -> int:
-    "Multiply-accumulates of one image through every convolution, similarity, attention, patch norm and linear layer. A static similarity counts as folded. Raises `ValueError` for sizes that are not positive."
+    """Multiply-accumulates of one image through every layer; a static similarity counts as folded.
+
+    Raises `ValueError` for sizes that are not positive."""
     if len(input_size) != 3 or min(input_size) < 1:
         raise ValueError(
-            f"input_size must be three positive sizes, (C, H, W) of one image, not {input_size!r}"
+            f"input_size must be three positive sizes, (C, H, W) of one image, got {input_size!r}."
         )
-    total = 0
+    total, handles = 0, []
 
-    def hook(m, args, out):
+    def hook(m: nn.Module, args: tuple, out: Tensor) -> None:
         nonlocal total
-        if isinstance(
-            m, GlobalNeuralSimilarity
-        ):  # a score and a weighted value for every pair of locations
-            total += math.prod(out.shape[-2:]) ** 2 * (m.query.out_channels + m.value.out_channels)
-            return
-        total += out.numel() * (m.weight[0].numel() if isinstance(m, nn.Conv2d) else m.in_features)
-        if isinstance(m, DynamicNSLConv2d):
-            taps = math.prod(m.kernel_size)
-            total += (
-                (taps if m.kind == "diagonal" else taps**2)
-                * m.in_channels
-                * math.prod(out.shape[-2:])
-            )
-        if isinstance(m, SphereConv2d):
-            total += args[0].numel()
+        total += _macs(m, args[0], out)
 
-    handles = [
-        m.register_forward_hook(hook)
-        for m in model.modules()
-        if isinstance(m, (nn.Conv2d, nn.Linear, GlobalNeuralSimilarity))
-    ]
+    for m in model.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear, GlobalNeuralSimilarity)):
+            handles.append(m.register_forward_hook(hook))
     p = next(model.parameters(), torch.zeros(()))
     _look(model, torch.zeros(1, *input_size, device=p.device, dtype=p.dtype), handles)
     return total
@@ -299,24 +348,23 @@ def count_macs(
 def collect_similarities(
     model: nn.Module,
     x: Float[Tensor, "B C H W"] | None = None,  # input images; needed by dynamic layers only
-) -> dict[
-    str, Tensor
-]:  # layer name -> (K,) or (K, K) where static; (B, K, H', W') or (B, K, K, H', W') where dynamic; on the CPU
-    "The similarity in every NSL layer of a model, from input to output. Raises `ValueError` when there are dynamic layers and no images."
-    found, handles = {}, []
+) -> dict[str, Tensor]:  # layer name -> similarity, on the CPU
+    """The similarity in every NSL layer of a model, from input to output.
+
+    Raises `ValueError` when there are dynamic layers and no images."""
+    found: dict[str, Tensor] = {}
+    handles = []
     for name, m in model.named_modules():
         if isinstance(m, NeuralSimilarity):
             found[name] = m.M_s.detach().cpu().clone()
         if isinstance(m, SimilarityPredictor):
             if x is None:
-                raise ValueError(
-                    f"x must be images, not None: {name} predicts its similarity from them"
-                )
-            handles.append(
-                m.register_forward_hook(
-                    lambda m, args, M, name=name: found.__setitem__(name, M.cpu())
-                )
-            )
+                raise ValueError(f"x must be images, got None: {name} predicts from them.")
+
+            def keep(m: nn.Module, args: tuple, M: Tensor, name: str = name) -> None:
+                found[name] = M.cpu()
+
+            handles.append(m.register_forward_hook(keep))
     if handles and x is not None:
         _look(model, x, handles)
     return found
@@ -325,97 +373,84 @@ def collect_similarities(
 OPERATORS = ("plain", "cosine", "linear", "sigmoid", "learnable_sigmoid")
 
 
+def _draw_all_filters(module: nn.Module) -> nn.Module:
+    "Filters from N(0, 2 / fan_in) in every convolution."
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            _draw_filters(m)
+    return module
+
+
+def _sphere_stage(conv: Callable[..., nn.Conv2d], i: int, o: int, bn: dict) -> nn.Sequential:
+    "Three convolutions with batch norm and ReLU, and a pooling."
+    convs = [conv(before, o, 3, padding=1, bias=False) for before in (i, o, o)]
+    return nn.Sequential(*(_block(c, bn) for c in convs), nn.MaxPool2d(2))
+
+# %% ../../nbs/training/01_models.ipynb #6e81bb8b
 @checked
 class SphereNet9(nn.Module):
-    """The released SphereNet-9: three stages of three convolutions, attention after the first two poolings, fc, score. Build it with `spherenet9`.
-
-    Filters are drawn from N(0, 2 / fan_in) [code], attention's after all others, so that one seed gives both networks the same filters, and at first the same function.
-    """
+    "The released SphereNet-9, with attention after the first two poolings. See `spherenet9`."
 
     def __init__(
         self,
-        conv: Callable[..., nn.Conv2d],
+        conv: Callable[..., nn.Conv2d],  # the class of all convolutions but the last
         attention: bool,
         num_classes: int,
-        widths: tuple[int, ...],
+        widths: tuple[int, ...],  # of the three stages
         in_channels: int,
         image_size: int,
         fc_norm: bool,
-        bn: dict,
+        bn: dict,  # of batch norm
     ):
         super().__init__()
-        block = lambda i, o: nn.Sequential(
-            conv(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, **bn), nn.ReLU(inplace=True)
-        )
         self.widths, self.in_channels, self.image_size = widths, in_channels, image_size
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                block(before, width), block(width, width), block(width, width), nn.MaxPool2d(2)
-            )
-            for before, width in zip((in_channels, *widths), widths)
-        )
+        before = (in_channels, *widths)
+        self.stages = nn.ModuleList(_sphere_stage(conv, i, o, bn) for i, o in zip(before, widths))
         self.fc = conv(widths[-1], widths[-1], image_size // 8, bias=False)
         self.fc_norm = nn.BatchNorm2d(widths[-1], **bn) if fc_norm else nn.Identity()
         self.score = nn.Conv2d(widths[-1], num_classes, 1, bias=False)
-        self._he(self)
-        self.attention = nn.ModuleList(
-            self._he(GlobalNeuralSimilarity(width)) if attention else nn.Identity()
-            for width in widths[:2]
-        )
+        _draw_all_filters(self)
+        self.attention = nn.ModuleList()
+        for width in widths[:2]:
+            layer = GlobalNeuralSimilarity(width) if attention else nn.Identity()
+            self.attention.append(_draw_all_filters(layer))
 
-    @staticmethod
-    def _he(module):
-        for m in module.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.normal_(m.weight, std=math.sqrt(2 / m.weight[0].numel()))
-        return module
-
-    def forward(
-        self, x: Float[Tensor, "B C H W"]
-    ) -> Tensor:  # (B, in_channels, image_size, image_size) -> logits (B, num_classes)
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:  # logits (B, num_classes)
         _check_images(x, self.in_channels, self.image_size)
         for stage, attention in zip(self.stages, (*self.attention, nn.Identity())):
             x = attention(stage(x))
         return self.score(self.fc_norm(self.fc(x))).flatten(1)
 
-
+# %% ../../nbs/training/01_models.ipynb #0415e1e1
 @checked
 def spherenet9(
     operator: str = "cosine",  # one of `OPERATORS`; 'plain' is the baseline
     attention: bool = True,  # global neural similarity after the first two poolings
     num_classes: int = 10,
-    width: float = 1.0,  # multiplies 128, 192 and 256; at least 8 channels for attention, which works on an eighth of them
+    width: float = 1.0,  # multiplies 128, 192 and 256; attention works on an eighth of them
     in_channels: int = 3,
     image_size: int = 32,  # a multiple of 8
-    fc_norm: bool = False,  # batch norm after the fc layer, as in the released examples of the linear and the sigmoid operator
+    fc_norm: bool = False,  # batch norm after the fc layer, as in some released examples
     bn_momentum: float = 0.1,  # share of a new batch in the running statistics; 0.001 as released
 ) -> SphereNet9:
     """SphereNet-9 with convolutions of one operator, with or without global neural similarity.
 
-    Raises `ValueError` for an unknown operator or sizes that the network cannot have. Source: the released code of Liu et al., NeurIPS 2019 and NIPS 2017.
-    """
+    Raises `ValueError` for an unknown operator or sizes that the network cannot have. Source: the
+    released code of Liu et al., NeurIPS 2019 and NIPS 2017."""
     if operator not in OPERATORS:
-        raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, not {operator!r}")
+        raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, got {operator!r}.")
     _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
     widths = tuple(round(w * width) for w in (128, 192, 256))
-    least = 8 if attention else 1
+    least, why = (8, " (attention works on an eighth of them)") if attention else (1, "")
     if widths[0] < least:
         raise ValueError(
-            f"width must leave at least {least} of the first 128 channels{' (attention works on an eighth of them)' if attention else ''}, not {width}"
+            f"width must leave at least {least} of the first 128 channels{why}, got {width}."
         )
-    conv: Callable[..., nn.Conv2d] = (
-        nn.Conv2d if operator == "plain" else partial(SphereConv2d, operator=operator)
-    )
-    return SphereNet9(
-        conv,
-        attention,
-        num_classes,
-        widths,
-        in_channels,
-        image_size,
-        fc_norm,
-        dict(eps=1e-3, momentum=bn_momentum),
-    )
+    conv: Callable[..., nn.Conv2d] = nn.Conv2d
+    if operator != "plain":
+        conv = partial(SphereConv2d, operator=operator)
+    bn = dict(eps=1e-3, momentum=bn_momentum)
+    return SphereNet9(conv, attention, num_classes, widths, in_channels, image_size, fc_norm, bn)
 
 # %% ../../nbs/training/01_models.ipynb #adc73aa9
 @checked
@@ -423,28 +458,26 @@ def spherenet9(
 def collect_attention(
     model: nn.Module,
     x: Float[Tensor, "B C H W"],  # input images
-    points: Sequence[
-        tuple[float, float]
-    ],  # (row, column) of each p as shares of the image's height and width, 0 to 1 exclusive
-) -> dict[
-    str, Tensor
-]:  # layer name -> (B, len(points), H', W'), each map sums to 1; on the CPU; in the order of the layers
-    "The attention maps of some points in every `GlobalNeuralSimilarity` of a model. Raises `ValueError` for a point outside the image."
+    points: Sequence[tuple[float, float]],  # (row, column), as shares of height and width
+) -> dict[str, Tensor]:  # layer name, in order -> (B, len(points), H', W'), on the CPU
+    """The attention maps of some points in every `GlobalNeuralSimilarity` of a model.
+
+    Raises `ValueError` for a point outside the image."""
     for i, j in points:
         if not (0 <= i < 1 and 0 <= j < 1):
             raise ValueError(
-                f"points must be shares of height and width, at least 0 and below 1, got {(i, j)}"
+                f"points must be shares of height and width, at least 0 and below 1, got {(i, j)}."
             )
-    found, handles = {}, []
+    found: dict[str, Tensor] = {}
+    handles = []
     for name, m in model.named_modules():
         if isinstance(m, GlobalNeuralSimilarity):
 
-            def hook(m, args, out, name=name):
+            def keep(m: Any, args: tuple, out: Tensor, name: str = name) -> None:
                 H, W = out.shape[-2:]
-                found[name] = m.attention_map(
-                    args[0], [(int(i * H), int(j * W)) for i, j in points]
-                ).cpu()
+                places = [(int(i * H), int(j * W)) for i, j in points]
+                found[name] = m.attention_map(args[0], places).cpu()
 
-            handles.append(m.register_forward_hook(hook))
+            handles.append(m.register_forward_hook(keep))
     _look(model, x, handles)
     return found

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..base.checks import checked
 from ..nsl.attention import GlobalNeuralSimilarity, orthogonality_penalty
 from ..nsl.sphere import SphereConv2d
-from ..nsl.static import KernelShape, NeuralSimilarity, shape_penalty, similarity_decay
+from ..nsl.shape import KernelShape, shape_penalty
+from ..nsl.static import NeuralSimilarity, similarity_decay
 
 # %% ../../nbs/training/02_recipe.ipynb #0ece9622
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def classification_loss(
 # %% ../../nbs/training/02_recipe.ipynb #da9eec73
 def _without_decay(model: nn.Module, recipe: Recipe) -> set[nn.Parameter]:
     "The parameters that the optimizer does not decay."
-    free = (NeuralSimilarity, KernelShape)
+    free: tuple[type, ...] = (NeuralSimilarity, KernelShape)
     if not recipe.sphere_decay:
         free += (SphereConv2d, GlobalNeuralSimilarity)
     found = {p for m in model.modules() if isinstance(m, free) for p in m.parameters()}

@@ -25,14 +25,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from ..base.downloads import DataNotFound
+from ..data.sources import DataNotFound
 from ..base.files import locked
-from ..data.images import batch_indices, to_input
-from ..data.photos import DamagedData, PhotoSet, _damages
+from ..data.draws import batch_indices
+from ..data.images import to_input
+from ..data.photos import DamagedData, PhotoSet, image_damages
 from ..data.splits import SPLIT_DATASETS, Pictures, Splits, decoded, load_splits
 from ..data.splits import some_images
-from ..results.tables import Entry, comparison_table, finite_curves, forget_run, new_entry
-from ..results.tables import recorded_run, repeatable, run_folder
+from ..results.ledger import Entry, finite_curves, forget_run, new_entry
+from ..results.tables import comparison_table
+from ..results.ledger import recorded_run, repeatable, run_folder
 from .imagenet import IMAGENET_METHODS, NETWORKS, ImageNetRecipe, _check_names
 from .imagenet import build_network, make_engine, share_of_step, train_network
 from .models import collect_similarities, count_macs, count_parameters
@@ -121,7 +123,7 @@ def _all_whole(photos: PhotoSet, accelerator: Accelerator) -> None:
     "Raise `DamagedData` in every process if a photograph cannot be decoded."
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = photos.subset(torch.arange(rank, len(photos), world))
-    found = _damages(mine, False, bar=accelerator.is_main_process)
+    found = image_damages(mine, False, bar=accelerator.is_main_process)
     damages = gather_object([damage for damage in found if damage])
     if damages:
         raise DamagedData(

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from nsl_repro.base import downloads
-from nsl_repro.base.downloads import DataNotFound, DownloadFailed, check_files, download, fetch_data
+from nsl_repro.base.downloads import DownloadFailed, download
+from nsl_repro.data.sources import DataNotFound, check_files, fetch_data
 from nsl_repro.training.embedding import photo_tensor
 from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set

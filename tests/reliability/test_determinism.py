@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from victim import HERE, LOOPS, SOAK, TIMINGS, outcome
 
-from nsl_repro.results.tables import load_ledger, read_entry, recorded_run, write_entry
+from nsl_repro.results.ledger import load_ledger, read_entry, recorded_run, write_entry
 
 FRESH = """
 import os, sys, victim

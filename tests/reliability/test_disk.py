@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from victim import LOOPS, outcome, record, start
 
 from nsl_repro.command import cli
-from nsl_repro.base.downloads import DataNotFound
+from nsl_repro.data.sources import DataNotFound
 from nsl_repro.base.files import CannotWrite, write_whole
 from nsl_repro.data.photos import photos_from_folder
-from nsl_repro.results.tables import load_ledger
+from nsl_repro.results.ledger import load_ledger
 from nsl_repro.training.loop import load_checkpoint
 
 

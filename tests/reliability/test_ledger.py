@@ -10,16 +10,16 @@ import pytest
 from victim import HERE, SOAK, start
 
 from nsl_repro.results import claims
-from nsl_repro.results.tables import (
+from nsl_repro.results.claims import paper_results
+from nsl_repro.results.ledger import (
     entry_name,
     load_ledger,
     new_entry,
-    paper_results,
     read_entry,
     recorded_run,
     write_entry,
 )
-from nsl_repro.command.runner import read_parameters
+from nsl_repro.command.parameters import read_parameters
 
 ENTRY = dict(
     schema=1,

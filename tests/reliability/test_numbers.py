@@ -25,7 +25,8 @@ from torch import nn
 from nsl_repro.nsl import attention, dynamic, shape, similarity, sphere, static
 from nsl_repro.pddm import plugins, unit as pddm
 from nsl_repro.training import classify as training, embedding, fewshot, imagenet, models, retrieval
-from nsl_repro.data.images import augment, batch_indices, channel_statistics, to_input
+from nsl_repro.data.draws import batch_indices
+from nsl_repro.data.images import augment, channel_statistics, to_input
 
 CONFIGURATIONS = 10_000 if os.environ.get("NSL_SOAK") else 1_000
 

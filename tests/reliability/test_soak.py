@@ -87,8 +87,10 @@ def one_process(out: Path):
 
     from nsl_repro import load
     from nsl_repro.data.images import hold_out, limit, load_dataset
-    from nsl_repro.results.tables import comparison_table, load_ledger, plot_accuracy
-    from nsl_repro.results.tables import recorded_run, run_folder
+    from nsl_repro.results.figures import plot_accuracy
+    from nsl_repro.results.ledger import load_ledger
+    from nsl_repro.results.tables import comparison_table
+    from nsl_repro.results.ledger import recorded_run, run_folder
 
     train_set, test_set = (limit(part, 128) for part in load_dataset("digits"))
     train_set, validation = hold_out(train_set, 32)

@@ -27,11 +27,12 @@ from nsl_repro import load
 from nsl_repro.base import downloads
 from nsl_repro.data import features
 from nsl_repro.data.images import load_dataset
-from nsl_repro.base.downloads import DataNotFound
+from nsl_repro.data.sources import DataNotFound
 from nsl_repro.training.models import cnn9
 from nsl_repro.data.photos import DamagedData, read_image
-from nsl_repro.results.tables import load_ledger, read_entry
-from nsl_repro.command.runner import parse_value, prepare, read_parameters, run_experiment
+from nsl_repro.results.ledger import load_ledger, read_entry
+from nsl_repro.command.parameters import parse_value, read_parameters
+from nsl_repro.command.runner import prepare, run_experiment
 from nsl_repro.training.loop import load_checkpoint
 from nsl_repro.training.weights import Preprocessing, keep_model, read_config
 
