@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
-from nsl_repro.base import downloads
 from nsl_repro.command import cli
+from nsl_repro.data import sources as catalogue
 
 PAYLOAD = os.urandom(1 << 20)
 CODE = (
@@ -145,24 +145,24 @@ def md5(data):
 def test_data_get_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
     "The command, with CIFAR-10's name and a tiny archive: broken off, continued, damaged, mended."
     monkeypatch.setenv("NSL_PROGRESS", "off")
-    real = downloads.SOURCES["cifar10"]
+    real = catalogue.SOURCES["cifar10"]
     server.body, contents = tiny_archive(real)
     files = {name: md5(content) for name, content in contents.items()}
     where = dict(url=f"{server.url}/drops", md5=md5(server.body), size=len(server.body))
-    monkeypatch.setitem(downloads.SOURCES, "cifar10", replace(real, files=files, **where))
+    monkeypatch.setitem(catalogue.SOURCES, "cifar10", replace(real, files=files, **where))
 
     def get(*more):
         command = ["data", "get", "cifar10", "--root", str(tmp_path), *more]
         result = CliRunner().invoke(cli.app, command, prog_name="nsl-repro")
         return result.exit_code, result.stdout, result.stderr
 
-    once = downloads.download
-    monkeypatch.setattr(downloads, "download", lambda *a, **k: once(*a, **k, retries=1))
+    once = catalogue.download
+    monkeypatch.setattr(catalogue, "download", lambda *a, **k: once(*a, **k, retries=1))
     code, _, err = get()
     assert code == 3 and err.startswith("nsl-repro: cifar10 could not be brought to")
     assert "is kept: try again to go on" in err and err.count("\n") == 1
     assert visible(tmp_path) == ["drops.part", "drops.part.json"]
-    monkeypatch.setattr(downloads, "download", lambda *a, **k: once(*a, **k, wait=0))
+    monkeypatch.setattr(catalogue, "download", lambda *a, **k: once(*a, **k, wait=0))
     code, out, _ = get()
     assert (code, out) == (0, f"cifar10 is present at {tmp_path / real.folders[0]}\n")
     assert server.asked == [None, "bytes=300000-", "bytes=600000-"]

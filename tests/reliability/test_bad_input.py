@@ -27,19 +27,13 @@ from torch import Tensor, nn
 
 import nsl_repro
 from nsl_repro.base import checks
-from nsl_repro.data import features, images as data
-from nsl_repro.kernels import cpu as kernels
-from nsl_repro.nsl import attention, convert, dynamic, shape, similarity, sphere, static, theory
-from nsl_repro.pddm import plugins, unit as pddm
-from nsl_repro.training import (
-    adaptation,
-    classify as training,
-    embedding,
-    fewshot,
-    imagenet,
-    models,
-    retrieval,
-)
+from nsl_repro.data import draws, features, images as pictures
+from nsl_repro.kernels import cpu
+from nsl_repro.nsl import attention, convert, dynamic, predictor, shape, similarity
+from nsl_repro.nsl import sphere, static, theory
+from nsl_repro.pddm import loss as losses, mining, plugins, unit as units
+from nsl_repro.training import adaptation, embedding, fewshot, imagenet, loop, models
+from nsl_repro.training import recipe as recipes, retrieval, sweep as sweeps
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
 
@@ -54,9 +48,9 @@ small = lambda: nn.Sequential(
     nn.Flatten(),
     nn.Linear(16, 3),
 ).eval()
-unit = lru_cache(lambda: pddm.PDDM(8))
+unit = lru_cache(lambda: units.PDDM(8))
 bytes_ = (draw(6, 1, 16, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
-image_set = lambda: data.ImageSet(bytes_, y, ("a", "b", "c"))
+image_set = lambda: pictures.ImageSet(bytes_, y, ("a", "b", "c"))
 backbone = lru_cache(
     lambda: features.Backbone(
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
@@ -68,8 +62,8 @@ backbone = lru_cache(
 )
 sampler = lru_cache(lambda: fewshot.EpisodeSampler(z, y, way=2, shot=1, query=1))
 classifier = lru_cache(lambda: nn.Linear(8, 2))
-quadruplets = pddm.Quadruplets(*(torch.tensor([n]) for n in (0, 1, 2, 3)))
-recipe = training.RECIPES["clean"]
+quadruplets = mining.Quadruplets(*(torch.tensor([n]) for n in (0, 1, 2, 3)))
+recipe = recipes.RECIPES["clean"]
 dimensions = dict(
     in_channels=4, out_channels=6, kernel_size=3, stride=1, padding=1, dilation=1, groups=1
 )
@@ -99,7 +93,7 @@ GOOD = {
     ),
     "StaticNSLConv2d.forward": (static.StaticNSLConv2d(4, 6, 3), dict(x=x)),
     "KernelShape": (
-        static.KernelShape,
+        shape.KernelShape,
         dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0),
     ),
     "fold": (static.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
@@ -129,7 +123,7 @@ GOOD = {
         for kind, k in (("dns", (K,)), ("uns", (K, K)))
     },
     "SimilarityPredictor": (
-        dynamic.SimilarityPredictor,
+        predictor.SimilarityPredictor,
         dict(
             in_channels=4,
             kernel_size=3,
@@ -146,18 +140,21 @@ GOOD = {
             bn_momentum=0.1,
         ),
     ),
-    "SimilarityPredictor.forward": (dynamic.SimilarityPredictor(4, 3, padding=1).eval(), dict(x=x)),
+    "SimilarityPredictor.forward": (
+        predictor.SimilarityPredictor(4, 3, padding=1).eval(),
+        dict(x=x),
+    ),
     "DynamicNSLConv2d": (
         dynamic.DynamicNSLConv2d,
         dict(dimensions, bias=True, kind="unconstrained", backend="auto", shape=4, hidden=5),
     ),
     "DynamicNSLConv2d.forward": (dynamic.DynamicNSLConv2d(4, 6, 3, hidden=5).eval(), dict(x=x)),
     "SharedPredictor": (
-        dynamic.SharedPredictor,
+        predictor.SharedPredictor,
         dict(width=8, kernel_size=3, kind="diagonal", adapt="1x1", head="layer", hidden=5),
     ),
     "SharedPredictor.for_layer": (
-        dynamic.SharedPredictor(8).for_layer,
+        predictor.SharedPredictor(8).for_layer,
         dict(in_channels=4, kernel_size=3, stride=1, padding=1, dilation=1),
     ),
     "patch_norm": (
@@ -191,24 +188,24 @@ GOOD = {
         attention.orthogonality_penalty,
         dict(module=sphere.SphereConv2d(4, 6, 3), weight=2e-4),
     ),
-    "PDDM": (pddm.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True)),
+    "PDDM": (units.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True)),
     "PDDM.forward": (unit(), dict(a=z, b=z.flip(0))),
     "PDDM.matrix": (unit().matrix, dict(a=z, b=z[:4], chunk=7)),
-    "negative_distance": (pddm.negative_distance, dict(a=z, b=z.flip(0))),
-    "hard_quadruplets": (pddm.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
+    "negative_distance": (mining.negative_distance, dict(a=z, b=z.flip(0))),
+    "hard_quadruplets": (mining.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
     "DoubleHeaderHingeLoss": (
-        pddm.DoubleHeaderHingeLoss,
+        losses.DoubleHeaderHingeLoss,
         dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both"),
     ),
     "DoubleHeaderHingeLoss.forward": (
-        pddm.DoubleHeaderHingeLoss(),
+        losses.DoubleHeaderHingeLoss(),
         dict(score=unit(), embeddings=z, quadruplets=quadruplets),
     ),
-    "why_not": (kernels.why_not, dict(backend="c")),
-    "choose_backend": (kernels.choose_backend, dict(x=x, groups=1)),
+    "why_not": (cpu.why_not, dict(backend="c")),
+    "choose_backend": (cpu.choose_backend, dict(x=x, groups=1)),
     **{
         f"fast_dynamic_conv2d.{kind}": (
-            kernels.fast_dynamic_conv2d,
+            cpu.fast_dynamic_conv2d,
             dict(
                 x=x,
                 weight=draw(6, 4, 3, 3),
@@ -249,17 +246,17 @@ GOOD = {
         dict(times=torch.linspace(0, 3, 4), start=0.1, goal=1.0, alpha=0.1),
     ),
     "effective_rank": (theory.effective_rank, dict(P=draw(4, 5))),
-    "check_available": (data.check_available, dict(name="digits", root=None, download=False)),
-    "ImageSet": (data.ImageSet, dict(images=bytes_, labels=y, classes=("a", "b", "c"))),
+    "check_available": (pictures.check_available, dict(name="digits", root=None, download=False)),
+    "ImageSet": (pictures.ImageSet, dict(images=bytes_, labels=y, classes=("a", "b", "c"))),
     "ImageSet.subset": (image_set().subset, dict(indices=torch.tensor([0, 3]))),
-    "generator_for": (data.generator_for, dict(seed=1, stream="order", step=2)),
-    "stratified_indices": (data.stratified_indices, dict(labels=y, n=3, seed=0)),
-    "hold_out": (data.hold_out, dict(dataset=image_set(), n=2, seed=0)),
-    "limit": (data.limit, dict(dataset=image_set(), n=2, seed=0)),
-    "load_dataset": (data.load_dataset, dict(name="digits", root=None, download=False)),
-    "batch_indices": (data.batch_indices, dict(n=100, batch_size=10, seed=0, step=12)),
+    "generator_for": (draws.generator_for, dict(seed=1, stream="order", step=2)),
+    "stratified_indices": (draws.stratified_indices, dict(labels=y, n=3, seed=0)),
+    "hold_out": (pictures.hold_out, dict(dataset=image_set(), n=2, seed=0)),
+    "limit": (pictures.limit, dict(dataset=image_set(), n=2, seed=0)),
+    "load_dataset": (pictures.load_dataset, dict(name="digits", root=None, download=False)),
+    "batch_indices": (draws.batch_indices, dict(n=100, batch_size=10, seed=0, step=12)),
     "crop_and_flip": (
-        data.crop_and_flip,
+        pictures.crop_and_flip,
         dict(
             images=bytes_,
             top=torch.zeros(6).long(),
@@ -268,11 +265,11 @@ GOOD = {
             pad=2,
         ),
     ),
-    "to_device": (data.to_device, dict(tensor=x, device="cpu")),
-    "augment": (data.augment, dict(images=bytes_, seed=0, step=3, pad=2, flip=True)),
-    "channel_statistics": (data.channel_statistics, dict(images=bytes_)),
+    "to_device": (pictures.to_device, dict(tensor=x, device="cpu")),
+    "augment": (pictures.augment, dict(images=bytes_, seed=0, step=3, pad=2, flip=True)),
+    "channel_statistics": (pictures.channel_statistics, dict(images=bytes_)),
     "to_input": (
-        data.to_input,
+        pictures.to_input,
         dict(images=bytes_, mode="standardised", mean=torch.ones(1), std=torch.ones(1)),
     ),
     "cnn9": (
@@ -311,24 +308,24 @@ GOOD = {
         models.collect_attention,
         dict(model=attention.GlobalNeuralSimilarity(4, reduction=2), x=x, points=[(0.5, 0.5)]),
     ),
-    "learning_rate": (training.learning_rate, dict(step=3, steps=10, recipe=recipe)),
+    "learning_rate": (recipes.learning_rate, dict(step=3, steps=10, recipe=recipe)),
     "classification_loss": (
-        training.classification_loss,
+        recipes.classification_loss,
         dict(logits=draw(6, 3), labels=y, recipe=recipe),
     ),
-    "parameter_groups": (training.parameter_groups, dict(model=small(), recipe=recipe)),
+    "parameter_groups": (recipes.parameter_groups, dict(model=small(), recipe=recipe)),
     "regulariser": (
-        training.regulariser,
+        recipes.regulariser,
         dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe),
     ),
-    "make_optimizer": (training.make_optimizer, dict(model=nn.Linear(2, 2), recipe=recipe)),
-    "FiniteSteps": (training.FiniteSteps, dict(model=small(), on_nonfinite="skip", unit="images")),
+    "make_optimizer": (recipes.make_optimizer, dict(model=nn.Linear(2, 2), recipe=recipe)),
+    "FiniteSteps": (loop.FiniteSteps, dict(model=small(), on_nonfinite="skip", unit="images")),
     "FiniteSteps.allow": (
-        training.FiniteSteps(small().requires_grad_(False), "skip").allow,
+        loop.FiniteSteps(small().requires_grad_(False), "skip").allow,
         dict(loss=torch.tensor(1.0), step=3, rows=[1, 2], forward=len),
     ),
     "make_accelerator": (
-        training.make_accelerator,
+        loop.make_accelerator,
         dict(device="cpu", precision="float32", tracker="none"),
     ),
     "nearest": (
@@ -486,7 +483,7 @@ GOOD = {
     ),
     "share_of_step": (imagenet.share_of_step, dict(recipe=imagenet.ImageNetRecipe(), processes=2)),
     "similarity_summary": (
-        imagenet.similarity_summary,
+        sweeps.similarity_summary,
         dict(model=static.StaticNSLConv2d(4, 6, 3), x=x),
     ),
     "described": (checks.described, dict(value=3)),
@@ -507,7 +504,17 @@ TEXT = (
     "annotations, which would import PyTorch into a command that is in a hurry"
 )
 LONG = "a training or an evaluation: takes seconds a call; its notebook shows the refusals"
+OPERATOR = "called by an operator or a layer, whose own cases go through it"
+PART = "takes a part of a container"
 NOT_HERE = {
+    **dict.fromkeys(("check_counts", "check_geometry", "check_image", "CheckedConv2d"), OPERATOR),
+    **dict.fromkeys(("Geometry", "geometry_of", "pad_amounts", "tap_views"), OPERATOR),
+    **dict.fromkeys(("reference_dynamic_conv2d", "run_backend"), OPERATOR),
+    **dict.fromkeys(("some_images", "only_classes"), PART),
+    **dict.fromkeys(("History", "Continued", "Watched", "Segmented"), LONG),
+    **dict.fromkeys(("Sweep", "train_one", "run_one", "keep_network"), LONG),
+    "image_damages": FILES,
+    "method": "a decorator of the notebook's own functions",
     "Playground": "takes no arguments",
     "Quadruplets": CONTAINER,
     "DoubleHeader": CONTAINER,

@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nsl_repro.base import downloads
+from nsl_repro.data import sources as catalogue
 from nsl_repro.base.downloads import DownloadFailed, download
 from nsl_repro.data.sources import DataNotFound, check_files, fetch_data
 from nsl_repro.training.embedding import photo_tensor
@@ -321,11 +321,11 @@ def test_folders(what, root):
 def test_half_a_download(tmp_path, monkeypatch):
     "Of a set with published checksums every file is compared, and the ones that differ are named."
     source, contents = (
-        downloads.SOURCES["cifar10"],
-        {file: os.urandom(1000) for file in downloads.SOURCES["cifar10"].files},
+        catalogue.SOURCES["cifar10"],
+        {file: os.urandom(1000) for file in catalogue.SOURCES["cifar10"].files},
     )
     monkeypatch.setitem(
-        downloads.SOURCES,
+        catalogue.SOURCES,
         "cifar10",
         replace(source, files={file: md5(data).hexdigest() for file, data in contents.items()}),
     )
@@ -465,9 +465,9 @@ def test_archives(what, tmp_path, monkeypatch):
     data = ARCHIVES[what](outside)
     archive = root / ("CUB_200_2011.zip" if what.startswith("zip") else "CUB_200_2011.tgz")
     archive.write_bytes(data)
-    source = downloads.SOURCES["cub"]
+    source = catalogue.SOURCES["cub"]
     monkeypatch.setitem(
-        downloads.SOURCES,
+        catalogue.SOURCES,
         "cub",
         replace(
             source,

@@ -24,8 +24,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from nsl_repro import load
-from nsl_repro.base import downloads
-from nsl_repro.data import features
+from nsl_repro.data import features, sources as catalogue
 from nsl_repro.data.images import load_dataset
 from nsl_repro.data.sources import DataNotFound
 from nsl_repro.training.models import cnn9
@@ -174,7 +173,7 @@ def test_cifar(canary, tmp_path, monkeypatch):
     """CIFAR's own files are pickles: they are opened after their published checksum has matched,
     and not otherwise."""
     for name in ("cifar10", "cifar100"):
-        source = downloads.SOURCES[name]
+        source = catalogue.SOURCES[name]
         folder = tmp_path / source.folders[0]
         folder.mkdir()
         for file in source.files:
@@ -187,7 +186,7 @@ def test_cifar(canary, tmp_path, monkeypatch):
             ) if name == "cifar10" else load_dataset(name, tmp_path)
         md5 = hashlib.md5(pickle.dumps(Hostile(canary))).hexdigest()
         monkeypatch.setitem(
-            downloads.SOURCES, name, replace(source, files={file: md5 for file in source.files})
+            catalogue.SOURCES, name, replace(source, files={file: md5 for file in source.files})
         )
         with pytest.raises(
             DataNotFound, match="could not be read"

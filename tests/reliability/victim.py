@@ -24,10 +24,11 @@ os.environ.update(OMP_NUM_THREADS="1", NSL_PROGRESS="off")
 
 import torch  # noqa: E402
 
-from nsl_repro.base import files  # noqa: E402
+from nsl_repro.base import files, progress  # noqa: E402
+from nsl_repro.data import splits as splitting  # noqa: E402
 from nsl_repro.results import ledger  # noqa: E402
-from nsl_repro.training import classify as training, embedding, fewshot  # noqa: E402
-from nsl_repro.training import imagenet, models, weights  # noqa: E402
+from nsl_repro.training import classify, embedding, fewshot, imagenet, loop  # noqa: E402
+from nsl_repro.training import models, recipe as recipes, weights  # noqa: E402
 from nsl_repro.data.images import hold_out, limit, load_dataset, to_input  # noqa: E402
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
@@ -36,7 +37,7 @@ torch.set_num_threads(1)
 IMAGES, TEST = (limit(part, n) for part, n in zip(load_dataset("digits"), (200, 60)))
 ledger.ask_git = lru_cache(ledger.ask_git)  # the same for all, and slow
 ledger.ask_git("rev-parse", "HEAD")
-training.progress_bar(
+progress.progress_bar(
     1
 ).get_lock()  # a lock that is killed with its process would be reported as lost
 
@@ -49,17 +50,17 @@ def classifier(folder, on_step, method="static_uns", **options):
     arguments = dict(method=method, width=0.125, in_channels=1, image_size=16)
     model = models.cnn9(**arguments)
     model.register_forward_pre_hook(lambda *_: tick("forward"))
-    result = training.train(
+    result = classify.train(
         model,
         seen,
         TEST,
         held,
-        recipe=replace(training.RECIPES["clean"], batch_size=16, lr=0.02),
+        recipe=replace(recipes.RECIPES["clean"], batch_size=16, lr=0.02),
         steps=6,
         segments=3,
         flip=False,
         **options,
-        accelerator=training.make_accelerator("cpu"),
+        accelerator=loop.make_accelerator("cpu"),
         checkpoint=folder / "checkpoint.pt",
         on_step=on_step,
     )
@@ -97,7 +98,7 @@ def embedder(folder, on_step, **options):
         batch_size=32,
         segments=3,
         measure=measure,
-        accelerator=training.make_accelerator("cpu"),
+        accelerator=loop.make_accelerator("cpu"),
         checkpoint=folder / "checkpoint.pt",
         **options,
     )
@@ -145,7 +146,7 @@ def learner(folder, on_step, **options):
 
 def photographer(folder, on_step, workers=0, **options):
     "The loop of the ImageNet experiments: a loader, micro-batches, its own augmentation."
-    splits = imagenet.load_splits("digits", train_images=120, validation_images=30, test_images=30)
+    splits = splitting.load_splits("digits", train_images=120, validation_images=30, test_images=30)
     recipe = imagenet.ImageNetRecipe(batch_size=16, micro_batch=8, lr=0.05, min_area=0.5)
     torch.manual_seed(0)
     model = imagenet.build_network(
@@ -220,20 +221,18 @@ class Halting:
 
 def watch():
     for owner, name in (
-        (training, "batch_indices"),
-        (training, "augment"),
+        (classify, "batch_indices"),
+        (classify, "augment"),
         (torch.optim.SGD, "step"),
         (torch.optim.Adam, "step"),
         (torch, "save"),
         (os, "fsync"),
         (os, "replace"),
-        (training, "save_checkpoint"),
+        (loop, "save_checkpoint"),
         (ledger, "write_entry"),
         (weights, "keep_model"),
     ):
         before_and_after(owner, name)
-    for module in (embedding, fewshot, imagenet):
-        module.save_checkpoint = training.save_checkpoint
     files.open = Halting
 
 
