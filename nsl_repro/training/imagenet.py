@@ -377,10 +377,10 @@ def _gradients(
     prepare: Callable[[Tensor], Tensor],
     recipe: ImageNetRecipe,
     statistics: StepStatistics,
+    engine: Accelerator,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # loss and accuracy, means over micro-batches; images
     "The backward passes of one step."
-    engine, seen = run.accelerator, []
-    parts = engine.gradient_accumulation_steps
+    parts, seen = engine.gradient_accumulation_steps, []
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for _ in range(parts):
         with run.loading():
@@ -404,12 +404,13 @@ def _steps(
     measure: Callable[[], dict[str, float]],  # on validation images, at the end of a segment
     recipe: ImageNetRecipe,
     rows: Callable[[int], Tensor],  # the images of a step
+    engine: Accelerator,
 ) -> None:
-    engine, statistics = run.accelerator, StepStatistics(run.model)
+    statistics = StepStatistics(run.model)
     net.train()
     for step in run:
         run.set_rate(recipe.rate(step, run.steps))
-        loss, right, seen = _gradients(run, net, batches, prepare, recipe, statistics)
+        loss, right, seen = _gradients(run, net, batches, prepare, recipe, statistics, engine)
         again = lambda: [run.model(prepare(images)) for images in seen]  # noqa: E731
         if run.step(loss, rows(step), again, accuracy=right):
             statistics.share(engine)
@@ -442,14 +443,19 @@ def _preparation(splits: Splits, dtype: torch.dtype) -> Callable[[Tensor], Tenso
 
 
 def _loader(
-    pictures: Pictures, recipe: ImageNetRecipe, seed: int, run: Run, workers: int
+    pictures: Pictures,
+    recipe: ImageNetRecipe,
+    seed: int,
+    run: Run,
+    workers: int,
+    engine: Accelerator,
 ) -> DataLoader:
     "The micro-batches of the steps that a run has left, dealt out to the processes."
     sizes = (len(pictures), recipe.batch_size, recipe.micro_batch)
     left = MicroBatches(*sizes, seed, run.steps, run.done)
-    pin = run.accelerator.device.type == "cuda"
+    pin = engine.device.type == "cuda"
     loader = DataLoader(pictures, batch_sampler=left, num_workers=workers, pin_memory=pin)
-    return run.accelerator.prepare(loader)
+    return engine.prepare(loader)
 
 # %% ../../nbs/training/08_imagenet.ipynb #b44d1194
 @checked
@@ -492,10 +498,10 @@ def train_network(
         return {f"{name}_{k}": v for k, v in found.items()}
 
     with Run(model, optimizer, steps, identity=identity, accelerator=engine, **options) as run:
-        batches = iter(_loader(train_set, recipe, seed, run, workers))
+        batches = iter(_loader(train_set, recipe, seed, run, workers, engine))
         rows = partial(batch_indices, len(train_set), recipe.batch_size, seed)
         validate = partial(measure, splits.validation, "val")
-        _steps(run, net, batches, prepare, validate, recipe, rows)
+        _steps(run, net, batches, prepare, validate, recipe, rows, engine)
     metrics = run.newest("val_accuracy", "val_top5", "val_loss")
     metrics |= {k: v for k, v in measure(splits.test, "test").items() if math.isfinite(v)}
     metrics |= dict(images_per_s=1000 * recipe.batch_size / run.step_ms)
