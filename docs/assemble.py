@@ -94,7 +94,8 @@ def relink(text: str, file: str) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
         if path in PAGES:
             name = PAGES[path] + posixpath.splitext(path)[1]
-            return f"]({relative(name, PAGES[file])}{'#' + anchor if anchor else ''})"
+            place = f"#{anchor.lower()}" if anchor else ""  # as the site's headings are called
+            return f"]({relative(name, PAGES[file])}{place})"
         if (ROOT / path).exists() and not path.startswith(".."):
             return f"]({GITHUB}/{'tree' if (ROOT / path).is_dir() else 'blob'}/{BRANCH}/{path})"
         raise ValueError(
