@@ -88,8 +88,10 @@ def relink(text: str, file: str) -> str:
             FILES[name] = ROOT / name
             return match[0].replace(match["picture"], relative(f"files/{name}", PAGES[file]))
         target = match["target"]
-        if target is None or re.match(r"[a-z]+:|#", target):
+        if target is None or re.match(r"[a-z]+:", target):
             return match[0]
+        if target.startswith("#"):
+            return f"]({target.lower()})"
         path, _, anchor = target.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
         if path in PAGES:
