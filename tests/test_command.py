@@ -130,7 +130,7 @@ MISTAKES = [
         "run {}/toy.ipynb -p dataset=imagenette",
         2,
         "dataset must be one of digits, cifar10, cifar100, cub, cars, mini_imagenet, imagenet, "
-        "but was 'imagenette'",
+        "got 'imagenette'",
     ),
     (
         "run {}/toy.ipynb -p dataset=cifar10 -p data_root={}/nowhere",

@@ -21,9 +21,10 @@ SHARED = """
 import math, os, signal, sys
 import torch
 from nsl_repro.data.images import to_input
-from nsl_repro.training.imagenet import ImageNetRecipe, Pictures, build_network
-from nsl_repro.training.imagenet import evaluate_images, load_splits, make_engine, train_network
-from nsl_repro.training.classify import NonFinite, make_accelerator
+from nsl_repro.data.splits import Pictures, load_splits
+from nsl_repro.training.imagenet import ImageNetRecipe, build_network, evaluate_images
+from nsl_repro.training.imagenet import make_engine, train_network
+from nsl_repro.training.loop import NonFinite, make_accelerator
 
 recipe = ImageNetRecipe(
     batch_size=16, micro_batch=4, lr=.05, schedule='cosine', warmup=.2, label_smoothing=.1

@@ -87,7 +87,7 @@ def test_data_that_turns_out_to_be_missing(nsl_repro, notebook, tmp_path):
     toy = notebook(
         "toy",
         "x: int = 0",
-        "from nsl_repro.data.images import DataNotFound; raise DataNotFound('it is not here')",
+        "from nsl_repro.data.sources import DataNotFound; raise DataNotFound('it is not here')",
     )
     done = nsl_repro("run", toy, "-o", tmp_path)
     assert (done.returncode, done.stderr.splitlines()[0]) == (3, "nsl-repro: it is not here")

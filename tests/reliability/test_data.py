@@ -502,7 +502,7 @@ def test_wrong_checksums_and_planted_links(tmp_path):
         tmp_path / "precious",
     )
     try:
-        with pytest.raises(DownloadFailed, match="is not the published file: its md5 is"):
+        with pytest.raises(DownloadFailed, match="is not the published file: its md5 must be"):
             download(url, goal, md5="0" * 32, wait=0)
         assert [p.name for p in goal.parent.iterdir() if p.name[0] != "."] == []
         precious.write_text("precious")

@@ -25,8 +25,8 @@ from torch import nn
 from nsl_repro.data import splits as splitting
 from nsl_repro.nsl import attention, dynamic, predictor, shape, similarity, sphere, static
 from nsl_repro.pddm import loss as losses, mining, plugins, unit as units
-from nsl_repro.training import classify, embedding, fewshot, imagenet, loop, models, retrieval
-from nsl_repro.training import recipe as recipes
+from nsl_repro.training import classify, embedding, fewshot, imagenet, models, retrieval
+from nsl_repro.training import loop as loops, recipe as recipes
 from nsl_repro.data.draws import batch_indices
 from nsl_repro.data.images import augment, channel_statistics, to_input
 
@@ -552,12 +552,12 @@ def spoiled_training(spoil, at, on_nonfinite, checkpoint=None, stop=None, starte
             steps=STEPS,
             segments=3,
             flip=False,
-            accelerator=loop.make_accelerator("cpu"),
+            accelerator=loops.make_accelerator("cpu"),
             on_nonfinite=on_nonfinite,
             checkpoint=checkpoint,
             on_step=on_step,
         )
-    except (Stopped, loop.NonFinite) as error:
+    except (Stopped, loops.NonFinite) as error:
         return model, error, seen
     return model, result, seen
 
@@ -613,7 +613,7 @@ def test_training_stops_at_the_step_with_layer_and_images(spoil, where, at):
     model, error, _ = spoiled_training(spoil, [at], "raise")
     rows = batch_indices(len(victim.IMAGES), 8, 0, at - 1).tolist()
     assert (
-        isinstance(error, loop.NonFinite)
+        isinstance(error, loops.NonFinite)
         and error.step == at
         and error.rows == rows
         and error.where.startswith(where)
@@ -660,7 +660,7 @@ def test_a_healthy_run_is_the_same_with_and_without(loop, tmp_path, monkeypatch)
     for name, mode in (("with", "raise"), ("recording", "record"), ("without", "raise")):
         (tmp_path / name).mkdir()
         if name == "without":
-            monkeypatch.setattr(loop.FiniteSteps, "allow", lambda *_: True)
+            monkeypatch.setattr(loops.FiniteSteps, "allow", lambda *_: True)
         metrics, curves, _ = victim.LOOPS[loop](tmp_path / name, None, on_nonfinite=mode)
         found.append(
             (
@@ -711,7 +711,7 @@ def test_micro_batches(precision):
     "Only the first of a step's two micro-batches is spoiled, in step 2."
     splits = splitting.load_splits("digits", train_images=60, validation_images=10, test_images=10)
     rows = batch_indices(len(splits.train), 16, 0, 1).tolist()
-    with pytest.raises(loop.NonFinite) as said:
+    with pytest.raises(loops.NonFinite) as said:
         train_spoiled(splits, precision, "raise")
     assert (said.value.step, said.value.rows) == (2, rows)
     assert said.value.where == "the output of stage2.0.0 (StaticNSLConv2d)"
@@ -727,10 +727,10 @@ def test_micro_batches(precision):
 def test_float16_is_left_to_its_scaler():
     """Scaled gradients overflow as a matter of course: the scaler leaves the step out and halves
     its factor, down to one."""
-    accelerator, net = loop.make_accelerator("cpu"), nn.Linear(2, 1)
+    accelerator, net = loops.make_accelerator("cpu"), nn.Linear(2, 1)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     optimizer = accelerator.prepare(torch.optim.SGD(net.parameters(), lr=0.1))
-    guard, before = loop.FiniteSteps(net, "raise", accelerator), net.weight.detach().clone()
+    guard, before = loops.FiniteSteps(net, "raise", accelerator), net.weight.detach().clone()
     for scale in (4, 2):
         assert accelerator.scaler.get_scale() == scale
         loss = Spoiled.apply(net(torch.ones(3, 2)), math.inf).sum()
@@ -741,7 +741,7 @@ def test_float16_is_left_to_its_scaler():
         assert net.weight.equal(before)
     loss = Spoiled.apply(net(torch.ones(3, 2)), math.inf).sum()
     accelerator.backward(loss)
-    with pytest.raises(loop.NonFinite, match="step 1: the gradient of bias"):
+    with pytest.raises(loops.NonFinite, match="step 1: the gradient of bias"):
         guard.allow(loss, 0, [0, 1, 2], lambda: None)
 
 
@@ -752,7 +752,7 @@ def test_layers_are_found_under_vmap(vectorize):
     points = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     episodes = fewshot.EpisodeSampler(points, torch.arange(20) % 2, way=2, shot=1, query=2)
     with pytest.raises(
-        loop.NonFinite, match=r"step 1: the output of 1 \(Tanh\) is not finite \(episodes 0, 1\)\."
+        loops.NonFinite, match=r"step 1: the output of 1 \(Tanh\) is not finite \(episodes 0, 1\)\."
     ):
         fewshot.train_episodes(
             net, episodes, lambda e: fewshot.episode_loss(net, e, vectorize, steps=1), 2, tasks=2
@@ -776,7 +776,7 @@ def test_collapse_is_said_once():
                 steps=4,
                 batch_size=16,
                 segments=2,
-                accelerator=loop.make_accelerator("cpu"),
+                accelerator=loops.make_accelerator("cpu"),
             )
         assert [("embeddings have collapsed: after step 2 " in str(w.message)) for w in said] == [
             True
@@ -804,14 +804,15 @@ def test_embeddings_stop_record_and_skip():
             steps=4,
             batch_size=16,
             segments=2,
-            accelerator=loop.make_accelerator("cpu"),
+            accelerator=loops.make_accelerator("cpu"),
             on_nonfinite=on_nonfinite,
         )
         assert all(p.isfinite().all() for p in net.parameters())
         return found
 
     with pytest.raises(
-        loop.NonFinite, match=r"step 3: the output of net.linear \(Linear\) is not finite \(images "
+        loops.NonFinite,
+        match=r"step 3: the output of net.linear \(Linear\) is not finite \(images ",
     ) as said:
         spoiled("raise")
     assert said.value.rows == embedding.class_batches(labels, 16, 4, 0, 2).tolist()
@@ -833,7 +834,7 @@ def test_the_look_costs_less_than_a_hundredth(measured):
         torch.randn(16, 3, 32, 32),
         torch.zeros(16).long(),
     )  # a batch of 128 takes eight times as long; the look does not
-    guard, spent, whole = loop.FiniteSteps(net), [], []
+    guard, spent, whole = loops.FiniteSteps(net), [], []
     for _ in range(3):
         began = time.perf_counter()
         loss = F.cross_entropy(net(x), labels)

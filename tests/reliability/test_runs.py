@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(
 SWEEP = """
 import time
 from pathlib import Path
-from nsl_repro.results.tables import recorded_run
+from nsl_repro.results.ledger import recorded_run
 
 def run(seed):
     def work(folder):

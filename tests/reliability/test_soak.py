@@ -132,7 +132,7 @@ def through_papermill(out: Path):
             cell_type="code",
             id="c",
             metadata={},
-            source="from nsl_repro.results.tables import recorded_run\n"
+            source="from nsl_repro.results.ledger import recorded_run\n"
             "recorded_run(lambda folder: (dict(seed=seed), {}, 0.0), output, experiment='short', "
             "dataset='digits', method='none', preset='smoke', seed=seed, parameters={}, "
             "device='cpu')",
