@@ -268,7 +268,7 @@ class StepStatistics:
             b.copy_(v.view_as(b))
 
     def collect(self) -> None:
-        "Note what a micro-batch made of the statistics, and take it back."
+        "Note the statistics after a micro-batch, and reset them to the start of the step."
         self.parts.append(self._read())
         self._write(self.start)
 
@@ -280,7 +280,7 @@ class StepStatistics:
 
 # %% ../../nbs/training/08_imagenet.ipynb #abac1938
 def check_launch() -> int:  # the number of processes
-    "What `WORLD_SIZE` and `RANK` say. Raises `ValueError` if that cannot be."
+    "Check `WORLD_SIZE` and `RANK`. Raises `ValueError` if they are impossible."
     size = os.environ.get("WORLD_SIZE", "1")
     rank = os.environ.get("RANK", "0" if size == "1" else "not set")
     remedy = "start the processes with torchrun or accelerate launch, or unset it for a single one"

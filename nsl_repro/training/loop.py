@@ -51,7 +51,7 @@ def make_accelerator(
     device: str = "auto",  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = "float32",  # or 'bfloat16' (autocast)
     tracker: str = "none",  # 'tensorboard', or another one that `accelerate` knows: see `tracked`
-    **options: Any,  # of `Accelerator`
+    **options: Any,  # passed on to `Accelerator`
 ) -> Accelerator:
     """The `accelerate` engine for a device.
 
@@ -146,7 +146,7 @@ def _check_identity(state: dict, identity: dict, file: Any) -> None:
 
 @checked
 def newest_checkpoint(
-    path: str | Path | None,  # as for `save_checkpoint`; its folder is made, to see that it can be
+    path: str | Path | None,  # as for `save_checkpoint`; its folder is made at once
     identity: dict | None = None,  # what the checkpoint's must be; None: anything
 ) -> dict | None:  # None: there is none, begin at the beginning
     """The newest whole checkpoint of a run; others are put aside with a message.
@@ -189,7 +189,7 @@ class NonFinite(ArithmeticError):
         )
 
 # %% ../../nbs/training/03_loop.ipynb #ba0da808
-# the numbers of a tensor inside of `vmap`; since torch 2.7
+# unwraps a tensor inside `vmap`; torch has it since 2.7
 _unwrapped = getattr(torch.func, "debug_unwrap", lambda t: t)
 
 
@@ -200,7 +200,7 @@ def _is_bad(values: Any) -> bool:  # one tensor or several
 
 
 def _first_bad(model: nn.Module, forward: Callable[[], Any], device: torch.device) -> str:
-    "What is not finite first in a forward pass, or ''. Random numbers are afterwards as before."
+    "What is not finite first in a forward pass, or ''. It leaves the random state as it was."
     for name, p in model.named_parameters():
         if _is_bad(p):
             return f"the parameter {name}"
@@ -225,7 +225,7 @@ def _first_bad(model: nn.Module, forward: Callable[[], Any], device: torch.devic
 
 # %% ../../nbs/training/03_loop.ipynb #cf0402d8
 def _gradients(model: nn.Module) -> list[Tensor]:
-    "All that there are. Raises `ValueError` if there should be some, and are none."
+    "All gradients. Raises `ValueError` if there are none although a parameter needs one."
     found = [p.grad for p in model.parameters() if p.grad is not None]
     if not found and any(p.requires_grad for p in model.parameters()):
         raise ValueError(
@@ -261,7 +261,7 @@ def _place(
     in_loss: bool,
     accelerator: Accelerator | None,
 ) -> str:
-    "Where the first number is that is not finite, in words; the same in all processes."
+    "In words, where the first non-finite number is; the same words in all processes."
     where = _first_bad(model, forward, loss.device)
     if accelerator and accelerator.num_processes > 1:
         where = next(filter(None, gather_object([where])), "")
@@ -281,7 +281,7 @@ def _outside() -> int:
 
 
 def _listed(rows: Iterable) -> list:
-    "What is in tensors as numbers, anything else as it is."
+    "The entries of tensors as numbers, anything else unchanged."
     several = [rows] if isinstance(rows, Tensor) else rows
     listed: list = []
     for row in several:
@@ -302,7 +302,7 @@ class _Buffers:
 
     @torch.no_grad()
     def restore(self) -> None:
-        "Go back."
+        "Give the buffers the values of the copy."
         for b, before in zip(self.model.buffers(), self._before):
             b.copy_(before)
 
@@ -336,7 +336,7 @@ class FiniteSteps(_Buffers):
         rows: Iterable,  # what the batch consists of, for the message: indices, names, ...
         forward: Callable[[], Any],  # the step's forward pass once more
     ) -> bool:  # whether to make the step
-        "Ask when all gradients are there. Raises `ValueError` before there is any."
+        "Call it when all gradients are there. Raises `ValueError` if there are none yet."
         in_loss, in_gradient = _look(loss, self.model, self.accelerator)
         if not in_loss and not in_gradient:
             self.remember()
@@ -394,7 +394,7 @@ class Continued(History):
 
     model: nn.Module = field(kw_only=False)  # not wrapped for several processes
     optimizer: Any = field(kw_only=False)
-    identity: dict[str, Any]  # what makes the run what it is: another one's checkpoint is refused
+    identity: dict[str, Any]  # what defines the run; the checkpoint of another run is refused
     checkpoint: str | Path | None = None  # the file; None: keep nothing
     accelerator: Accelerator | None = None
     parts: dict[str, nn.Module] = field(default_factory=dict)  # saved under these names
@@ -430,7 +430,7 @@ class Continued(History):
 # %% ../../nbs/training/03_loop.ipynb #ec305787
 @dataclass(kw_only=True, eq=False)
 class Watched(Continued):
-    "A run with a progress bar and trackers, both of the first process."
+    "A run with a progress bar and trackers, both only in the first process."
 
     steps: int = field(kw_only=False)  # of the whole run
     description: str = ""  # of the progress bar
@@ -549,13 +549,13 @@ class Run(_Steps):
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        "Take the time in which a step waits for its data."
+        "Measure the time that a step waits for its data."
         began = time.perf_counter()
         yield
         self.loader_s += time.perf_counter() - began
 
     def means(self) -> dict[str, float]:
-        "The segment so far, for the curves; of all processes, which must all call it."
+        "The means of the segment so far, over all processes; every process must call it."
         if not self.kept:
             return {}
         sums = self.accelerator.reduce(self.sums, "mean") if self.accelerator else self.sums

@@ -42,7 +42,7 @@ from .weights import Preprocessing, keep_model
 
 # %% ../../nbs/training/11_sweep.ipynb #0f8106ae
 def _plain(settings: dict) -> dict:
-    "Settings as JSON has them."
+    "Settings as JSON stores them: tuples become lists."
     left_out = ("recipe", "seeds", "cache")
     pairs = ((k, v) for k, v in settings.items() if k not in left_out)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
@@ -50,13 +50,13 @@ def _plain(settings: dict) -> dict:
 
 @dataclass(frozen=True)
 class Preset:
-    "How large a run is. Zero means: all."
+    "How large a run is. Of classes and images, 0 means all."
 
     size: int  # pixels of the input (digits: always 16)
     width: float  # of the networks
     recipe: ImageNetRecipe
-    steps: int = 0  # or:
-    epochs: int = 0
+    steps: int = 0  # of training; 0: as many as `epochs` take
+    epochs: int = 0  # used if `steps` is 0
     segments: int = 10
     classes: int = 0
     train_images: int = 0
@@ -70,7 +70,7 @@ class Preset:
         return _plain(asdict(self)) | self.recipe.parameters()
 
     def changes(self, usual: "Preset") -> dict:  # name -> value here
-        "The settings of that kind in which this plan differs from another."
+        "Those of these settings in which this plan differs from `usual`."
         here, there = (_plain(asdict(plan) | asdict(plan.recipe)) for plan in (self, usual))
         return {k: v for k, v in here.items() if v != there[k]}
 
@@ -139,7 +139,7 @@ def _recorded(
     resume: bool,
     accelerator: Accelerator,
 ) -> Entry | None:
-    "`recorded_run` in the first process; the others do the same work, and only if there is any."
+    "`recorded_run` in the first process; the others do the same work, if there is any."
     folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0), output)
     first = accelerator.is_main_process
     with locked(folder) if first else nullcontext():
@@ -184,13 +184,13 @@ class Sweep:
 
     @cached_property
     def images(self) -> Splits:
-        "The images, in memory or looked through: prepared by the first run that needs them."
+        "The images, in memory or checked one by one, by the first run that needs them."
         parts = {part: getattr(self.splits, part) for part in ("train", "validation", "test")}
         photos = {part: images for part, images in parts.items() if isinstance(images, PhotoSet)}
         if self.plan.cache:
             in_memory: dict[str, Any] = {part: decoded(p) for part, p in photos.items()}
             return replace(self.splits, **in_memory)
-        for images in photos.values():  # costs what decoding costs in one of the many epochs
+        for images in photos.values():  # as costly as the decoding in one epoch
             _all_whole(images, self.accelerator)
         return self.splits
 
@@ -201,7 +201,7 @@ class Sweep:
 
 # %% ../../nbs/training/11_sweep.ipynb #2fc39dfe
 def train_one(runs: Sweep, method: str, seed: int, folder: Path | None) -> tuple[dict, dict, float]:
-    "Train one network: metrics, curves, seconds. `folder` is None but in the first process."
+    "Train one network: metrics, curves, seconds. `folder` is None except in the first process."
     torch.manual_seed(seed)
     model, splits = build_network(**runs.network_arguments(method)), runs.images
     result = train_network(
@@ -299,7 +299,7 @@ def sweep(
 def run_one(
     runs: Sweep, method: str, seed: int, output: str | os.PathLike | None, resume: bool
 ) -> Entry | None:
-    "One run of a sweep and its entry in the ledger; None but in the first process."
+    "One run of a sweep and its entry in the ledger; None in all processes but the first."
     parameters = dict(runs.plan.parameters(), network=runs.network, precision=runs.precision)
     parameters |= runs.splits.used
     if runs.changed:
