@@ -41,11 +41,9 @@ bench: $(READY)
 	$(BIN)/nsl-repro table bench_dynamic_step --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 
 test: $(READY)
-	$(BIN)/python -m pytest tests/test_sync.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|03_gpu)'
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/kernels/03_gpu.ipynb  # needs a process in which nobody has imported Triton yet
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_experiments.py  # starting kernels takes most of the time: two at once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sync.py --ignore=tests/test_experiments.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
+	$(BIN)/python -m pytest tests/test_sync.py tests/test_style.py tests/test_imports.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments|atlas)' --skip_file_re '^([_.]|03_gpu)'  # test_backends runs that one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/test_sync.py --ignore=tests/test_style.py --ignore=tests/test_imports.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
 soak: $(READY)
 	NSL_SOAK=1 NSL_RECORD=data/reliability.json $(BIN)/python -m pytest tests/reliability $(ARGS)

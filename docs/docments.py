@@ -167,11 +167,15 @@ def mark_deviations(app, doctree):
 def keep_short_cells_whole(app, doctree):
     "Numbers with their intervals, and single words, are not broken over lines."
     for entry in doctree.findall(nodes.entry):
-        if len(entry.astext()) <= 20 and not isinstance(entry.parent.parent, nodes.thead):
+        heading = isinstance(entry.parent.parent, nodes.thead)
+        if len(entry.astext()) <= 13 and not heading:
             entry["classes"].append("short")
         for text in list(entry.findall(nodes.Text)):
-            if " ± " in text:
-                text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+            words = text.replace(" ± ", "\u00a0±\u00a0")
+            if heading:  # names may be broken behind their underscores
+                words = words.replace("_", "_\u200b")
+            if words != text:
+                text.parent.replace(text, nodes.Text(words))
 
 
 def setup(app):

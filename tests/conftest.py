@@ -64,6 +64,17 @@ def measured(request):
     return lambda **figures: found(request.node).update(figures)
 
 
+ONE_BY_ONE = "test_experiments.py"  # its tests share nothing: any worker may take the next
+
+
+def pytest_collection_modifyitems(items):
+    "The tests of a file share their fixtures, so that one worker runs them all; long ones first."
+    items.sort(key=lambda item: item.path.name != ONE_BY_ONE)
+    for item in items:
+        if item.path.name != ONE_BY_ONE:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield

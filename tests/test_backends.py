@@ -7,6 +7,7 @@ Triton's interpreter.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -338,3 +339,13 @@ def test_triton_under_its_interpreter():
     assert done.returncode == 0 and " passed" in done.stdout and "failed" not in done.stdout, (
         done.stdout[-3000:]
     )
+
+
+@pytest.mark.skipif(INTERPRETED, reason="its own process sets that")
+def test_the_notebook_of_the_gpu():
+    "In a process of its own, which has not imported Triton yet."
+    pytest.importorskip("triton")
+    command = [Path(sys.executable).with_name("nbdev_test"), "--path", "03_gpu.ipynb"]
+    folder = Path(__file__).parents[1] / "nbs" / "kernels"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "Success" in done.stdout, done.stdout + done.stderr

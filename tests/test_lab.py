@@ -27,7 +27,9 @@ SCREENSHOTS = ROOT / "_docs" / "screenshots"
 TRAIN = """from torch import nn
 from nsl_repro.data.images import load_dataset
 from nsl_repro.nsl.dynamic import DynamicNSLConv2d
-from nsl_repro.training.classify import RECIPES, make_accelerator, train
+from nsl_repro.training.classify import train
+from nsl_repro.training.loop import make_accelerator
+from nsl_repro.training.recipe import RECIPES
 
 images, test_images = load_dataset('digits')
 first = DynamicNSLConv2d(1, 8, 3, stride=2, padding=1)
