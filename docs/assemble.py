@@ -345,5 +345,7 @@ def assemble() -> None:
         if not path.is_file() or path.read_bytes() != content:
             path.write_bytes(content)
     for path in SOURCE.rglob("*.*"):
-        if path.is_file() and path.relative_to(SOURCE).as_posix() not in made:
+        name = path.relative_to(SOURCE)
+        if path.is_file() and name.as_posix() not in made:
             path.unlink()
+            (SOURCE.parent / "html" / name).with_suffix(".html").unlink(missing_ok=True)
