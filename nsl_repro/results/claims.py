@@ -6,7 +6,7 @@
 __all__ = ['Tag', 'Z', 'VERDICTS', 'NOT_RUN', 'PaperResult', 'Claim', 'PaperResults', 'paper_results', 'Gap', 'paper_gap',
            'judge_gaps', 'verdict_rates', 'Verdict', 'verdict', 'corrected']
 
-# %% ../../nbs/results/03_claims.ipynb #23db39d8
+# %% ../../nbs/results/03_claims.ipynb #30f5ea60
 import math
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveFloat, PositiveInt
 
 from ..base.files import project_root
-from .intervals import Estimate, holm
+from .intervals import Estimate, Interval, holm
 from .ledger import Name, packaged, read_json, validated
 
 # %% ../../nbs/results/03_claims.ipynb #f5b8f67b
@@ -108,13 +108,16 @@ def paper_results(
     results, claims = filter(wanted, found.results), filter(wanted, found.claims)
     return PaperResults(results=list(results), claims=list(claims))
 
-
-# %% ../../nbs/results/03_claims.ipynb #1d659f0c
+# %% ../../nbs/results/03_claims.ipynb #f07a0c05
 class Gap(NamedTuple):
     "A difference of two figures of a paper, and how well it is known."
 
     size: float  # points
     error: float  # its standard error
+
+    def interval(self) -> Interval:
+        "Its 95 % interval."
+        return Interval(self.size, Z * self.error)
 
 
 def _error(r: PaperResult) -> float:
