@@ -46,6 +46,14 @@ class Estimate(NamedTuple):
 
         return Interval(self.mean, float(stdtrit(self.freedom, 0.5 + level / 2)) * self.error)
 
+    def p_value(self) -> float:
+        "Two-sided p-value of a mean of zero; 1 where the error is zero or unknown."
+        if not self.error > 0:
+            return 1.0
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
+
 # %% ../../nbs/results/02_intervals.ipynb #4b290b2d
 def mean_estimate(
     values: Iterable[float],  # one number per seed

@@ -193,7 +193,6 @@ def is_usual(
     usual = comparison_of(experiment).variants
     return all(made.get(name, usual[name]) == usual[name] for name in names or usual)
 
-
 # %% ../../nbs/results/05_tables.ipynb #9c26e7ce
 _NOT_TYPED = ("images_used", "classes_used", "complete")
 
@@ -561,7 +560,7 @@ def largest_group(
 
     return max(filter(fits, groups), key=evidence, default=None)
 
-# %% ../../nbs/results/05_tables.ipynb #ecddb16e
+# %% ../../nbs/results/05_tables.ipynb #0c618ff0
 @dataclass(frozen=True)
 class PaperTable:
     "The numbers of one of the paper's tables on one data set, and the runs beside them."
@@ -569,7 +568,7 @@ class PaperTable:
     name: str  # such as 'table 4'
     experiment: str
     dataset: str
-    results: list[PaperResult]  # in the order of the methods
+    results: list[PaperResult]  # what is claimed to be better or worse last
     judged: list[Judged]  # its claims
     group: Group | None  # the runs
 
@@ -578,9 +577,13 @@ def _paper_table(name: str, papers: PaperResults, groups: list[Group]) -> PaperT
     "Its rows, and those that its claims name, of an experiment and data set."
     claims = [c for c in papers.claims if c.table == name]
     named = {(m, c.metric) for c in claims for m in (*c.methods, c.baseline)}
-    order = list(METHOD_STYLES)
+    claimed, order = {m for c in claims for m in c.methods}, list(METHOD_STYLES)
+
+    def place(r: PaperResult) -> tuple[bool, int]:  # baselines first
+        return r.method in claimed, order.index(r.method)
+
     results = [r for r in papers.results if r.table == name or (r.method, r.ours) in named]
-    results = sorted((r for r in results if r.table), key=lambda r: order.index(r.method))
+    results = sorted((r for r in results if r.table), key=place)
     where = results[0].experiment, results[0].dataset
     group = largest_group(groups, *where, {r.method for r in results})
     judged = [one for one in judged_claims(group or [], papers) if one.claim.table == name]
@@ -639,7 +642,7 @@ def paper_table(t: PaperTable) -> Table:
     caption = f"The paper's {t.name} on {t.dataset}: {kind}, with 95 % intervals."
     return Table(_PAPER_COLUMNS, rows, caption, rerun_command(t.experiment, t.dataset, "paper"))
 
-# %% ../../nbs/results/05_tables.ipynb #f76cc46a
+# %% ../../nbs/results/05_tables.ipynb #4d27fed5
 def gaps_table(tables: list[PaperTable]) -> Table:  # such as `paper_tables(load_ledger())`
     "All rows of the paper's tables that a claim is about, in one table."
     rows, before = [], ""
@@ -666,13 +669,11 @@ def comparisons_told(tables: list[PaperTable]) -> str:
     names = []
     for one in stand:
         label, baseline = (method_style(m).label for m in (one.method, one.claim.baseline))
-        metric = f"{one.claim.dataset}, {one.claim.metric.replace('_', ' ')}"
-        names.append(f"{label} against {baseline} ({metric}): *{one.words}*")
-    rest = f": {'; '.join(names)}" if names else ""
-    return (
-        f"{told}, {len(run)} of them run at the paper's scale. {alone} of the verdicts hold on their"
-        f" own, and {len(stand)} after Holm's correction within each table{rest}."
-    )
+        where = f"{one.claim.dataset}, {one.claim.metric.replace('_', ' ')}"
+        names.append(f"{label} against {baseline} on {where}: *{one.words}*")
+    rest = f" ({'; '.join(names)})" if names else ""
+    counts = f"Verdicts on their own: {alone}; after Holm's correction within each table"
+    return f"{told}, {len(run)} of them run at the paper's scale. {counts}: {len(stand)}{rest}."
 
 # %% ../../nbs/results/05_tables.ipynb #9cacbf50
 def _number(value: float | None) -> str:
