@@ -193,6 +193,7 @@ def is_usual(
     usual = comparison_of(experiment).variants
     return all(made.get(name, usual[name]) == usual[name] for name in names or usual)
 
+
 # %% ../../nbs/results/05_tables.ipynb #9c26e7ce
 _NOT_TYPED = ("images_used", "classes_used", "complete")
 
@@ -379,7 +380,7 @@ def _columns(
 
     columns = [Column("method", label), Column("paper", theirs), Column("ours", ours)]
     columns.append(Column(f"minus {label(baseline)}", minus_baseline))
-    if matched:
+    if any(matched.get(method) in runs.values for method in runs.methods):
         heading = f"minus {rival.format(baseline=label(baseline))}"
         columns.append(Column(heading, minus_rival))
     return columns
@@ -502,7 +503,7 @@ def judged_claims(
             found[n] = replace(found[n], words=words)
     return found
 
-# %% ../../nbs/results/05_tables.ipynb #ecde16be
+# %% ../../nbs/results/05_tables.ipynb #3db3e4f4
 def _range(claim: Claim) -> str:
     ends = ["…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)]
     return " to ".join(ends)
@@ -512,14 +513,16 @@ def _claim_row(one: Judged, group: list[Entry]) -> list[str]:
     claim, what, found = one.claim, method_style(one.method).label, "not run"
     if claim.baseline:
         what += f" minus {method_style(claim.baseline).label}"
+    if claim.metric != comparison_of(claim.experiment).metrics[0]:
+        what = f"{claim.metric}: {what}"
     if one.estimate and claim.baseline:
         found = _difference(one.estimate.interval())
     elif one.estimate:
         runs = sum(e.method == one.method and claim.metric in e.metrics for e in group)
         found = f"{_plus_minus(one.estimate.interval())} (n = {runs})"
     paper = _range(claim) if one.gap is None else _plus_minus(one.gap.interval(), "+.2f")
-    words = f"{claim.text} [{claim.tag}]"
-    return [words, f"{claim.metric}: {what}", paper, found, one.words]
+    words = claim.text if claim.table is None else claim.table
+    return [f"{words} [{claim.tag}]", what, paper, found, one.words]
 
 
 def claims_table(
@@ -528,7 +531,11 @@ def claims_table(
     "The paper's claims about this experiment and data set beside what the runs show."
     key = group_key(entries)
     found = [one for one in judged_claims(entries) if _runs_with(one.claim.metric, entries)]
-    rows = [_claim_row(one, entries) for one in found]
+    rows, before = [], ""
+    for one in found:
+        words, *rest = _claim_row(one, entries)
+        rows.append(["" if words == before else words, *rest])
+        before = words
     whose = " of the paper's variant" if any(one.claim.variant for one in found) else ""
     caption = (
         f"{_caption(entries)}: the claims. Verdicts after Holm's correction;"
