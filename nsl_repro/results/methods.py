@@ -38,18 +38,18 @@ class Comparison:
     absent: dict[str, str] = field(default_factory=dict)  # variant -> in runs that do not record it
     unit: str = "percent"  # of the metrics
     lower_is_better: bool = False  # the metrics are costs
-
     @property
     def variant(self) -> str:
         "The first parameter that makes runs incomparable: it stands in every group's name."
         return next(iter(self.variants))
 
     def made_with(self, parameters: dict[str, Any]) -> dict[str, str]:
-        "The variants that a run was made with; none of them if it does not record the first."
-        if parameters.get(self.variant) is None:
+        "The variants that a run was made with; none at all if it records none of them."
+        if all(parameters.get(name) is None for name in self.variants):
             return {}
         values = {name: parameters.get(name, self.absent.get(name)) for name in self.variants}
         return {name: str(value) for name, value in values.items() if value is not None}
+
 
 # %% ../../nbs/results/04_methods.ipynb #4d712313
 class Methods(BaseModel):

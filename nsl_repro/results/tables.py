@@ -481,7 +481,7 @@ def _scale_for(claim: Claim, group: list[Entry]) -> str:
     made, _ = _made_with(experiment, variant)
     return preset if claim.variant in (None, made.get("variant")) else "another variant"
 
-# %% ../../nbs/results/05_tables.ipynb #2236c8df
+# %% ../../nbs/results/05_tables.ipynb #68eceec1
 def judged_claims(
     entries: list[Entry],  # of one experiment, data set, preset and variant; or none at all
     papers: PaperResults | None = None,  # of that experiment and data set; None: read
@@ -489,7 +489,8 @@ def judged_claims(
     "What the papers claim about the runs, judged and corrected table by table."
     if papers is None:
         papers = paper_results(*group_key(entries)[:2])
-    found, families = [], {}
+    found: list[Judged] = []
+    families: dict[str | None, list[int]] = {}
     for claim in papers.claims:
         for method in claim.methods:
             gap = paper_gap(claim, method, papers.results) if claim.is_gap else None
@@ -544,7 +545,7 @@ def claims_table(
     headings = ["claim", "measured", "paper, or our range", "found", "verdict"]
     return Table(headings, rows, caption, rerun_command(*key))
 
-# %% ../../nbs/results/05_tables.ipynb #b7670786
+# %% ../../nbs/results/05_tables.ipynb #37f8ee70
 SCALES = ("paper", "small", "quick")  # from the largest down; `smoke` is no evidence
 
 
@@ -562,7 +563,9 @@ def largest_group(
 
     def fits(group: Group) -> bool:
         here, preset, variant = group.key[:2], group.key[2], group.key[3]
-        usual = preset in SCALES and is_usual(experiment, variant)
+        made, _ = _made_with(experiment, variant)
+        theirs = made.get("variant") == comparison_of(experiment).variants.get("variant")
+        usual = theirs and preset in SCALES and is_usual(experiment, variant)
         return here == (experiment, dataset) and usual and evidence(group)[1] > 0
 
     return max(filter(fits, groups), key=evidence, default=None)
@@ -609,7 +612,7 @@ def paper_tables(
         found.append(_paper_table(name, paper_results(experiment, dataset), groups))
     return found
 
-# %% ../../nbs/results/05_tables.ipynb #de6ad09b
+# %% ../../nbs/results/05_tables.ipynb #3a8b272a
 def _figure(value: float, unit: str, half_width: float | None = None) -> str:
     if unit == "parameters":
         return f"{value / 1e6:.2f} M"
@@ -627,12 +630,12 @@ def _paper_row(t: PaperTable, r: PaperResult) -> list[str]:
         ours = _figure(median(values), r.unit)
     n = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     scale = f"{t.group.key[2]}, {n}" if t.group and runs else ""
-    row = [label, _figure(r.value, r.unit, r.half_width), ours]
+    row = [label, _figure(r.value or math.nan, r.unit, r.half_width), ours]
     for one in t.judged:
-        if (one.method, one.claim.metric) == (r.method, r.ours):
+        if one.gap and (one.method, one.claim.metric) == (r.method, r.ours):
             found = _plus_minus(one.estimate.interval(), "+.2f") if one.estimate else ""
             gaps = [_plus_minus(one.gap.interval(), "+.2f"), found]
-            baseline = method_style(one.claim.baseline).label
+            baseline = method_style(str(one.claim.baseline)).label
             return [*row, baseline, *gaps, one.words if one.estimate else "", scale]
     return [*row, "", "", "", "", scale]
 
@@ -649,19 +652,23 @@ def paper_table(t: PaperTable) -> Table:
     caption = f"The paper's {t.name} on {t.dataset}: {kind}, with 95 % intervals."
     return Table(_PAPER_COLUMNS, rows, caption, rerun_command(t.experiment, t.dataset, "paper"))
 
-# %% ../../nbs/results/05_tables.ipynb #4d27fed5
+# %% ../../nbs/results/05_tables.ipynb #b8123744
 def gaps_table(tables: list[PaperTable]) -> Table:  # such as `paper_tables(load_ledger())`
     "All rows of the paper's tables that a claim is about, in one table."
     rows, before = [], ""
     for t in tables:
         where = f"{t.name.removeprefix('table ')}, {t.dataset}"
         claimed = {(one.method, one.claim.metric) for one in t.judged}
-        claimed |= {(one.claim.baseline, one.claim.metric) for one in t.judged}
+        claimed |= {(str(one.claim.baseline), one.claim.metric) for one in t.judged}
         for r in t.results:
             if (r.method, r.ours) in claimed:
                 rows.append(["" if where == before else where, *_paper_row(t, r)])
                 before = where
     return Table(["table", *_PAPER_COLUMNS], rows)
+
+
+def _names_of(one: Judged) -> tuple[str, str]:
+    return method_style(one.method).label, method_style(str(one.claim.baseline)).label
 
 
 def comparisons_told(tables: list[PaperTable]) -> str:
@@ -675,7 +682,7 @@ def comparisons_told(tables: list[PaperTable]) -> str:
     stand = [one for one in run if one.verdict.p < 1 and one.words == one.verdict.word]
     names = []
     for one in stand:
-        label, baseline = (method_style(m).label for m in (one.method, one.claim.baseline))
+        label, baseline = _names_of(one)
         where = f"{one.claim.dataset}, {one.claim.metric.replace('_', ' ')}"
         names.append(f"{label} against {baseline} on {where}: *{one.words}*")
     rest = f" ({'; '.join(names)})" if names else ""
