@@ -108,7 +108,6 @@ def paper_results(
     results, claims = filter(wanted, found.results), filter(wanted, found.claims)
     return PaperResults(results=list(results), claims=list(claims))
 
-
 # %% ../../nbs/results/03_claims.ipynb #a3995862
 class Gap(NamedTuple):
     "A difference of two figures of a paper, and how well it is known."

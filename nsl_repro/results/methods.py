@@ -38,6 +38,7 @@ class Comparison:
     absent: dict[str, str] = field(default_factory=dict)  # variant -> in runs that do not record it
     unit: str = "percent"  # of the metrics
     lower_is_better: bool = False  # the metrics are costs
+
     @property
     def variant(self) -> str:
         "The first parameter that makes runs incomparable: it stands in every group's name."
@@ -49,7 +50,6 @@ class Comparison:
             return {}
         values = {name: parameters.get(name, self.absent.get(name)) for name in self.variants}
         return {name: str(value) for name, value in values.items() if value is not None}
-
 
 # %% ../../nbs/results/04_methods.ipynb #4d712313
 class Methods(BaseModel):

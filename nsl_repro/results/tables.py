@@ -193,7 +193,6 @@ def is_usual(
     usual = comparison_of(experiment).variants
     return all(made.get(name, usual[name]) == usual[name] for name in names or usual)
 
-
 # %% ../../nbs/results/05_tables.ipynb #9c26e7ce
 _NOT_TYPED = ("images_used", "classes_used", "complete")
 
