@@ -262,14 +262,14 @@ def verdict(
     word, p = judge_gaps(*estimate, *gap, level)
     return Verdict(str(word), float(p))
 
-# %% ../../nbs/results/03_claims.ipynb #32c05c81
+# %% ../../nbs/results/03_claims.ipynb #423b6f9b
 def corrected(
     verdicts: list[Verdict],  # of one family
     level: float = 0.05,  # the chance of any false verdict in it
 ) -> list[str]:  # in words
     "What is left of the verdicts of a family after Holm's correction."
     words = []
-    for (word, _), survives in zip(verdicts, holm([v.p for v in verdicts], level)):
+    for (word, _), p in zip(verdicts, holm(v.p for v in verdicts)):
         decided = word not in (_OPEN.word, NOT_RUN.word)
-        words.append(word if survives or not decided else f"{_OPEN.word} (alone: {word})")
+        words.append(word if p <= level or not decided else f"{_OPEN.word} (alone: {word})")
     return words

@@ -112,18 +112,15 @@ def direction(
         return more
     return less if interval[0] + interval[1] < 0 else "inconclusive"
 
-# %% ../../nbs/results/02_intervals.ipynb #137d8f9d
+# %% ../../nbs/results/02_intervals.ipynb #452c0247
 def holm(
-    p_values: Iterable[float],  # one per comparison of a family
-    level: float = 0.05,  # the chance of any false find in it
-) -> list[bool]:  # which of them survive
-    "Holm's correction. Raises `ValueError` if the level is not between 0 and 1."
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}.")
+    p_values: Iterable[float],  # one per comparison of a family; nan: not tested
+) -> list[float]:  # in the same order
+    "p-values corrected for their number. What was not tested stays nan and does not count."
     values = list(p_values)
-    survives, m = [False] * len(values), len(values)
-    for rank, n in enumerate(sorted(range(m), key=values.__getitem__)):
-        if not values[n] <= level / (m - rank):
-            break
-        survives[n] = True
-    return survives
+    order = sorted((p, n) for n, p in enumerate(values) if not math.isnan(p))
+    corrected, largest = [math.nan] * len(values), 0.0
+    for rank, (p, n) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        corrected[n] = largest
+    return corrected

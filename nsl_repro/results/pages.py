@@ -186,7 +186,7 @@ def _names(h: Headline) -> tuple[str, str]:
 
 def _surviving(found: list[Finding]) -> list[bool]:
     "Which differences hold after Holm's correction over all of them."
-    return holm(f.estimate.p_value() for f in found)
+    return [p <= 0.05 for p in holm(f.estimate.p_value() for f in found)]
 
 
 def _headline_row(f: Finding, survives: bool, notebooks: str) -> list[str]:
