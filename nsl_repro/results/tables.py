@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from nsl_repro.results.claims import (
     NOT_RUN,
+    VERDICTS,
     Claim,
     Gap,
     PaperResult,
@@ -611,15 +612,19 @@ def paper_tables(
         found.append(_paper_table(name, paper_results(experiment, dataset), groups))
     return found
 
-# %% ../../nbs/results/05_tables.ipynb #3a8b272a
+# %% ../../nbs/results/05_tables.ipynb #ed45e43c
 def _figure(value: float, unit: str, half_width: float | None = None) -> str:
     if unit == "parameters":
         return f"{value / 1e6:.2f} M"
     return f"{value:.2f}" + (f" ± {half_width:.2f}" if half_width else "")
 
 
+def _names_of(one: Judged) -> tuple[str, str]:
+    return method_style(one.method).label, method_style(str(one.claim.baseline)).label
+
+
 def _paper_row(t: PaperTable, r: PaperResult) -> list[str]:
-    "Method, paper, ours, baseline, the paper's gap, ours, verdict, scale."
+    "Method and baseline, paper, ours, the paper's gap, ours, verdict, scale."
     label, several = method_style(r.method).label, len({other.ours for other in t.results}) > 1
     label += f", {r.ours.removeprefix('test_').replace('_', ' ')}" if several else ""
     runs = [e for e in t.group or [] if e.method == r.method and r.ours in e.metrics]
@@ -629,19 +634,17 @@ def _paper_row(t: PaperTable, r: PaperResult) -> list[str]:
         ours = _figure(median(values), r.unit)
     n = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     scale = f"{t.group.key[2]}, {n}" if t.group and runs else ""
-    row = [label, _figure(r.value or math.nan, r.unit, r.half_width), ours]
+    figures = [_figure(r.value or math.nan, r.unit, r.half_width), ours]
     for one in t.judged:
         if one.gap and (one.method, one.claim.metric) == (r.method, r.ours):
             found = _plus_minus(one.estimate.interval(), "+.2f") if one.estimate else ""
             gaps = [_plus_minus(one.gap.interval(), "+.2f"), found]
-            baseline = method_style(str(one.claim.baseline)).label
-            return [*row, baseline, *gaps, one.words if one.estimate else "", scale]
-    return [*row, "", "", "", "", scale]
+            words = f"{label} (to {_names_of(one)[1]})"
+            return [words, *figures, *gaps, one.words if one.estimate else "", scale]
+    return [label, *figures, "", "", "", scale]
 
 
-_PAPER_COLUMNS = [
-    *("method", "paper", "ours", "gap to", "paper's gap", "our gap", "verdict", "scale")
-]
+_PAPER_COLUMNS = ["method (gap to)", "paper", "ours", "its gap", "our gap", "verdict", "scale"]
 
 
 def paper_table(t: PaperTable) -> Table:
@@ -651,42 +654,35 @@ def paper_table(t: PaperTable) -> Table:
     caption = f"The paper's {t.name} on {t.dataset}: {kind}, with 95 % intervals."
     return Table(_PAPER_COLUMNS, rows, caption, rerun_command(t.experiment, t.dataset, "paper"))
 
-# %% ../../nbs/results/05_tables.ipynb #b8123744
+# %% ../../nbs/results/05_tables.ipynb #9a8ce2fe
 def gaps_table(tables: list[PaperTable]) -> Table:  # such as `paper_tables(load_ledger())`
     "All rows of the paper's tables that a claim is about, in one table."
-    rows, before = [], ""
+    rows = []
     for t in tables:
-        where = f"{t.name.removeprefix('table ')}, {t.dataset}"
+        rows.append([f"**{t.name}, {t.dataset}**", *[""] * 6])
         claimed = {(one.method, one.claim.metric) for one in t.judged}
         claimed |= {(str(one.claim.baseline), one.claim.metric) for one in t.judged}
         for r in t.results:
             if (r.method, r.ours) in claimed:
-                rows.append(["" if where == before else where, *_paper_row(t, r)])
-                before = where
-    return Table(["table", *_PAPER_COLUMNS], rows)
-
-
-def _names_of(one: Judged) -> tuple[str, str]:
-    return method_style(one.method).label, method_style(str(one.claim.baseline)).label
+                rows.append(_paper_row(t, r))
+    return Table(_PAPER_COLUMNS, rows)
 
 
 def comparisons_told(tables: list[PaperTable]) -> str:
-    "How many gaps there are, how many were run at the paper's scale, which verdicts survive."
+    "How many gaps there are, how many were run at the paper's scale, what survives correction."
     judged = [one for t in tables for one in t.judged]
     run = [one for one in judged if one.verdict.word != NOT_RUN.word]
     told = f"These are {len(judged)} comparisons"
     if not run:
         return f"{told}; none was run at the paper's scale yet, so there is no verdict."
-    alone = sum(one.verdict.p < 1 for one in run)
-    stand = [one for one in run if one.verdict.p < 1 and one.words == one.verdict.word]
-    names = []
-    for one in stand:
-        label, baseline = _names_of(one)
-        where = f"{one.claim.dataset}, {one.claim.metric.replace('_', ' ')}"
-        names.append(f"{label} against {baseline} on {where}: *{one.words}*")
-    rest = f" ({'; '.join(names)})" if names else ""
-    counts = f"Verdicts on their own: {alone}; after Holm's correction within each table"
-    return f"{told}, {len(run)} of them run at the paper's scale. {counts}: {len(stand)}{rest}."
+    alone = [one for one in run if one.verdict.p < 1]
+    stand = Counter(one.words for one in alone if one.words == one.verdict.word)
+    words = ", ".join(f"{stand[word]} {word}" for word in VERDICTS if stand[word]) or "none"
+    return (
+        f"{told}, {len(run)} of them run at the paper's scale. {len(alone)} of these decide"
+        f" something on their own, and after Holm's correction within each table: {words}."
+        " What did not survive it is called *inconclusive (alone: ...)*."
+    )
 
 # %% ../../nbs/results/05_tables.ipynb #9cacbf50
 def _number(value: float | None) -> str:
