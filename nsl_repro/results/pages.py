@@ -22,7 +22,7 @@ import numpy as np
 
 from .claims import paper_results, verdict
 from .intervals import Interval, difference_interval, direction, mean_interval
-from .ledger import Entry, load_ledger
+from .ledger import Entry, load_published
 from .methods import COMPARISONS, comparison_of, method_style, notebook_of
 from nsl_repro.results.tables import (
     Group,
@@ -389,7 +389,7 @@ def readme_parts(
 
 def update_readme(path: str | Path = "README.md") -> bool:  # whether anything changed
     "Fill the gaps of the README from the ledger, and draw its picture, `docs/learned.png`."
-    path, entries = Path(path), load_ledger()
+    path, entries = Path(path), load_published()
     old = path.read_text(encoding="utf-8")
     new = fill(old, readme_parts(entries))
     if new != old:
@@ -466,7 +466,7 @@ def results_page(
     picture: str = "",  # a file with `plot_findings`, as seen from the page; '': none
 ) -> str:  # Markdown
     "All tables of the ledger under one heading per experiment, after the headlines."
-    entries = load_ledger() if entries is None else entries
+    entries = load_published() if entries is None else entries
     entries = [e for e in entries if e.preset != "smoke"]  # which is no evidence
     blocks = [
         "# Results",
