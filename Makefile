@@ -33,11 +33,9 @@ help:
 
 reproduce: $(READY)
 	$(BIN)/nsl-repro run "$(EXPERIMENT)" -p dataset="$(DATASET)" -p preset="$(PRESET)" $(if $(SEEDS),-p seeds="$(SEEDS)") $(if $(METHODS),-p methods="$(METHODS)") $(if $(DATA),-p data_root="$(DATA)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
-	$(BIN)/nsl-repro table "$(EXPERIMENT)" --dataset "$(DATASET)" --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 
 bench: $(READY)
 	$(BIN)/nsl-repro run bench_dynamic -p preset="$(PRESET)" -p resume=false $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
-	$(BIN)/nsl-repro table bench_dynamic --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 	$(BIN)/nsl-repro table bench_dynamic_step --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 
 test: $(READY)
