@@ -286,6 +286,11 @@ def _in_project() -> bool:
     return (project_root() / "settings.ini").is_file()
 
 
+def _short(path: Path) -> Path:
+    "The path as seen from here, if it is below."
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _check_place(output: str | Path, publishing: bool) -> None:
     "Say where results go outside of the project; there nothing is published without a folder."
     if output or _in_project():
@@ -347,10 +352,10 @@ def run_command(
     executed = execute(job, publishing)
     _tell(executed, job, publishing)
     if picture := save_picture(executed):
-        typer.echo(f"picture: {picture}", err=True)
+        typer.echo(f"picture: {_short(picture)}", err=True)
     if publishing:
-        typer.echo(f"outputs put into {publish(executed, job.notebook)}", err=True)
-    typer.echo(f"executed notebook: {executed}", err=True)
+        typer.echo(f"outputs put into {_short(publish(executed, job.notebook))}", err=True)
+    typer.echo(f"executed notebook: {_short(executed)}", err=True)
 
 # %% ../../nbs/command/03_cli.ipynb #6ff31755
 _OUTPUT = typer.Option(
