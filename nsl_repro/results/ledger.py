@@ -6,7 +6,7 @@
 __all__ = ['Name', 'SCHEMA', 'Commit', 'Work', 'finite_curves', 'Entry', 'one_line', 'validated', 'processor_name', 'ask_git',
            'new_entry', 'entry_name', 'write_entry', 'read_json', 'read_entry', 'packaged', 'entry_names', 'own_names',
            'load_ledger', 'load_published', 'find_entry', 'repeatable', 'run_folder', 'forget_run', 'same_results',
-           'publish_run', 'recorded_run']
+           'publish_run', 'finished_run', 'recorded_run']
 
 # %% ../../nbs/results/01_ledger.ipynb #bbbf9d16
 import difflib
@@ -468,6 +468,19 @@ def _note(entry: Entry) -> None:
         with open(file, "a", encoding="utf-8") as names:
             names.write(f"{entry_name(entry)}\n")
 
+# %% ../../nbs/results/01_ledger.ipynb #a931181b
+def finished_run(
+    asked: Entry,  # its metrics do not count
+    root: str | os.PathLike | None = None,  # as in `write_entry`
+    needs: str | None = None,  # a file of the run's folder; a published run without it will not do
+) -> Entry | None:  # None: it has to be done
+    "A run that need not be done again: one's own or, with `NSL_PUBLISH=1`, a published one."
+    folder, published = run_folder(asked, root), _ledger_path(asked, root)
+    if (folder / "entry.json").is_file():
+        return read_entry(folder / "entry.json")
+    enough = needs is None or (folder / needs).is_file()
+    return read_entry(published) if _publishing() and enough and published.is_file() else None
+
 # %% ../../nbs/results/01_ledger.ipynb #d062a4de
 def recorded_run(
     work: Work,  # continues from what it left in the folder
@@ -477,21 +490,17 @@ def recorded_run(
     needs: str | None = None,  # a file in the run's folder without which it has to be done here
     **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device: see `Entry`
 ) -> Entry:  # with `NSL_PUBLISH=1` the published one
-    """Do a run unless it was finished here before, and keep its entry in its folder.
+    """Do a run unless it was finished before, and keep its entry in its folder.
 
     Raises `ValueError` before any work if the identity is not valid, and `CannotWrite`."""
     asked = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
-    folder, published = run_folder(asked, root), _ledger_path(asked, root)
+    folder = run_folder(asked, root)
     with locked(folder):  # other processes that are asked for this run wait here
         if not resume:
             forget_run(folder)
-        finished = (folder / "entry.json").is_file()
-        if _publishing() and resume and not finished and published.is_file():
-            if needs is None or (folder / needs).is_file():
-                _note(asked)
-                return read_entry(published)
-        if not finished:
+        entry = finished_run(asked, root, needs) if resume else None
+        if entry is None:
             _do(work, folder, deterministic, identity)
-        entry = read_entry(folder / "entry.json")
+            entry = read_entry(folder / "entry.json")
         _note(entry)
         return publish_run(entry, root) if _publishing() else entry

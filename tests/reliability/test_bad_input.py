@@ -644,6 +644,7 @@ NOT_HERE = {
                 "own_names",
                 "same_results",
                 "publish_run",
+                "finished_run",
                 "processor_name",
                 "published_runs",
                 "beside_published",
