@@ -65,11 +65,12 @@ def holm(
     return corrected
 
 # %% ../../nbs/results/08_published.ipynb #4894c2e4
-def _mean(values: Sequence[float]) -> str:
-    "Mean and 95 % interval over seeds, with a second digit where one would be zero."
-    mean, half = mean_interval(values)
-    form = ".2f" if half < 0.1 else ".1f"
-    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form}}")
+def _means(*samples: Sequence[float]) -> list[str]:
+    "Mean and 95 % interval over seeds of each, with two digits where one would show no spread."
+    intervals = [mean_interval(values) for values in samples]
+    form = ".2f" if any(i.half_width < 0.1 for i in intervals) else ".1f"
+    halves = ["" if math.isnan(h) else f" ± {h:{form}}" for _, h in intervals]
+    return [f"{i.mean:{form}}{half}" for i, half in zip(intervals, halves)]
 
 
 def _predicted(one: float, many: Sequence[float], tested: int) -> str:
@@ -92,9 +93,9 @@ class Beside(NamedTuple):
     @property
     def text(self) -> str:
         "What the comparison says."
-        here, there = _mean(self.here), _mean(self.there)
         if not self.there:
-            return f"{here} here, not published with these settings"
+            return f"{_means(self.here)[0]} here, not published with these settings"
+        there, here = _means(self.there, self.here)
         if self.equal:
             return f"to the bit as published: {there} there, {here} here"
         if math.isnan(self.p):
