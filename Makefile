@@ -26,7 +26,7 @@ help:
 	@echo "make docs       build the site in _docs/html"
 	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
-	@echo "make readme     fill in the README's tables from the ledger"
+	@echo "make readme     fill in the README's tables from the published runs"
 	@echo "make package    build the package and check it"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make clean      remove what make made (never data/)"
