@@ -34,7 +34,7 @@ def call(*command, cwd, **more):
         env=environment(NSL_PROGRESS="lines", OMP_NUM_THREADS="1", **more),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done

@@ -150,14 +150,14 @@ def beside_published(
         return []
     found, p_values = [], []
     for method, here in by_method(entries).items():
-        there = {}
+        there: dict[int, Entry] = {}
         for e in here.values():
             there |= published_runs(e, root)
         there = {seed: e for seed, e in there.items() if metrics[0] in e.metrics}
         values = [list(metric_values(runs, metrics[0]).values()) for runs in (there, here)]
-        equal = _equal(here, there)
-        found.append(Beside(method, *values, equal))
-        p_values.append(math.nan if equal else two_sample_p(*values))
+        b = Beside(method, values[0], values[1], _equal(here, there))
+        found.append(b)
+        p_values.append(math.nan if b.equal else two_sample_p(b.there, b.here))
     tested = sum(not math.isnan(p) for p in p_values)
     corrected = holm(p_values)
     return [b._replace(p=p, tested=max(tested, 1)) for b, p in zip(found, corrected)]
