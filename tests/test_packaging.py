@@ -123,8 +123,7 @@ def test_running_without_papermill_says_what_to_install(python, tmp_path):
 def test_an_experiment_runs_from_the_wheel(wheel, tmp_path):
     """From an empty directory, with the packages of this environment. Results go where the user
     stands, beside them the table shows the published runs that the wheel has brought."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site-packages")
+    call(sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site-packages", cwd=tmp_path)
     here = tmp_path / "empty"
     here.mkdir()
     env = dict(os.environ, PYTHONPATH=str(tmp_path / "site-packages"), HOME=str(tmp_path / "home"))
