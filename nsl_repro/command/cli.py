@@ -577,6 +577,7 @@ def compare_command(
     Examples:
       nsl-repro list --results nsl_cifar__digits        their names
       nsl-repro compare ours.json theirs.json --markdown
+      nsl-repro compare NAME data/results/NAME.json     yours and the published one
       nsl-repro compare nsl_cifar__digits__smoke__cnn__seed0 \\
                         nsl_cifar__digits__smoke__static_dns__seed0
     """
