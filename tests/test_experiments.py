@@ -85,7 +85,8 @@ def test_smoke(path, dataset, nsl_repro, tmp_path):
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     entries = load_ledger(tmp_path, experiment=path.stem, dataset=dataset, preset="smoke")
-    assert entries and len(list((tmp_path / "results").glob("*.json"))) >= len(entries)
+    assert entries and len(list((tmp_path / "runs").glob("*/entry.json"))) >= len(entries)
+    assert not (tmp_path / "results").exists()  # nothing is published
     if asked:
         assert {e.method for e in entries} == set(asked)
     table = nsl_repro("table", path.stem, "--dataset", dataset, "--preset", "smoke", "-o", tmp_path)

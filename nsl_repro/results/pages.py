@@ -28,7 +28,7 @@ from nsl_repro.results.intervals import (
     holm,
     mean_interval,
 )
-from .ledger import Entry, load_ledger
+from .ledger import Entry, load_published
 from .methods import COMPARISONS, comparison_of, method_style, notebook_of
 from nsl_repro.results.tables import (
     SCALES,
@@ -156,7 +156,7 @@ def _verdict(h: Headline, group: Group) -> str:
 
 
 def findings(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
     headlines: tuple[Headline, ...] = HEADLINES,
 ) -> list[Finding]:  # in the order of the headlines
     "For each headline, the comparison at the largest preset for which both methods have runs."
@@ -205,7 +205,7 @@ def _headline_row(f: Finding, survives: bool, notebooks: str) -> list[str]:
 
 
 def headline_table(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
     notebooks: str = "nbs/experiments",  # their folder as seen from the page; '': no links
 ) -> Table:  # a row per headline
     "The README's table: what was asked, of what, and what came out."
@@ -246,7 +246,7 @@ def _difference_axis(ax: Any) -> None:
 
 
 def plot_findings(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
     ax: Any = None,  # matplotlib axes; default: new ones
 ) -> Any:  # the axes
     "Every headline's difference with its 95 % interval."
@@ -306,7 +306,7 @@ def _cost_table(
 
 # %% ../../nbs/results/07_pages.ipynb #8ca8cca9
 def speed_table(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
 ) -> Table:
     "The cost of one dynamic convolution, as a multiple of a plain one of the same size."
     bench = [e for e in entries if e.experiment == "bench_dynamic"]
@@ -315,7 +315,7 @@ def speed_table(
 
 
 def step_table(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
 ) -> Table:
     "The cost of one training step of the CIFAR network, as a multiple of the plain one's."
     bench = [e for e in entries if e.experiment == "bench_dynamic_step"]
@@ -345,7 +345,7 @@ def _learned(entries: list[Entry], dataset: str) -> list[np.ndarray]:
 
 
 def plot_learned(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
     dataset: str = "cifar10",
 ) -> Any:  # a matplotlib figure
     "`M - I` of a network's layers with a static UNS. Raises `ValueError` if it was not run."
@@ -365,7 +365,7 @@ def plot_learned(
 
 # %% ../../nbs/results/07_pages.ipynb #d3288653
 def learned_digest(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
     dataset: str = "cifar10",
 ) -> str:  # hexadecimal
     "Checksum of the numbers that `plot_learned` draws."
@@ -385,7 +385,7 @@ def drawn_from(
 
 def save_learned(
     path: str | Path,  # of a PNG file
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
 ) -> bool:  # whether it was drawn: not if the file shows these numbers already
     "Save `plot_learned` unless it is there."
     import matplotlib.pyplot as plt
@@ -429,7 +429,7 @@ def _commands(tables: list[PaperTable]) -> str:
 
 
 def beside_the_paper(
-    entries: list[Entry],  # such as `load_ledger()`; none at all if nobody has run anything
+    entries: list[Entry],  # such as `load_published()`; none at all if nobody has run anything
     one_by_one: bool = False,  # all tables of the paper, instead of one table of the gaps
 ) -> str:  # Markdown
     "The NSL paper's numbers and gaps beside ours, the verdicts, and how many there are."
@@ -454,7 +454,7 @@ def _scale(entries: list[Entry]) -> str:
 
 
 def readme_parts(
-    entries: list[Entry],  # such as `load_ledger()`
+    entries: list[Entry],  # such as `load_published()`
 ) -> dict[str, str]:  # for `fill`
     "What stands in the gaps of the README."
     entries = [e for e in entries if e.preset != "smoke"]
@@ -469,7 +469,7 @@ def readme_parts(
 
 def update_readme(path: str | Path = "README.md") -> bool:  # whether anything changed
     "Fill the gaps of the README from the ledger, and draw its picture, `docs/learned.png`."
-    path, entries = Path(path), load_ledger()
+    path, entries = Path(path), load_published()
     old = path.read_text(encoding="utf-8")
     new = fill(old, readme_parts(entries))
     if new != old:
@@ -544,7 +544,7 @@ def results_page(
     picture: str = "",  # a file with `plot_findings`, as seen from the page; '': none
 ) -> str:  # Markdown
     "All tables of the ledger under one heading per experiment, after the headlines."
-    entries = load_ledger() if entries is None else entries
+    entries = load_published() if entries is None else entries
     entries = [e for e in entries if e.preset != "smoke"]  # which is no evidence
     blocks = [
         "# Results",
