@@ -586,7 +586,7 @@ NOT_HERE = {
     "Embedder": "built by load",
     **{n: LONG for n in ("train", "evaluate", "tracked")},
     **{n: LONG for n in ("train_episodes",)},
-    "train_embedding": LONG,
+    **{n: LONG for n in ("train_embedding", "train_then_all")},
     **{
         n: LONG
         for n in ("train_network", "evaluate_images", "sweep", "make_engine", "check_launch")
