@@ -472,10 +472,19 @@ GOOD = {
         dict(images=draw(2, 3, 5, 5)),
     ),
     "fit_probe": (adaptation.fit_probe, dict(features=z, labels=y, classes=3, C=0.01)),
-    "cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32)),
+    "cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32, variant="paper")),
+    "imagenet_methods": (imagenet.imagenet_methods, dict(network="cnn10", variant="paper")),
+    "find_preset": (sweeps.find_preset, dict(name="smoke", variant="paper")),
     "build_network": (
         imagenet.build_network,
-        dict(network="cnn10", method="static_dns", num_classes=3, width=0.05, image_size=32),
+        dict(
+            network="cnn10",
+            method="static_dns",
+            num_classes=3,
+            width=0.05,
+            image_size=32,
+            variant="paper",
+        ),
     ),
     "MicroBatches": (
         imagenet.MicroBatches,
