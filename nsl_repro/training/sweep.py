@@ -119,14 +119,14 @@ RELEASED_PRESETS = _presets(
 
 @checked
 def find_preset(
-    name: str,  # 'smoke', 'quick', 'small' or 'paper'
+    preset: str,  # 'smoke', 'quick', 'small' or 'paper'
     variant: str = "paper",  # or 'released'
 ) -> Preset:
     "One of `PRESETS` or `RELEASED_PRESETS`. Raises `ValueError` for an unknown name or variant."
     _check_names(NETWORKS[0], variant)
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
-    return (PRESETS if variant == "paper" else RELEASED_PRESETS)[name]
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    return (PRESETS if variant == "paper" else RELEASED_PRESETS)[preset]
 
 # %% ../../nbs/training/11_sweep.ipynb #0eff6d1b
 @checked

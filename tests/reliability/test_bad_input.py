@@ -474,7 +474,7 @@ GOOD = {
     "fit_probe": (adaptation.fit_probe, dict(features=z, labels=y, classes=3, C=0.01)),
     "cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32, variant="paper")),
     "imagenet_methods": (imagenet.imagenet_methods, dict(network="cnn10", variant="paper")),
-    "find_preset": (sweeps.find_preset, dict(name="smoke", variant="paper")),
+    "find_preset": (sweeps.find_preset, dict(preset="smoke", variant="paper")),
     "build_network": (
         imagenet.build_network,
         dict(
