@@ -52,6 +52,25 @@ def _batch_norm(channels: int, wanted: bool, eps: float, momentum: float) -> nn.
         )
     return nn.BatchNorm2d(channels, eps=eps, momentum=momentum) if wanted else nn.Identity()
 
+
+def _bounded(R: Tensor, bound: str) -> Tensor:  # (B, entries, H', W')
+    "The output over its length, or through a sigmoid; every entry is then at most 1 in size."
+    if bound == "norm":
+        return R * (R.square().sum(1, keepdim=True) + 1e-4).rsqrt()
+    return R.sigmoid() if bound == "sigmoid" else R
+
+# %% ../../nbs/nsl/06_predictor.ipynb #62f293c0
+def _check_choices(kind: str, sphere: str, bound: str, init_scales: Sequence[float]) -> None:
+    "Raises `ValueError` for what no predictor can be."
+    if kind not in ("diagonal", "unconstrained"):
+        raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
+    if sphere not in ("none", "input", "full"):
+        raise ValueError(f"sphere must be 'none', 'input' or 'full', got {sphere!r}.")
+    if bound not in ("none", "norm", "sigmoid"):
+        raise ValueError(f"bound must be 'none', 'norm' or 'sigmoid', got {bound!r}.")
+    if len(init_scales) != 2 or not all(0 < s < math.inf for s in init_scales):
+        raise ValueError(f"init_scales must be two positive numbers, got {init_scales}.")
+
 # %% ../../nbs/nsl/06_predictor.ipynb #6d069cab
 class _Predictor(nn.Module):
     "From two convolutions to a similarity; `SimilarityPredictor` builds the convolutions."
@@ -68,15 +87,11 @@ class _Predictor(nn.Module):
         sphere: str,
         init_scales: Sequence[float],
         residual: bool,
+        bound: str = "none",
     ):
         super().__init__()
-        if kind not in ("diagonal", "unconstrained"):
-            raise ValueError(f"kind must be 'diagonal' or 'unconstrained', got {kind!r}.")
-        if sphere not in ("none", "input", "full"):
-            raise ValueError(f"sphere must be 'none', 'input' or 'full', got {sphere!r}.")
-        if len(init_scales) != 2 or not all(0 < s < math.inf for s in init_scales):
-            raise ValueError(f"init_scales must be two positive numbers, got {init_scales}.")
-        self.kind, self.sphere, self.residual = kind, sphere, residual
+        _check_choices(kind, sphere, bound, init_scales)
+        self.kind, self.sphere, self.residual, self.bound = kind, sphere, residual, bound
         self.init_scales = tuple(init_scales)
         self.K = math.prod(_pair(kernel_size))
 
@@ -92,7 +107,7 @@ class _Predictor(nn.Module):
         if self.kind == "diagonal":
             R = R.contiguous()
         R = self.bn2(R)
-        R = R.to(torch.promote_types(R.dtype, torch.float32))
+        R = _bounded(R.to(torch.promote_types(R.dtype, torch.float32)), self.bound)
         if self.kind == "unconstrained":
             R = R.unflatten(1, (self.K, self.K))
         if not self.residual:
@@ -101,13 +116,22 @@ class _Predictor(nn.Module):
             return R + 1
         return R + torch.eye(self.K, dtype=R.dtype, device=R.device)[:, :, None, None]
 
+# %% ../../nbs/nsl/06_predictor.ipynb #5652f4b1
+def _which_norms(batchnorm: bool | str | None, kind: str) -> tuple[bool, bool]:
+    "Whether there is a batch norm after the first convolution, and after the second."
+    if batchnorm is None:  # as released
+        batchnorm = kind == "diagonal"
+    if batchnorm not in (True, False, "hidden"):
+        raise ValueError(f"batchnorm must be True, False, 'hidden' or None, got {batchnorm!r}.")
+    return bool(batchnorm), batchnorm is True
+
 # %% ../../nbs/nsl/06_predictor.ipynb #498bb040
 @checked
 class SimilarityPredictor(_Predictor):
     """Predicts a similarity at every output location of a convolution, from its input.
 
-    Raises `ValueError` for an unknown `kind` or `sphere`, or a number that is out of range.
-    Source: the released code of Liu et al., NeurIPS 2019.
+    Raises `ValueError` for an unknown `kind`, `sphere`, `batchnorm` or `bound`, or a number that is
+    out of range. Source: Liu et al., NeurIPS 2019, section 3.3.1 and appendix A; their code.
     """
 
     def __init__(
@@ -117,7 +141,7 @@ class SimilarityPredictor(_Predictor):
         kind: str = "diagonal",  # 'diagonal' (DNS, K outputs) or 'unconstrained' (UNS, K * K)
         hidden: int | None = None,  # channels between; None: as released, 64 for DNS, 128 for UNS
         sphere: str = "input",  # 'none', 'input' (first one over the patch norm), 'full' (cosines)
-        batchnorm: bool | None = None,  # after both; None: as released, for DNS only
+        batchnorm: bool | str | None = None,  # after both, none, the first alone: 'hidden'
         init_scales: Sequence[float] = (0.1, 0.001),  # of the two, times sqrt(2 / fan_in)
         residual: bool = True,  # add the identity
         stride: int | tuple[int, int] = 1,  # stride, padding, dilation: the layer's
@@ -125,20 +149,20 @@ class SimilarityPredictor(_Predictor):
         dilation: int | tuple[int, int] = 1,
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.1,
+        bound: str = "none",  # of the output: 'none', 'norm' (over its length) or 'sigmoid'
     ):
-        super().__init__(kernel_size, kind, sphere, init_scales, residual)
+        super().__init__(kernel_size, kind, sphere, init_scales, residual, bound)
         if hidden is None:
             hidden = 64 if kind == "diagonal" else 128
-        if batchnorm is None:
-            batchnorm = kind == "diagonal"
+        norms = _which_norms(batchnorm, kind)
         check_counts(in_channels=in_channels, hidden=hidden)
         check_geometry(kernel_size, stride, padding, dilation)
         geometry = dict(stride=stride, padding=padding, dilation=dilation)
         out = self.K if kind == "diagonal" else self.K**2
         self.m1 = _convolution(in_channels, hidden, kernel_size, sphere, **geometry)
-        self.bn1 = _batch_norm(hidden, batchnorm, bn_eps, bn_momentum)
+        self.bn1 = _batch_norm(hidden, norms[0], bn_eps, bn_momentum)
         self.m2 = _convolution(hidden, out, 3, "full" if sphere == "full" else "none", padding=1)
-        self.bn2 = _batch_norm(out, batchnorm, bn_eps, bn_momentum)
+        self.bn2 = _batch_norm(out, norms[1], bn_eps, bn_momentum)
         self.reset_parameters()
 
     def forward(
@@ -147,6 +171,39 @@ class SimilarityPredictor(_Predictor):
         m1 = self.m1
         check_image(x, m1.in_channels, m1.kernel_size, m1.padding, m1.dilation)
         return self._similarity(x, m1, self.m2)
+
+# %% ../../nbs/nsl/06_predictor.ipynb #983dbb23
+def _adaptation(
+    adapt: str, in_channels: int, width: int, kernel_size: tuple[int, int]
+) -> nn.Conv2d:
+    "From a pixel ('1x1') or a patch ('fc') of a layer's input to the common width."
+    size = kernel_size if adapt == "fc" else (1, 1)
+    conv = nn.Conv2d(in_channels, width, size, bias=False)
+    nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+    return conv
+
+
+def _size_of(adapt: str, in_channels: int, kernel_size: tuple[int, int]) -> str:
+    "What layers must have in common to share an adaptation."
+    height, width = kernel_size if adapt == "fc" else (1, 1)
+    return f"{in_channels}x{height}x{width}"
+
+# %% ../../nbs/nsl/06_predictor.ipynb #fd37038f
+def _check_together(there: Tensor, here: Tensor) -> None:
+    "Raises `RuntimeError` if the core has not moved with its layer."
+    if (there.dtype, there.device) != (here.dtype, here.device):
+        raise RuntimeError(
+            f"the shared predictor must be {here.dtype} on {here.device}, as its layer, "
+            f"got {there.dtype} on {there.device}: register it in the network once, "
+            "as net.core = core."
+        )
+
+
+def _to_centers(geometry: Geometry, kernel_size: tuple[int, int]) -> tuple[int, ...]:
+    "What to pad with (or, if negative, to crop) so that the pixels are the patches' centers."
+    down, across = (d * (k - 1) // 2 for k, d in zip(kernel_size, geometry.dilation))
+    left, right, top, bottom = geometry.padding
+    return left - across, right - across, top - down, bottom - down
 
 # %% ../../nbs/nsl/06_predictor.ipynb #123975b4
 class _LayerPredictor(SimilarityPredictor):
@@ -164,29 +221,30 @@ class _LayerPredictor(SimilarityPredictor):
         if core.head == "shared":
             self.register_module("m2", None)
         self.core = (core,)  # in a tuple: held, but not registered a second time
-        down, across = (d * (k - 1) // 2 for k, d in zip(kernel_size, geometry.dilation))
-        left, right, top, bottom = geometry.padding
-        self.shift = (left - across, right - across, top - down, bottom - down)
-        self.stride = geometry.stride
+        self.stride, self.dilation = geometry.stride, geometry.dilation
+        self.shift = geometry.padding
+        if core.adapt != "fc":
+            self.shift = _to_centers(geometry, kernel_size)
         self.adapt: nn.Module = nn.Identity()
-        if core.adapt == "1x1":
-            self.adapt = nn.Conv2d(in_channels, core.width, 1, bias=False)
-            nn.init.normal_(self.adapt.weight, std=in_channels**-0.5)
+        if core.adapt != "none" and core.adapters == "layer":
+            self.adapt = _adaptation(core.adapt, in_channels, core.width, kernel_size)
+        self.key = _size_of(core.adapt, in_channels, kernel_size)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> M, as `SimilarityPredictor`
-        core, (sh, sw) = self.core[0], self.stride
-        if core.adapt == "1x1":
-            there, here = core.m1.weight, self.adapt.weight
-            if (there.dtype, there.device) != (here.dtype, here.device):
-                raise RuntimeError(
-                    f"the shared predictor must be {here.dtype} on {here.device}, as its layer, "
-                    f"got {there.dtype} on {there.device}: register it in the network once, "
-                    "as net.core = core."
-                )
+    def adapted(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, width, H', W')
+        "What the core looks at."
+        core = self.core[0]
         if any(self.shift):
             x = F.pad(x, self.shift)
+        adapt: Any = core.shared_adapters[self.key] if core.adapters == "size" else self.adapt
+        if core.adapt == "fc":
+            return F.conv2d(x, adapt.weight, None, self.stride, 0, self.dilation)
+        return adapt(x[..., :: self.stride[0], :: self.stride[1]])
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> M, as `SimilarityPredictor`
+        core = self.core[0]
+        _check_together(core.m1.weight, next(self.parameters(), core.m1.weight))
         m2 = core.m2 if self.m2 is None else self.m2
-        return self._similarity(self.adapt(x[..., ::sh, ::sw]), core.m1, m2)
+        return self._similarity(self.adapted(x), core.m1, m2)
 
 # %% ../../nbs/nsl/06_predictor.ipynb #2d30502d
 def _odd(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -201,6 +259,8 @@ def _odd(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _check_fit(core: "SharedPredictor", in_channels: int, kernel_size: tuple[int, int]) -> None:
     "Raises `ValueError` for a layer that this core cannot serve."
+    if core.adapt != "fc":
+        _odd(kernel_size)
     if core.adapt == "none" and in_channels != core.width:
         raise ValueError(
             f"in_channels must be {core.width}, the predictor's width, with adapt='none', "
@@ -212,6 +272,35 @@ def _check_fit(core: "SharedPredictor", in_channels: int, kernel_size: tuple[int
             f"got {kernel_size}."
         )
 
+# %% ../../nbs/nsl/06_predictor.ipynb #e2e375ee
+def _check_sharing(adapt: str, head: str, adapters: str) -> None:
+    "Raises `ValueError` for an unknown form."
+    if adapt not in ("1x1", "fc", "none"):
+        raise ValueError(f"adapt must be '1x1', 'fc' or 'none', got {adapt!r}.")
+    if head not in ("layer", "shared"):
+        raise ValueError(f"head must be 'layer' or 'shared', got {head!r}.")
+    if adapters not in ("layer", "size"):
+        raise ValueError(f"adapters must be 'layer' or 'size', got {adapters!r}.")
+
+
+def _for_vectors(whole: SimilarityPredictor) -> nn.Conv2d:
+    "A first convolution that sees vectors instead of patches."
+    conv = _convolution(whole.m1.in_channels, whole.m1.out_channels, 1, whole.sphere)
+    std = whole.init_scales[0] * math.sqrt(2 / conv.in_channels)
+    nn.init.normal_(conv.weight, std=std)
+    return conv
+
+
+def _add_adapter(core: "SharedPredictor", in_channels: int, kernel_size: tuple[int, int]) -> None:
+    "Make the adaptation of inputs of this size, unless it is there."
+    key = _size_of(core.adapt, in_channels, kernel_size)
+    if key in core.shared_adapters:
+        return
+    made: nn.Module = nn.Identity()
+    if core.adapt != "none":
+        made = _adaptation(core.adapt, in_channels, core.width, kernel_size)
+    core.shared_adapters[key] = made.to(core.m1.weight)
+
 # %% ../../nbs/nsl/06_predictor.ipynb #dd2bf9e2
 @checked
 class SharedPredictor(nn.Module):
@@ -219,7 +308,8 @@ class SharedPredictor(nn.Module):
 
     `DynamicNSLConv2d(..., predictor=core)` gives a layer its own part of it. Register it once in
     the network, as `net.core = core`: layers hold it without owning it. Raises `ValueError` for an
-    unknown `adapt` or `head`, and as `SimilarityPredictor`. Source: the paper; details ours.
+    unknown `adapt`, `head` or `adapters`, and as `SimilarityPredictor`. Source: section 3.3 of the
+    paper; details ours.
     """
 
     def __init__(
@@ -227,20 +317,21 @@ class SharedPredictor(nn.Module):
         width: int = 32,  # channels to which every layer's input is adapted
         kernel_size: int | tuple[int, int] = 3,  # of m1; with a shared head also the layers'. Odd
         kind: str = "diagonal",  # 'diagonal' (DNS) or 'unconstrained' (UNS)
-        adapt: str = "1x1",  # or 'none', where every layer's input has `width` channels
+        adapt: str = "1x1",  # of a pixel; 'fc': of the patch; 'none': inputs have `width` channels
         head: str = "layer",  # the second convolution: one per 'layer', or 'shared'
+        adapters: str = "layer",  # one adaptation per 'layer', or per 'size' of its input
         **options: Any,  # of `SimilarityPredictor`: hidden, sphere, batchnorm, init_scales, ...
     ):
         super().__init__()
-        if adapt not in ("1x1", "none"):
-            raise ValueError(f"adapt must be '1x1' or 'none', got {adapt!r}.")
-        if head not in ("layer", "shared"):
-            raise ValueError(f"head must be 'layer' or 'shared', got {head!r}.")
+        _check_sharing(adapt, head, adapters)
         check_geometry(kernel_size, width=width)
         self.width, self.kernel_size = width, _odd(kernel_size)
         self.kind, self.adapt, self.head, self.options = kind, adapt, head, options
+        self.adapters = adapters
         whole = SimilarityPredictor(width, kernel_size, kind, padding="same", **options)
-        self.m1 = whole.m1
+        self.m1 = _for_vectors(whole) if adapt == "fc" else whole.m1
+        if adapters == "size":
+            self.shared_adapters = nn.ModuleDict()
         if head == "shared":
             self.m2 = whole.m2
 
@@ -254,8 +345,10 @@ class SharedPredictor(nn.Module):
     ) -> SimilarityPredictor:  # (B, in_channels, H, W) -> M, like any other
         "A layer's own part. Raises `ValueError` for what this core cannot serve."
         check_geometry(kernel_size, stride, padding, dilation, in_channels=in_channels)
-        size = _odd(kernel_size)
+        size: tuple[int, int] = _pair(kernel_size)
         _check_fit(self, in_channels, size)
+        if self.adapters == "size":
+            _add_adapter(self, in_channels, size)
         return _LayerPredictor(
             self, in_channels, size, geometry_of(size, stride, padding, dilation)
         )

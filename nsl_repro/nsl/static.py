@@ -201,7 +201,7 @@ def _fold(layer: nn.Module) -> None:
 def fold(
     module: nn.Module,  # a network, or a layer; it is left untouched
 ) -> nn.Module:  # a deep copy with plain convolutions, the same function
-    """Every static similarity becomes part of a plain convolution: `W' = W M_s`. [code, review]
+    """Every static similarity becomes part of a plain convolution: `W' = W M_s`. [paper, code]
 
     A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`."""
     module = copy.deepcopy(module)

@@ -55,6 +55,14 @@ class Recipe:
         "Share of a new batch in the running statistics, for a run of this many steps."
         return min(0.1, self.bn_renewals / max(1, steps))
 
+    def of_variant(self, variant: str) -> "Recipe":  # 'paper' or 'released'
+        "This recipe with the schedule of a variant of the CIFAR network."
+        if variant not in ("paper", "released"):
+            raise ValueError(f"variant must be 'paper' or 'released', got {variant!r}.")
+        if variant == "released":
+            return self
+        return replace(self, drops=(34_000 / 64_000, 54_000 / 64_000), bn_renewals=64.0)
+
     def parameters(self) -> dict:  # for `Entry.parameters`, whose hash names a run
         "All settings, for the ledger; those after `drops` only if they differ from their default."
         values = asdict(self) | dict(drops=list(self.drops))
@@ -90,7 +98,7 @@ def learning_rate(
     steps: int,  # length of the run
     recipe: Recipe,
 ) -> float:
-    "The released staircase, stretched or squeezed to the length of the run."
+    "The recipe's staircase, stretched or squeezed to the length of the run."
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     return recipe.lr * 0.1 ** sum(step >= round(drop * steps) for drop in recipe.drops)

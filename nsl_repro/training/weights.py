@@ -101,6 +101,16 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "classifier": _classifier,  # a pre-trained backbone, adapted
     "embedding": _embedder,
 }
+# builder -> an argument that came later: its name, its value in older files, its default now
+_LATER = {"cnn9": ("variant", "released", "paper")}
+
+
+def _with_later(builder: str, arguments: dict[str, Any], kept: bool) -> dict[str, Any]:
+    "The arguments with the one that came later: as older files mean it, or as it is kept now."
+    if builder not in _LATER:
+        return arguments
+    name, older, now = _LATER[builder]
+    return {name: now if kept else older} | arguments
 
 # %% ../../nbs/training/10_weights.ipynb #4e4725ff
 @lru_cache(maxsize=2)
@@ -196,7 +206,8 @@ def _build(config: ModelConfig, source: str) -> nn.Module:
     "The network that is described, with random weights; the caller's random state is left alone."
     with torch.random.fork_rng(devices=[]):
         try:
-            return BUILDERS[config.builder](**config.arguments)
+            arguments = _with_later(config.builder, config.arguments, kept=False)
+            return BUILDERS[config.builder](**arguments)
         except ImportError:
             raise  # it names the package that is missing
         except Exception as e:
@@ -242,7 +253,7 @@ def keep_model(
 
     Raises `ValueError` if the builder does not make this network from these arguments."""
     folder = Path(folder)
-    arguments = _as_json(arguments)
+    arguments = _with_later(builder, _as_json(arguments), kept=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = tensor_bytes(state)
     fields = dict(
