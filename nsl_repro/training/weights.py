@@ -84,11 +84,11 @@ def _classifier(
     return Classifier(body, body.dim, classes, adapt, **options)
 
 
-def _from(module: str, name: str, **older: Any) -> Callable[..., nn.Module]:
-    "A builder that is imported when it is called; `older`: what files without an argument mean."
+def _from(module: str, name: str) -> Callable[..., nn.Module]:
+    "A builder that is imported when it is called."
 
     def build(**arguments: Any) -> nn.Module:
-        return getattr(import_module(f"nsl_repro.training.{module}"), name)(**older | arguments)
+        return getattr(import_module(f"nsl_repro.training.{module}"), name)(**arguments)
 
     return build
 
@@ -96,13 +96,13 @@ def _from(module: str, name: str, **older: Any) -> Callable[..., nn.Module]:
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "cnn9": _from("models", "cnn9"),
     "spherenet9": _from("models", "spherenet9"),
-    "imagenet": _from("imagenet", "build_network", variant="released"),
+    "imagenet": _from("imagenet", "build_network"),
     "conv4": _from("fewshot", "Conv4"),
     "classifier": _classifier,  # a pre-trained backbone, adapted
     "embedding": _embedder,
 }
 # builder -> an argument that came later: its name, its value in older files, its default now
-_LATER = {"cnn9": ("variant", "released", "paper")}
+_LATER = {name: ("variant", "released", "paper") for name in ("cnn9", "imagenet")}
 
 
 def _with_later(builder: str, arguments: dict[str, Any], kept: bool) -> dict[str, Any]:
