@@ -79,6 +79,8 @@ class Preset:
     def parameters(self) -> dict:  # for `Entry.parameters`
         "All settings that decide what comes out, those of the recipe included."
         settings = {"variant": self.variant} | _plain(asdict(self))
+        if self.variant == "released":  # entries had no such parameter when they were
+            del settings["variant"]
         return settings | self.recipe.parameters()
 
     def changes(self, usual: "Preset") -> dict:  # name -> value here
