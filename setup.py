@@ -54,6 +54,7 @@ setup(
         "nsl_repro._data": [
             "paper_results.json",
             "methods.json",
+            "plan.json",
             "reliability.json",
             "results/*.json",
         ],

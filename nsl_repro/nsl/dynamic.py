@@ -91,7 +91,7 @@ def dynamic_conv2d(
 
     With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or
     `TypeError` for arguments that do not fit, `RuntimeError` for a backend that cannot be used.
-    Source: dynamic neural similarity, Liu et al., NeurIPS 2019. [code, review]
+    Source: dynamic neural similarity, Liu et al., NeurIPS 2019. [paper, code]
     """
     geometry = _checked_geometry(x, weight, stride, padding, dilation, groups)
     _check_similarity(M, x, weight, geometry)

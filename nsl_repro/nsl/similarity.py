@@ -29,7 +29,7 @@ def bilinear_similarity(
     X: Float[Tensor, "*#batch n"],  # the patch
     M: Float[Tensor, "*#batch n n"],  # the similarity
 ) -> Tensor:  # (*batch): one number per filter, patch and matrix
-    """The bilinear similarity `W^T M X`. [review, code]
+    """The bilinear similarity `W^T M X`. [paper, code]
 
     Raises `ValueError` if the sizes do not fit, `TypeError` if the types do not."""
     _one_type(W=W, X=X, M=M)
