@@ -102,7 +102,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "embedding": _embedder,
 }
 # builder -> an argument that came later: its name, its value in older files, its default now
-_LATER = {"cnn9": ("variant", "released", "paper")}
+_LATER = {name: ("variant", "released", "paper") for name in ("cnn9", "imagenet")}
 
 
 def _with_later(builder: str, arguments: dict[str, Any], kept: bool) -> dict[str, Any]:

@@ -472,10 +472,19 @@ GOOD = {
         dict(images=draw(2, 3, 5, 5)),
     ),
     "fit_probe": (adaptation.fit_probe, dict(features=z, labels=y, classes=3, C=0.01)),
-    "cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32)),
+    "cnn10": (imagenet.cnn10, dict(num_classes=3, width=0.05, image_size=32, variant="paper")),
+    "imagenet_methods": (imagenet.imagenet_methods, dict(network="cnn10", variant="paper")),
+    "find_preset": (sweeps.find_preset, dict(preset="smoke", variant="paper")),
     "build_network": (
         imagenet.build_network,
-        dict(network="cnn10", method="static_dns", num_classes=3, width=0.05, image_size=32),
+        dict(
+            network="cnn10",
+            method="static_dns",
+            num_classes=3,
+            width=0.05,
+            image_size=32,
+            variant="paper",
+        ),
     ),
     "MicroBatches": (
         imagenet.MicroBatches,
@@ -599,7 +608,7 @@ NOT_HERE = {
     "Embedder": "built by load",
     **{n: LONG for n in ("train", "evaluate", "tracked")},
     **{n: LONG for n in ("train_episodes",)},
-    "train_embedding": LONG,
+    **{n: LONG for n in ("train_embedding", "train_then_all")},
     **{
         n: LONG
         for n in ("train_network", "evaluate_images", "sweep", "make_engine", "check_launch")
