@@ -94,7 +94,8 @@ GOOD = {
     "StaticNSLConv2d.forward": (static.StaticNSLConv2d(4, 6, 3), dict(x=x)),
     "KernelShape": (
         shape.KernelShape,
-        dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0),
+        dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0)
+        | dict(threshold=0.5),
     ),
     "fold": (static.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
     "similarity_decay": (
@@ -522,6 +523,10 @@ NOT_HERE = {
     **dict.fromkeys(("some_images", "only_classes"), PART),
     **dict.fromkeys(("History", "Continued", "Watched", "Segmented"), LONG),
     **dict.fromkeys(("Sweep", "train_one", "run_one", "keep_network"), LONG),
+    **dict.fromkeys(("carry_out_plan", "deadline", "Hour"), LONG),
+    **dict.fromkeys(("Plan", "PlannedRun", "Round"), CONTAINER),
+    **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
+    **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
     "image_damages": FILES,
     "method": "a decorator of the notebook's own functions",
     "Playground": "takes no arguments",
