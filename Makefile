@@ -26,18 +26,16 @@ help:
 	@echo "make docs       build the site in _docs/html"
 	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
-	@echo "make readme     fill in the README's tables from the ledger"
+	@echo "make readme     fill in the README's tables from the published runs"
 	@echo "make package    build the package and check it"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make clean      remove what make made (never data/)"
 
 reproduce: $(READY)
 	$(BIN)/nsl-repro run "$(EXPERIMENT)" -p dataset="$(DATASET)" -p preset="$(PRESET)" $(if $(SEEDS),-p seeds="$(SEEDS)") $(if $(METHODS),-p methods="$(METHODS)") $(if $(DATA),-p data_root="$(DATA)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
-	$(BIN)/nsl-repro table "$(EXPERIMENT)" --dataset "$(DATASET)" --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 
 bench: $(READY)
 	$(BIN)/nsl-repro run bench_dynamic -p preset="$(PRESET)" -p resume=false $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
-	$(BIN)/nsl-repro table bench_dynamic --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 	$(BIN)/nsl-repro table bench_dynamic_step --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
 
 test: $(READY)

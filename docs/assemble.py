@@ -312,10 +312,10 @@ def findings() -> bytes:
 
     matplotlib.use("agg")
     from nsl_repro.results.pages import plot_findings
-    from nsl_repro.results.ledger import load_ledger
+    from nsl_repro.results.ledger import load_published
 
     picture = io.BytesIO()
-    plot_findings(load_ledger()).figure.savefig(
+    plot_findings(load_published()).figure.savefig(
         picture, dpi=120, bbox_inches="tight", metadata={"Software": None}
     )
     return picture.getvalue()

@@ -194,6 +194,12 @@ MISTAKES = [
         "absent must be the name of one entry of the ledger",
     ),
     ("compare {}/cut/results/toy__x.json toy -o {}/ledger", 2, "toy__x.json is not valid JSON"),
+    (
+        "publish zebra -o {}/ledger",
+        2,
+        "'zebra' must begin the names of unpublished runs of yours, got none.",
+    ),
+    ("publish", 2, "Missing argument 'NAME...'"),
     ("data lst", 2, "No such command 'lst'. Did you mean 'list'? (see nsl-repro data --help)"),
     (
         "data list --root {}/file",
@@ -255,12 +261,12 @@ def test_interrupted(monkeypatch):
     def impatient(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_experiment", impatient)
+    monkeypatch.setattr(cli, "execute", impatient)
     assert invoke("run", "nsl_cifar") == (130, "", "nsl-repro: interrupted\n")
 
 
 def test_a_bug_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "run_experiment", lambda *_: 1 / 0)
+    monkeypatch.setattr(cli, "execute", lambda *_: 1 / 0)
     result = CliRunner().invoke(cli.app, ["run", "nsl_cifar"], prog_name="nsl-repro")
     assert isinstance(result.exception, ZeroDivisionError)
 
@@ -302,6 +308,7 @@ def test_help_shows_examples_and_the_exit_statuses_once():
         ["list"],
         ["table"],
         ["compare"],
+        ["publish"],
         ["data"],
         ["data", "list"],
         ["data", "describe"],

@@ -8,7 +8,7 @@ import sys
 import zipfile
 
 import pytest
-from conftest import ROOT
+from conftest import COMMAND, ROOT
 
 SLOW = (
     "import sys; print(*sorted({'torch', 'papermill', 'IPython', 'matplotlib', 'torchvision', "
@@ -118,6 +118,31 @@ def test_running_without_papermill_says_what_to_install(python, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'nsl_repro[run]'" in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_runs_from_the_wheel(wheel, tmp_path):
+    """From an empty directory, with the packages of this environment. Results go where the user
+    stands, beside them the table shows the published runs that the wheel has brought."""
+    call(sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site-packages", cwd=tmp_path)
+    here = tmp_path / "empty"
+    here.mkdir()
+    env = dict(os.environ, PYTHONPATH=str(tmp_path / "site-packages"), HOME=str(tmp_path / "home"))
+
+    def run(*words):
+        done = subprocess.run([*COMMAND, *words], cwd=here, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    where = [sys.executable, "-c", "import nsl_repro; print(nsl_repro.__file__)"]
+    found = subprocess.run(where, cwd=here, env=env, capture_output=True, text=True).stdout
+    assert found.startswith(str(tmp_path / "site-packages"))
+    done = run("run", "nsl_cifar", "-p", "preset=smoke", "-p", "methods=cnn,static_dns")
+    assert f"not in the project's folder: results go to {here / 'data'}" in done.stderr
+    assert "static DNS" in done.stdout and len([*here.glob("data/runs/*/entry.json")]) == 2
+    told = run("table", "nsl_cifar", "--dataset", "digits").stdout
+    assert "preset smoke" in told and "preset quick" in told
+    assert [p.name for p in here.iterdir()] == ["data"]
+    assert not (tmp_path / "site-packages" / "data").exists()
 
 
 def test_import_is_quick(python, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from nsl_repro.results.pages import drawn_from, fill, learned_digest, readme_parts
-from nsl_repro.results.ledger import entry_name, load_ledger
+from nsl_repro.results.ledger import entry_name, load_published
 from nsl_repro.command.parameters import parse_assignments, read_parameters, resolve
 from nsl_repro.command.runner import find_notebook
 
@@ -35,7 +35,7 @@ def test_tables_and_picture_are_the_ledgers():
         if tracked.returncode == 0
         else None
     )
-    ledger = [e for e in load_ledger(ROOT / "data") if names is None or entry_name(e) in names]
+    ledger = [e for e in load_published(ROOT / "data") if names is None or entry_name(e) in names]
     assert TEXT == fill(TEXT, readme_parts(ledger)), "run `make readme`"
     assert drawn_from(ROOT / "docs" / "learned.png") == learned_digest(ledger), "run `make readme`"
 

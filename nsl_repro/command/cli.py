@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAILED', 'BAD_USAGE', 'NO_DATA', 'DEAD_KERNEL', 'CANNOT_WRITE', 'INTERRUPTED', 'NO_READER', 'app', 'data_app',
            'complete_experiment', 'complete_parameter', 'complete_dataset', 'complete_entry', 'run_command',
-           'list_command', 'table_command', 'compare_command', 'data_list', 'data_describe', 'data_get', 'data_check',
-           'export_command', 'main']
+           'list_command', 'table_command', 'publish_command', 'compare_command', 'data_list', 'data_describe',
+           'data_get', 'data_check', 'export_command', 'main']
 
 # %% ../../nbs/command/03_cli.ipynb #9f899bef
 import io
@@ -15,6 +15,8 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -34,11 +36,15 @@ from .parameters import Parameter, parse_assignments, read_parameters, resolve
 from nsl_repro.command.runner import (
     _DISK,
     ExperimentFailed,
+    Job,
     KernelDied,
+    execute,
     experiments,
     find_notebook,
+    prepare,
     publish,
-    run_experiment,
+    recorded_names,
+    save_picture,
     summary,
 )
 
@@ -271,19 +277,69 @@ _INTO = typer.Option(
     "--output", "-o", metavar="FOLDER", help="Where results go. Default: the project's data folder."
 )
 _PUBLISH = typer.Option(
-    "--publish", help="Put the outputs into the experiment's own notebook, to be committed."
+    "--publish",
+    help="Put the runs into data/results, and the outputs into the experiment's own notebook.",
 )
 
+# %% ../../nbs/command/03_cli.ipynb #47644cf4
+def _in_project() -> bool:
+    return (project_root() / "settings.ini").is_file()
 
+
+def _short(path: Path) -> Path:
+    "The path as seen from here, if it is below."
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _check_place(output: str | Path, publishing: bool) -> None:
+    "Say where results go outside of the project; there nothing is published without a folder."
+    if output or _in_project():
+        return
+    here = project_root()
+    if publishing:
+        raise ValueError(
+            f"the folder must be the project's to publish, got {here}: stand there, or name it."
+        )
+    typer.echo(f"not in the project's folder: results go to {here / 'data'}", err=True)
+
+# %% ../../nbs/command/03_cli.ipynb #e358db83
+def _asked_for(executed: Path, job: Job) -> list:
+    "The entries of the runs that an executed notebook is about."
+    from nsl_repro.results.ledger import read_entry
+
+    entries = []
+    for name in recorded_names(executed):
+        own = job.root / "runs" / name / "entry.json"
+        published = job.root / "results" / f"{name}.json"
+        if file := next((f for f in (own, published) if f.is_file()), None):
+            entries.append(read_entry(file))
+    return [e for e in entries if e.experiment == job.name] or entries
+
+
+def _tell(executed: Path, job: Job, publishing: bool) -> None:
+    "What a run has measured, and how that compares with what is published."
+    from nsl_repro.results.methods import comparison_of
+    from nsl_repro.results.published import published_report
+    from nsl_repro.results.tables import comparison_table, split_ledger
+
+    for key, group in sorted(split_ledger(_asked_for(executed, job)).items()):
+        metrics = comparison_of(key[0]).metrics
+        if not any(all(metric in e.metrics for e in group) for metric in metrics):
+            continue
+        typer.echo("\n" + replace(comparison_table(group), command="").to_text())
+        for line in [] if publishing else ["", *published_report(group, job.root)]:
+            typer.echo(line)
+
+# %% ../../nbs/command/03_cli.ipynb #02ba7233
 @app.command("run")
 def run_command(
     name: Annotated[str, _EXPERIMENT],
     parameter: Annotated[list[str], _PARAMETER] = [],
     output: Annotated[str, _INTO] = "",
-    show: Annotated[bool, _PUBLISH] = False,
+    publishing: Annotated[bool, _PUBLISH] = False,
 ) -> None:
-    """Execute an experiment. Every parameter is checked before it starts; lists are written with
-    commas.
+    """Execute an experiment, and print its table. Every parameter is checked before it starts;
+    lists are written with commas. No file of the repository is changed without --publish.
 
     \b
     Examples:
@@ -291,10 +347,15 @@ def run_command(
       nsl-repro run nsl_cifar -p dataset=cifar10 -p preset=quick -p seeds=0,1,2
       nsl-repro run nsl_cifar -p methods=cnn,dynamic_dns -o elsewhere
     """
-    executed = run_experiment(name, parse_assignments(parameter), output or None)
-    typer.echo(f"executed notebook: {executed}", err=True)
-    if show:
-        typer.echo(f"outputs put into {publish(executed, find_notebook(name))}", err=True)
+    job = prepare(name, parse_assignments(parameter), output or None)
+    _check_place(output or job.settings.get("output", ""), publishing)
+    executed = execute(job, publishing)
+    _tell(executed, job, publishing)
+    if picture := save_picture(executed):
+        typer.echo(f"picture: {_short(picture)}", err=True)
+    if publishing:
+        typer.echo(f"outputs put into {_short(publish(executed, job.notebook))}", err=True)
+    typer.echo(f"executed notebook: {_short(executed)}", err=True)
 
 # %% ../../nbs/command/03_cli.ipynb #6ff31755
 _OUTPUT = typer.Option(
@@ -315,7 +376,7 @@ def _where(output: str) -> str:
 
 def _list_results(name: str, verbose: bool, output: str) -> None:
     "The names of the ledger's entries that begin with `name`."
-    from nsl_repro.results.ledger import entry_names, find_entry
+    from nsl_repro.results.ledger import entry_names, find_entry, own_names
 
     found = [entry for entry in entry_names(output or None) if entry.startswith(name)]
     if not found:
@@ -323,8 +384,9 @@ def _list_results(name: str, verbose: bool, output: str) -> None:
         raise ValueError(
             f"the ledger has no result{which}; nsl-repro run makes some{_where(output)}"
         )
+    mine = own_names(output or None)
     for entry in found:
-        typer.echo(entry)
+        typer.echo(f"{entry}  (yours)" if entry in mine else entry)
         metrics = find_entry(entry, output or None).metrics if verbose else {}
         for metric, value in metrics.items():
             typer.echo(f"    {metric}: {value:,.6g}")
@@ -378,6 +440,21 @@ def _print_tables(entries: list, markdown: bool) -> None:
     for table in (comparison_table(entries), metrics_table(entries), claims_table(entries)):
         if table.rows and len(table.columns) > 3:
             typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
+
+# %% ../../nbs/command/03_cli.ipynb #b63f29a3
+def _yours(entries: list, output: str | Path) -> list[str]:
+    "What is to be said about one's own runs among the entries of a table."
+    from nsl_repro.results.ledger import entry_name, own_names
+    from nsl_repro.results.published import published_report
+    from nsl_repro.results.tables import Group, group_key
+
+    mine = own_names(output or None)
+    own = [e for e in entries if entry_name(e) in mine]
+    if not own:
+        return []
+    which = f"{len(own)} of these {len(entries)} runs are yours, the others are published."
+    report = published_report(Group(own, group_key(entries)), output or None)
+    return [which if len(own) < len(entries) else "These runs are yours.", *report]
 
 # %% ../../nbs/command/03_cli.ipynb #fa9b701a
 def _complete_preset(incomplete: str) -> list[str]:
@@ -440,6 +517,42 @@ def table_command(
         )
     for key in sorted(groups):
         _print_tables(groups[key], markdown)
+        if lines := _yours(groups[key], output):
+            typer.echo(("\n\n" if markdown else "\n").join(lines) + "\n")
+
+# %% ../../nbs/command/03_cli.ipynb #185bb3a9
+_MINE = typer.Argument(
+    metavar="NAME...",
+    help="Runs of yours: their names, or the beginning that some share.",
+    autocompletion=complete_entry,
+)
+
+
+@app.command("publish")
+def publish_command(
+    name: Annotated[list[str], _MINE], output: Annotated[str, _OUTPUT] = ""
+) -> None:
+    """Put finished runs of yours into data/results, to be committed.
+
+    A run that only repeats what is published changes nothing.
+
+    \b
+    Examples:
+      nsl-repro list --results nsl_cifar__digits        which are yours?
+      nsl-repro publish nsl_cifar__digits__quick
+    """
+    from nsl_repro.results.ledger import find_entry, own_names, publish_run
+
+    _check_place(output, publishing=True)
+    mine = sorted(own_names(output or None))
+    found = [entry for entry in mine if entry.startswith(tuple(name))]
+    if not found or not all(name):
+        names = ", ".join(map(repr, name))
+        raise ValueError(f"{names} must begin the names of unpublished runs of yours, got none.")
+    for each in found:
+        entry = find_entry(each, output or None)
+        same = publish_run(entry, output or None) != entry
+        typer.echo(f"{each}: published before, with the same results" if same else each)
 
 # %% ../../nbs/command/03_cli.ipynb #a273c171
 _FIRST = typer.Argument(
@@ -464,6 +577,7 @@ def compare_command(
     Examples:
       nsl-repro list --results nsl_cifar__digits        their names
       nsl-repro compare ours.json theirs.json --markdown
+      nsl-repro compare NAME data/results/NAME.json     yours and the published one
       nsl-repro compare nsl_cifar__digits__smoke__cnn__seed0 \\
                         nsl_cifar__digits__smoke__static_dns__seed0
     """

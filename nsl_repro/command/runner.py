@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['experiments_dir', 'experiments', 'find_notebook', 'summary', 'collapse_updates', 'ExperimentFailed', 'KernelDied',
-           'Job', 'prepare', 'execute', 'run_experiment', 'publish']
+           'Job', 'prepare', 'execute', 'recorded_names', 'save_picture', 'run_experiment', 'publish']
 
 # %% ../../nbs/command/02_runner.ipynb #5648722a
+import base64
 import errno
 import json
 import logging
@@ -102,7 +103,7 @@ def _kernel_environment() -> dict[str, str]:
     }
 
 # %% ../../nbs/command/02_runner.ipynb #1966ae63
-def _own_kernel() -> type:
+def _own_kernel(environment: dict[str, str] | None = None) -> type:
     "A kernel manager that starts this interpreter, whatever kernels are registered on the machine."
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -111,7 +112,7 @@ def _own_kernel() -> type:
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="Python 3",
         language="python",
-        env=_kernel_environment(),
+        env={**_kernel_environment(), **(environment or {})},
     )
 
     class OwnKernel(AsyncKernelManager):
@@ -291,13 +292,16 @@ def _papermill() -> Any:
     return papermill
 
 # %% ../../nbs/command/02_runner.ipynb #bd6ff165
-def _execute_at(path: Path, job: Job) -> None:
+def _execute_at(path: Path, job: Job, publishing: bool) -> None:
     "Let papermill execute the notebook and write it to `path`."
     papermill = _papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.iorw import papermill_io
 
+    environment = {"NSL_RECORDED": str(path.with_suffix(".runs").resolve())}
+    if publishing:
+        environment["NSL_PUBLISH"] = "1"
     if not isinstance(papermill_io.get_handler(str(path)), _WholeNotebooks):
         papermill_io.register(str(path.parent), _WholeNotebooks())
     try:
@@ -310,7 +314,7 @@ def _execute_at(path: Path, job: Job) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            kernel_manager_class=_own_kernel(),
+            kernel_manager_class=_own_kernel(environment),
             shutdown_kernel="immediate",  # every cell has ended by then: nothing is lost
         )
     except PapermillExecutionError as e:
@@ -322,9 +326,10 @@ def _execute_at(path: Path, job: Job) -> None:
         )
         raise KernelDied(message, path) from None
 
-
+# %% ../../nbs/command/02_runner.ipynb #e5338d05
 def execute(
     job: Job,  # from `prepare`
+    publishing: bool = False,  # put each finished run into the published ledger
 ) -> Path:  # the executed notebook, which is kept in any case
     """Execute an experiment in a kernel of its own, whose output goes straight to our own.
 
@@ -333,11 +338,36 @@ def execute(
     _papermill()
     path = _run_path(job.root, job.name, job.settings)
     try:
-        _execute_at(path, job)
+        _execute_at(path, job, publishing)
     finally:
         if path.exists():
             _tidy(path)
     return path
+
+# %% ../../nbs/command/02_runner.ipynb #41e23a27
+def recorded_names(
+    executed: str | Path,  # what `execute` left
+) -> list[str]:  # names of entries, in the order of the runs
+    "The recorded runs that an executed notebook has asked for."
+    file = Path(executed).with_suffix(".runs")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return list(dict.fromkeys(lines))
+
+# %% ../../nbs/command/02_runner.ipynb #056fc3dc
+def save_picture(
+    executed: str | Path,  # what `execute` left
+) -> Path | None:  # the PNG file, of the notebook's name; None if there is no picture
+    "Write the last picture of cells tagged `picture` beside the notebook. Raises `CannotWrite`."
+    import nbformat
+
+    found = None
+    for cell in nbformat.read(executed, 4).cells:
+        if "picture" in cell.metadata.get("tags", []):
+            for output in cell.get("outputs", []):
+                found = output.get("data", {}).get("image/png", found)
+    if found is None:
+        return None
+    return write_whole(Path(executed).with_suffix(".png"), base64.b64decode(found))
 
 # %% ../../nbs/command/02_runner.ipynb #57168752
 def run_experiment(

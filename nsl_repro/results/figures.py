@@ -12,7 +12,7 @@ from .claims import paper_results
 from .intervals import mean_interval
 from .ledger import Entry, entry_name
 from .methods import MethodStyle, method_style
-from .tables import by_method, group_key, metric_values
+from .tables import by_method, group_key, is_usual, metric_values, variant_words
 
 # %% ../../nbs/results/06_figures.ipynb #5b71a534
 class _Curves(NamedTuple):
@@ -80,6 +80,12 @@ def _axes(ax: Any, figsize: tuple[float, float]) -> Any:
     return ax
 
 
+def _title(entries: list[Entry]) -> str:
+    experiment, dataset, preset, variant = group_key(entries)
+    words = "" if is_usual(experiment, variant) else variant_words(experiment, variant)
+    return ", ".join(filter(None, [f"{experiment} on {dataset}", f"preset {preset}", words]))
+
+
 def plot_curves(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     y: str = "val_accuracy",  # name of a curve
@@ -87,13 +93,11 @@ def plot_curves(
     ax: Any = None,  # matplotlib axes; default: new ones
 ) -> Any:  # the axes
     "A curve of every method: mean over seeds, with a 95 % band, as far as all of them got."
-    experiment, dataset, preset, _ = group_key(entries)
     x = x or ("val_step" if y.startswith("val_") else "step")
     ax = _axes(ax, (6.5, 3.2))
     for method, runs in by_method(entries).items():
         _draw(ax, _curves(method, runs, x, y), method_style(method))
-    title = f"{experiment} on {dataset}, preset {preset}"
-    ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=title)
+    ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=_title(entries))
     ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return ax
 
@@ -111,7 +115,7 @@ def plot_accuracy(
     ax: Any = None,  # matplotlib axes; default: new ones
 ) -> Any:  # the axes
     "Every seed of every method, with means and 95 % intervals."
-    experiment, dataset, preset, _ = group_key(entries)
+    experiment, dataset, *_ = group_key(entries)
     methods, paper = by_method(entries), _paper_values(experiment, dataset, metric)
     ax = _axes(ax, (6.5, 0.8 + 0.35 * len(methods)))
     for row, (method, runs) in enumerate(methods.items()):
@@ -125,6 +129,5 @@ def plot_accuracy(
             ax.plot(paper[method], row - 0.12, "D", mfc="none", mec=color, ms=6)
     ax.set_yticks(range(len(methods)), [method_style(m).label for m in methods], fontsize=8)
     ax.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
-    title = f"{experiment} on {dataset}, preset {preset}"
-    ax.set(xlabel=f"{metric.replace('_', ' ')}, percent", title=title)
+    ax.set(xlabel=f"{metric.replace('_', ' ')}, percent", title=_title(entries))
     return ax

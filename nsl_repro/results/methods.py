@@ -34,10 +34,22 @@ class Comparison:
     baseline: str = "cnn"  # the method all others are compared with
     matched: dict[str, str] = field(default_factory=dict)  # method -> its fair rival
     rival: str = "{baseline} of the same size"  # what the rival is called in the heading
-    variant: str = "recipe"  # the parameter that makes runs incomparable
-    usual: str = "clean"  # its default
+    variants: dict[str, str] = field(default_factory=lambda: {"recipe": "clean"})  # -> its default
+    absent: dict[str, str] = field(default_factory=dict)  # variant -> in runs that do not record it
     unit: str = "percent"  # of the metrics
     lower_is_better: bool = False  # the metrics are costs
+
+    @property
+    def variant(self) -> str:
+        "The first parameter that makes runs incomparable: it stands in every group's name."
+        return next(iter(self.variants))
+
+    def made_with(self, parameters: dict[str, Any]) -> dict[str, str]:
+        "The variants that a run was made with; none at all if it records none of them."
+        if all(parameters.get(name) is None for name in self.variants):
+            return {}
+        values = {name: parameters.get(name, self.absent.get(name)) for name in self.variants}
+        return {name: str(value) for name, value in values.items() if value is not None}
 
 # %% ../../nbs/results/04_methods.ipynb #4d712313
 class Methods(BaseModel):
@@ -53,6 +65,8 @@ class Methods(BaseModel):
         if len(set(labels)) < len(labels):
             raise ValueError("labels must be different for all methods")
         for experiment, c in self.comparisons.items():
+            if not c.variants or not c.absent.keys() <= c.variants.keys():
+                raise ValueError(f"{experiment} must have variants, and all of `absent` among them")
             unknown = {c.baseline, *c.matched, *c.matched.values()} - self.methods.keys()
             if unknown:
                 raise ValueError(f"{experiment} names {min(unknown)}, which is no method")

@@ -32,9 +32,9 @@ from ..data.images import to_input
 from ..data.photos import DamagedData, PhotoSet, image_damages
 from ..data.splits import SPLIT_DATASETS, Pictures, Splits, decoded, load_splits
 from ..data.splits import some_images
-from ..results.ledger import Entry, finite_curves, forget_run, new_entry
+from ..results.ledger import Entry, finished_run, finite_curves, forget_run
 from ..results.tables import comparison_table
-from ..results.ledger import recorded_run, repeatable, run_folder
+from ..results.ledger import new_entry, recorded_run, repeatable, run_folder
 from nsl_repro.training.imagenet import (
     IMAGENET_METHODS,
     IMAGENET_RECIPES,
@@ -172,14 +172,16 @@ def _recorded(
     accelerator: Accelerator,
 ) -> Entry | None:
     "`recorded_run` in the first process; the others do the same work, if there is any."
-    folder = run_folder(new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0), output)
+    asked = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
+    folder = run_folder(asked, output)
     first = accelerator.is_main_process
     with locked(folder) if first else nullcontext():
         if first and not resume:
             forget_run(folder)
-        (finished,) = broadcast_object_list([first and (folder / "entry.json").is_file()])
+        done = first and resume and finished_run(asked, output) is not None
+        (finished,) = broadcast_object_list([done])
         if first:
-            return recorded_run(work, output, True, **identity)
+            return recorded_run(work, output, resume, **identity)
     if not finished:
         with repeatable():
             work(None)

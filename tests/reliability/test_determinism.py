@@ -117,9 +117,8 @@ def test_an_operator_that_is_not_deterministic_is_recorded(tmp_path):
 
     entry = recorded_run(work, tmp_path, **IDENTITY)
     assert entry.nondeterministic == ["put_"]
-    assert json.loads(next(tmp_path.glob("results/*.json")).read_text())["nondeterministic"] == [
-        "put_"
-    ]
+    (file,) = tmp_path.glob("runs/*/entry.json")
+    assert json.loads(file.read_text())["nondeterministic"] == ["put_"]
     assert (
         recorded_run(work, tmp_path / "fast", deterministic=False, **IDENTITY).nondeterministic
         == []

@@ -143,7 +143,9 @@ def through_papermill(out: Path):
     notebook.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
 
     def turn():
-        run_experiment(notebook, dict(seed=turn.seed), out / "data").unlink()
+        executed = run_experiment(notebook, dict(seed=turn.seed), out / "data")
+        executed.unlink()
+        executed.with_suffix(".runs").unlink()
         turn.seed += 1
 
     turn.seed = 0

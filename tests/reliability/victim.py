@@ -237,9 +237,11 @@ def watch():
 
 
 def record(loop, root, die_at=0, on_step=None, **options):
-    "Do one of the runs; the points it passed are left in `root/points`."
+    """Do one of the runs, and publish it, which is one more file that may be cut; the points it
+    passed are left in `root/points`."""
     global deadly
     deadly = die_at
+    os.environ["NSL_PUBLISH"] = "1"
     watch()
     identity = dict(
         experiment="victim",
