@@ -897,10 +897,12 @@ def _plain(state: dict, groups: list[dict], lr: float) -> dict:
         values[i] = value | dict(step=value["step"].cpu()) if "step" in value else value
     return dict(state=values, param_groups=[group | dict(lr=lr) for group in groups])
 
-# %% ../../nbs/training/03_loop.ipynb #71ea30c3
+# %% ../../nbs/training/03_loop.ipynb #aea926e3
 @dataclass(kw_only=True, eq=False)
 class _Repeated(_Settled):
     "Steps that are functions of their draws alone."
+
+    at_once: int = 512  # steps that are drawn together
 
     def repeat(
         self,
@@ -915,10 +917,8 @@ class _Repeated(_Settled):
         def with_rates(first: int, last: int) -> tuple[Tensor, ...]:
             return *draw(first, last), torch.tensor([*map(rate, range(first, last))], dtype=dtype)
 
-        tables, recorder = (
-            _Tables(with_rates, self.steps, device),
-            _recorder(self.accelerator, device),
-        )
+        tables = _Tables(with_rates, self.steps, device, self.at_once)
+        recorder = _recorder(self.accelerator, device)
         self.rate, self.groups = rate, self.optimizer.state_dict()["param_groups"]
         for step in self:
             with self.loading():
