@@ -42,15 +42,17 @@ def network(method="cnn", **options):
     return cnn9(method, width=0.125, in_channels=1, image_size=16, **options)
 
 
-def run(recorder, build=network, steps=12, recipe=CLEAN, data=DIGITS, **options):
+def run(recorder, build=network, steps=12, recipe=CLEAN, data=DIGITS, dtype=None, **options):
     "A run by hand (recorder None) or a recorded one, drawn five steps at a time."
-    net = build()
-    net.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(net, recipe)
+    net, engine = build(), options.setdefault("accelerator", make_accelerator("cpu"))
+    net.to(engine.device, dtype, memory_format=torch.channels_last)
+    net, optimizer = engine.prepare(net, make_optimizer(net, recipe))
     options = dict(segments=3, identity={}, curves=classify._no_points(), at_once=5) | options
-    prepare = classify._preparation(data, recipe)
-    with recording(recorder), Run(net, optimizer, steps, **options) as made:
-        classify._steps(made, net, data, prepare, dict, recipe, 0, False)
+    prepare = classify._preparation(data, recipe, engine.device)
+    prepared = lambda images: prepare(images).to(dtype)
+    chosen = contextlib.nullcontext() if recorder == "graph" else recording(recorder)
+    with chosen, Run(net, optimizer, steps, **options) as made:
+        classify._steps(made, net, data.to(engine.device), prepared, dict, recipe, 0, False)
     assert (made.recorded is None) == (recorder is None)
     return made
 
@@ -71,6 +73,12 @@ def same(first, second):
 def test_replayed_is_by_hand(method):
     build = lambda: network(method)
     same(run(None, build), run(played, build))
+
+
+def test_in_half_and_double_precision():
+    half = dict(accelerator=make_accelerator("cpu", "bfloat16"))
+    for options in (half, dict(dtype=torch.float64)):
+        same(run(None, **options), run(played, **options))
 
 
 @pytest.mark.parametrize("build", [network, lambda: network("static_dns", shape=GATES)])

@@ -339,11 +339,8 @@ class _Buffers:
 
 # %% ../../nbs/training/03_loop.ipynb #882812b2
 @checked
-class FiniteSteps(_Buffers):
-    """Refuses a step whose loss or gradients are not finite; `model` is then as it was before it.
-
-    'raise': `NonFinite`. 'record': warn, set `diverged` to the 1-based step and return False; the
-    caller stops. 'skip': count it in `skipped` and return False."""
+class _Refusal(_Buffers):
+    "What is done about a step that is not finite."
 
     def __init__(
         self,
@@ -359,6 +356,30 @@ class FiniteSteps(_Buffers):
         self.on_nonfinite, self.accelerator, self.unit = on_nonfinite, accelerator, unit
         self.skipped = 0
         self.diverged: int | None = None
+
+    def refuse(
+        self,
+        where: str,  # what is not finite, in words
+        step: int,  # from 0
+        rows: Iterable,  # what the batch consists of
+    ) -> bool:  # False, unless it raises
+        "Go back to before the step; raise, or warn and set `diverged`."
+        self.restore()
+        found = NonFinite(step + 1, where, _listed(rows), self.unit)
+        if self.on_nonfinite == "raise":
+            raise found
+        self.diverged = step + 1
+        if self.accelerator is None or self.accelerator.is_main_process:
+            warnings.warn(str(found), stacklevel=_outside())
+        return False
+
+# %% ../../nbs/training/03_loop.ipynb #a40310ca
+@checked
+class FiniteSteps(_Refusal):
+    """Refuses a step whose loss or gradients are not finite; `model` is then as it was before it.
+
+    'raise': `NonFinite`. 'record': warn, set `diverged` to the 1-based step and return False; the
+    caller stops. 'skip': count it in `skipped` and return False."""
 
     def allow(
         self,
@@ -378,22 +399,6 @@ class FiniteSteps(_Buffers):
             return False
         where = _place(self.model, forward, loss, bool(in_loss), self.accelerator)
         return self.refuse(where, step, rows)
-
-    def refuse(
-        self,
-        where: str,  # what is not finite, in words
-        step: int,  # from 0
-        rows: Iterable,  # as for `allow`
-    ) -> bool:  # False, unless it raises
-        "Go back to before the step; raise, or warn and set `diverged`."
-        self.restore()
-        found = NonFinite(step + 1, where, _listed(rows), self.unit)
-        if self.on_nonfinite == "raise":
-            raise found
-        self.diverged = step + 1
-        if self.accelerator is None or self.accelerator.is_main_process:
-            warnings.warn(str(found), stacklevel=_outside())
-        return False
 
 # %% ../../nbs/training/03_loop.ipynb #9032950b
 @dataclass
