@@ -276,3 +276,23 @@ def test_an_expanded_tensor_can_be_pinned(monkeypatch):
     monkeypatch.undo()
     splits = load_splits("digits", train_images=20, validation_images=10, test_images=10)
     assert splits.mean.stride() == splits.std.stride() == (1,)
+
+
+def test_what_a_gpu_leaves_in_checkpoint_and_metrics(monkeypatch, tmp_path):
+    "Its random numbers, and how its convolutions round."
+    state, given = torch.tensor([7], dtype=torch.uint8), []
+    monkeypatch.setattr(loop.Continued, "gpu", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *values: given.append(values))
+
+    def kill(done):
+        if done == 7:
+            raise Killed
+
+    for recorder in (None, played):
+        path = tmp_path / f"{recorder is None}.pt"
+        with pytest.raises(Killed):
+            run(recorder, checkpoint=path, on_step=kill)
+        assert loop.load_checkpoint(path)["random_gpu"].equal(state)
+        assert run(recorder, checkpoint=path).result().metrics["tf32"] == 1
+    assert given == [(state, torch.device("cuda", 0))] * 2

@@ -53,6 +53,15 @@ def batch_indices(
     return _epoch_order(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].clone()
 
 # %% ../../nbs/data/01_draws.ipynb #ace3dd56
+def _check_table(batch_size: int, first: int, last: int) -> None:
+    if not 0 <= first < last:
+        raise ValueError(f"first must be from 0 to below last, got {first} and {last}.")
+    most, steps = 2**24, last - first
+    if not 0 < batch_size <= most // steps:
+        wanted = f"between 1 and {most // steps}, for {steps} steps from first to last"
+        raise ValueError(f"batch_size must be {wanted}, got {batch_size}.")
+
+
 @checked
 def batch_table(
     n: int,  # images in the training set
@@ -63,8 +72,7 @@ def batch_table(
 ) -> Tensor:  # (last - first, batch_size) int32 on the CPU
     "`batch_indices` of the steps from `first` on, a row for each."
     _check_batch(n, batch_size)
-    if not 0 <= first < last:
-        raise ValueError(f"first must be from 0 to below last, got {first} and {last}.")
+    _check_table(batch_size, first, last)
     per_epoch = n // batch_size
     start = first // per_epoch
     epochs = range(start, (last - 1) // per_epoch + 1)

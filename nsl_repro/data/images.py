@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.checks import checked, described
 from ..base.files import data_root
-from .draws import generator_for, stratified_indices
+from .draws import _check_table, generator_for, stratified_indices
 from .sources import SOURCES, DataNotFound, check_files, fetch_data
 
 # %% ../../nbs/data/03_images.ipynb #9e60d67a
@@ -244,11 +244,9 @@ def crop_table(
     flip: bool = True,  # flip half of the images
 ) -> Tensor:  # (last - first, 3, batch_size) uint8, or int32 for a wide border; on the CPU
     "What `augment` draws in these steps: top, left and whether to mirror, of each image."
-    if batch_size < 1 or pad < 0:
-        given = f"{batch_size} and {pad}"
-        raise ValueError(f"batch_size must be at least 1 and pad at least 0, got {given}.")
-    if not 0 <= first < last:
-        raise ValueError(f"first must be from 0 to below last, got {first} and {last}.")
+    _check_table(batch_size, first, last)
+    if not 0 <= pad <= 2**16:
+        raise ValueError(f"pad must be between 0 and {2**16}, got {pad}.")
     rows = [_draw(batch_size, seed, step, pad, flip) for step in range(first, last)]
     return torch.stack(rows).to(torch.uint8 if pad < 128 else torch.int32)
 
@@ -259,8 +257,13 @@ def augment_by(
     row: Integer[Tensor, "3 B"],  # of `crop_table`, on the images' device
     pad: int = 4,  # as in the table
 ) -> Tensor:  # (B, C, H, W) uint8
-    "`augment`, with numbers that are drawn already; nothing waits for the device."
+    """`augment`, with numbers that are drawn already. Nothing waits for a GPU.
+
+    Raises `ValueError` for a wrong pad, or (CPU only) offsets beyond the border."""
     _check_pad(images, pad)
+    if row.device.type == "cpu" and ((row[:2] < 0) | (row[:2] > 2 * pad)).any():
+        wanted = f"offsets from 0 to 2 * pad = {2 * pad}"
+        raise ValueError(f"row must hold {wanted}, got {row[:2].min()} to {row[:2].max()}.")
     top, left, flips = row.long()
     return _crop_and_flip(images, top, left, flips.bool(), pad)
 

@@ -453,6 +453,14 @@ class Continued(History):
             _check_identity(state, self.identity, self.checkpoint)
             self._restore(state)
 
+    @property
+    def gpu(self) -> torch.device | None:  # where it trains, if it is one
+        device = self.accelerator.device if self.accelerator else torch.device("cpu")
+        return device if device.type == "cuda" else None
+
+    def _optimizer_state(self) -> dict:
+        return self.optimizer.state_dict()
+
     def _restore(self, state: dict) -> None:
         names = [f.name for f in fields(History)]
         if missing := [name for name in names if name not in state]:
@@ -461,8 +469,8 @@ class Continued(History):
             part.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
-        if self._on_gpu() and "random_gpu" in state:
-            torch.cuda.set_rng_state(state["random_gpu"], self.accelerator.device)
+        if self.gpu and "random_gpu" in state:
+            torch.cuda.set_rng_state(state["random_gpu"], self.gpu)
         vars(self).update({name: state[name] for name in names})
 
     def save(self) -> None:
@@ -472,15 +480,9 @@ class Continued(History):
         state = {f.name: getattr(self, f.name) for f in fields(History)}
         state |= {name: part.state_dict() for name, part in self.parts.items()}
         state |= dict(optimizer=self._optimizer_state(), random=torch.get_rng_state())
-        if self._on_gpu():
-            state["random_gpu"] = torch.cuda.get_rng_state(self.accelerator.device)
+        if self.gpu:
+            state["random_gpu"] = torch.cuda.get_rng_state(self.gpu)
         save_checkpoint(state | dict(identity=self.identity), self.checkpoint)
-
-    def _optimizer_state(self) -> dict:
-        return self.optimizer.state_dict()
-
-    def _on_gpu(self) -> bool:
-        return self.accelerator is not None and self.accelerator.device.type == "cuda"
 
 # %% ../../nbs/training/03_loop.ipynb #ec305787
 @dataclass(kw_only=True, eq=False)
@@ -747,7 +749,7 @@ def _recorder(accelerator: Accelerator | None, device: torch.device) -> _Recorde
         return _chosen[-1]
     return _cuda_graph if device.type == "cuda" else None
 
-# %% ../../nbs/training/03_loop.ipynb #c8f42555
+# %% ../../nbs/training/03_loop.ipynb #86603cbe
 def _all_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:  # 0-dim Boolean on the device
     "The guard's rule, as a tensor."
     norm = torch.nn.utils.get_total_norm(gradients, math.inf)
@@ -758,7 +760,8 @@ class _Counts:
     "What the device counts in a segment."
 
     def __init__(self, skip: bool, device: torch.device):
-        self.skip, self.sums = skip, None
+        self.skip = skip
+        self.sums: Tensor | None = None  # of what each step reports
         self.counts = torch.zeros(3, dtype=torch.long, device=device)
 
     def begin(self) -> None:
@@ -970,10 +973,8 @@ class Run(_Repeated):
             found["loader_share"] = self.loader_s / self.steps_s
         if self.diverged is not None:
             found["diverged_step"] = self.diverged
-        if self._on_gpu():
-            found |= dict(
-                tf32=float(torch.backends.cudnn.allow_tf32), recorded=float(self.recorded)
-            )
+        if self.gpu:
+            found["tf32"] = float(torch.backends.cudnn.allow_tf32)
         if self.on_nonfinite == "skip":
             found["skipped_steps"] = self.skipped
         wall_s = self.wall_s + time.perf_counter() - self.ended
