@@ -432,6 +432,19 @@ class History:
         "The last point of each of these curves that has one."
         return {name: self.curves[name][-1] for name in names if self.curves.get(name)}
 
+# %% ../../nbs/training/03_loop.ipynb #3fa32026
+def _random(gpu: torch.device | None) -> dict[str, Tensor]:
+    "Where torch's random numbers are, for a checkpoint."
+    state = dict(random=torch.get_rng_state())
+    return state | dict(random_gpu=torch.cuda.get_rng_state(gpu)) if gpu else state
+
+
+def _set_random(state: dict, gpu: torch.device | None) -> None:
+    "Go on with the random numbers of a checkpoint, which may come from another device."
+    torch.set_rng_state(state["random"])
+    if gpu and "random_gpu" in state:
+        torch.cuda.set_rng_state(state["random_gpu"], gpu)
+
 # %% ../../nbs/training/03_loop.ipynb #863e6641
 @dataclass(kw_only=True, eq=False)
 class Continued(History):
@@ -468,9 +481,7 @@ class Continued(History):
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if self.gpu and "random_gpu" in state:
-            torch.cuda.set_rng_state(state["random_gpu"], self.gpu)
+        _set_random(state, self.gpu)
         vars(self).update({name: state[name] for name in names})
 
     def save(self) -> None:
@@ -479,9 +490,7 @@ class Continued(History):
             return
         state = {f.name: getattr(self, f.name) for f in fields(History)}
         state |= {name: part.state_dict() for name, part in self.parts.items()}
-        state |= dict(optimizer=self._optimizer_state(), random=torch.get_rng_state())
-        if self.gpu:
-            state["random_gpu"] = torch.cuda.get_rng_state(self.gpu)
+        state |= dict(optimizer=self._optimizer_state()) | _random(self.gpu)
         save_checkpoint(state | dict(identity=self.identity), self.checkpoint)
 
 # %% ../../nbs/training/03_loop.ipynb #ec305787
