@@ -256,6 +256,7 @@ GOOD = {
     "limit": (pictures.limit, dict(dataset=image_set(), n=2, seed=0)),
     "load_dataset": (pictures.load_dataset, dict(name="digits", root=None, download=False)),
     "batch_indices": (draws.batch_indices, dict(n=100, batch_size=10, seed=0, step=12)),
+    "batch_table": (draws.batch_table, dict(n=100, batch_size=10, seed=0, first=12, last=14)),
     "crop_and_flip": (
         pictures.crop_and_flip,
         dict(
@@ -268,6 +269,11 @@ GOOD = {
     ),
     "to_device": (pictures.to_device, dict(tensor=x, device="cpu")),
     "augment": (pictures.augment, dict(images=bytes_, seed=0, step=3, pad=2, flip=True)),
+    "crop_table": (
+        pictures.crop_table,
+        dict(batch_size=6, seed=0, first=2, last=4, pad=2, flip=True),
+    ),
+    "augment_by": (pictures.augment_by, dict(images=bytes_, row=torch.ones(3, 6).long(), pad=2)),
     "channel_statistics": (pictures.channel_statistics, dict(images=bytes_)),
     "to_input": (
         pictures.to_input,
@@ -327,7 +333,7 @@ GOOD = {
     ),
     "make_accelerator": (
         loop.make_accelerator,
-        dict(device="cpu", precision="float32", tracker="none"),
+        dict(device="cpu", precision="float32", tracker="none", tf32=True),
     ),
     "nearest": (
         retrieval.nearest,
@@ -528,6 +534,7 @@ NOT_HERE = {
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
     "image_damages": FILES,
+    "recording": CALLS,
     "method": "a decorator of the notebook's own functions",
     "Playground": "takes no arguments",
     "Quadruplets": CONTAINER,
