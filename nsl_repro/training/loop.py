@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'newest_checkpoint', 'NonFinite', 'FiniteSteps',
-           'TrainResult', 'History', 'Continued', 'Watched', 'Segmented', 'recording', 'Run']
+           'TrainResult', 'History', 'Continued', 'Watched', 'OutOfTime', 'Segmented', 'recording', 'Run']
 
 # %% ../../nbs/training/03_loop.ipynb #4ee77a3b
 import hashlib
@@ -513,6 +513,17 @@ class Watched(Continued):
     def __exit__(self, *error: Any) -> None:
         self.opened.close()
 
+# %% ../../nbs/training/03_loop.ipynb #0cbe4f47
+class OutOfTime(RuntimeError):
+    "Training cannot end before `$NSL_DEADLINE`, in seconds as `time.time` counts them."
+
+
+def _check_time(needed: float) -> None:  # seconds
+    "Raise `OutOfTime` if there is a deadline that is sooner."
+    left = float(os.environ.get("NSL_DEADLINE") or math.inf) - time.time()
+    if needed > left:
+        raise OutOfTime(f"{needed:.0f} s more are needed, {max(0, left):.0f} s are left.")
+
 # %% ../../nbs/training/03_loop.ipynb #a7d888a4
 @dataclass(kw_only=True, eq=False)
 class Segmented(Watched):
@@ -541,6 +552,8 @@ class Segmented(Watched):
                     raise RuntimeError(f"step must be called once per turn, got none in {step}.")
             self.wall_s += time.perf_counter() - self.began
             self.save()
+            if len(self.timings) > 1 and self.diverged is None:
+                _check_time((self.steps - self.done) * self.step_ms / 1000)
         self.ended = time.perf_counter()
 
     @property
