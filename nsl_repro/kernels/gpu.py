@@ -6,6 +6,8 @@
 __all__ = ['why_not_here', 'triton_forward', 'triton_backward']
 
 # %% ../../nbs/kernels/03_gpu.ipynb #dce69f8e
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,39 +16,96 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-# %% ../../nbs/kernels/03_gpu.ipynb #57e9b0d2
+# %% ../../nbs/kernels/03_gpu.ipynb #a9369203
 @triton.jit
-def _load(p, r, rows, c, columns, C):
-    "Rows r and columns c of a matrix of C columns; `rows`, `columns`: which of them are inside."
-    mask = rows[:, None] & columns[None, :]
-    return tl.load(p + r[:, None] * C + c[None, :], mask=mask, other=0.0)
+def _rows(p, r, inside, c, C, EVEN: tl.constexpr):
+    "Rows r and columns c of a matrix of C columns; `inside`: which rows exist."
+    at = p + r.to(tl.int64)[:, None] * C + c[None, :]
+    if EVEN:
+        return tl.load(at, mask=inside[:, None], other=0.0)
+    return tl.load(at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
 
 
 @triton.jit
-def _store(p, r, rows, c, columns, C, values):
+def _store(p, r, inside, c, C, values):
     "And back."
-    tl.store(p + r[:, None] * C + c[None, :], values, mask=rows[:, None] & columns[None, :])
+    at = p + r.to(tl.int64)[:, None] * C + c[None, :]
+    tl.store(at, values, mask=inside[:, None] & (c < C)[None, :])
 
 
+_INTERPRETED = isinstance(_rows, InterpretedFunction)  # TRITON_INTERPRET=1 in the environment
+
+# %% ../../nbs/kernels/03_gpu.ipynb #1ec259af
 @triton.jit
-def _entry(M, n, N, e, ENTRIES: tl.constexpr, ACC: tl.constexpr):
-    "Entry e of the similarities at locations n: (P, 1)."
-    m = tl.load(M + n.to(tl.int64) * ENTRIES + e, mask=n < N, other=0.0)
-    return m.to(ACC)[:, None]
+def _turn_kernel(a, out, R, S, P: tl.constexpr):
+    "out[b, s, r] = a[b, r, s]."
+    r, s = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * P + tl.arange(0, P)
+    b = tl.program_id(2).to(tl.int64) * R * S
+    tile = _rows(a + b, r, r < R, s, S, False)
+    _store(out + b, s, s < S, r, R, tl.trans(tile))
 
-# %% ../../nbs/kernels/03_gpu.ipynb #d5d2d46b
+
+def _turned(a: Tensor) -> Tensor:
+    "(B, R, S) -> (B, S, R), contiguous both."
+    (B, R, S), P = a.shape, 64
+    out = a.new_empty(B, S, R)
+    if out.numel():
+        _turn_kernel[triton.cdiv(R, P), triton.cdiv(S, P), B](a, out, R, S, P=P)
+    return out
+
+# %% ../../nbs/kernels/03_gpu.ipynb #903a9a1f
+def _last(t: Tensor) -> Tensor:
+    "(B, C, H, W) or (B, K, K, H, W) with channels last, contiguous."
+    return t.movedim((-2, -1), (1, 2)).contiguous()
+
+
+def _first(t: Tensor) -> Tensor:
+    "And back, as a view."
+    return t.movedim((1, 2), (-2, -1))
+
+
+def _planes(M: Tensor) -> Tensor:
+    "The similarity in planes; turned if it lies channels last, copied if it lies otherwise."
+    last = M.movedim((-2, -1), (1, 2))
+    if M.is_contiguous() or not last.is_contiguous():
+        return M.contiguous()
+    B, L = len(M), M.shape[-2:].numel()
+    return _turned(last.reshape(B, L, M.shape[1:-2].numel())).view(M.shape)
+
+
+def _as_it_lies(planes: Tensor, M: Tensor) -> Tensor:
+    "Planes again as M lies: contiguous, or channels last."
+    if M.is_contiguous():
+        return planes
+    B, L, E = len(M), M.shape[-2:].numel(), M.shape[1:-2].numel()
+    return _first(_turned(planes.reshape(B, E, L)).view(B, *M.shape[-2:], *M.shape[1:-2]))
+
+# %% ../../nbs/kernels/03_gpu.ipynb #5ff1f802
 @triton.jit
-def _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW: tl.constexpr):
-    "What tap k sees from locations n: (P, channels c)."
-    i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
-    h, w = i * sh - top + k // KW * dh, j * sw - left + k % KW * dw
-    inside = (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    return _load(x, ((b * H + h) * W + w).to(tl.int64), inside, c, c < C, C)
+def _tap(i, j, k, H, W, sh, sw, top, left, dh, dw, KW: tl.constexpr, BACK: tl.constexpr):
+    "Where tap k looks from rows i and columns j: the place in the plane, and whether it exists."
+    if BACK:
+        h, w = i + top - k // KW * dh, j + left - k % KW * dw
+        inside = (h >= 0) & (w >= 0) & (h % sh == 0) & (w % sw == 0)
+        h, w = h // sh, w // sw
+    else:
+        h, w = i * sh - top + k // KW * dh, j * sw - left + k % KW * dw
+        inside = (h >= 0) & (w >= 0)
+    return h * W + w, inside & (h < H) & (w < W)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #259c0362
+@triton.jit
+def _weights(weight, k, c, f, C, F, K: tl.constexpr, BACK: tl.constexpr, EVEN: tl.constexpr):
+    "W_k, (c, f), from (F, K, C) in memory; BACK: from (C, K, F)."
+    if BACK:
+        at = weight + (c * K + k)[:, None] * F + f[None, :]
+    else:
+        at = weight + (f * K + k)[None, :] * C + c[:, None]
+    if EVEN:
+        return tl.load(at)
+    return tl.load(at, mask=(c < C)[:, None] & (f < F)[None, :], other=0.0)
 
 
-_INTERPRETED = isinstance(_tap, InterpretedFunction)  # TRITON_INTERPRET=1 in the environment
-
-# %% ../../nbs/kernels/03_gpu.ipynb #f7cee8e5
 @triton.jit
 def _dot(a, b, total, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     "total + a b."
@@ -55,7 +114,7 @@ def _dot(a, b, total, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.cons
         return tl.dot(a.to(ACC), b.to(ACC), total, out_dtype=ACC)
     return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=ACC)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #e4469940
+# %% ../../nbs/kernels/03_gpu.ipynb #c2029764
 _TYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -68,184 +127,328 @@ class _Problem(NamedTuple):
     "Tensors, and the arguments that all kernels share."
 
     x: Tensor  # (B, H, W, C)
-    w: Tensor  # (K, C, F), in four dimensions
-    M: Tensor  # (B, Ho, Wo, K) or (B, Ho, Wo, K, K)
-    geometry: tuple[int, ...]  # H, W, Ho, Wo, sh, sw, top, left, dh, dw
+    w: Tensor  # (F, kh, kw, C)
+    M: Tensor  # (B, K, Ho, Wo) or (B, K, K, Ho, Wo), in planes
+    geometry: tuple[int, ...]  # sh, sw, top, left, dh, dw
     constants: dict[str, Any]
+    kind: str  # 'DNS' or 'UNS'
     sum_dtype: torch.dtype
-
-
-def _last(t: Tensor) -> Tensor:
-    "(B, C, H, W) or (B, K, K, H, W) with channels last, contiguous."
-    return t.movedim((-2, -1), (1, 2)).contiguous()
-
-
-def _first(t: Tensor) -> Tensor:
-    "And back, as a view."
-    return t.movedim((1, 2), (-2, -1))
 
 
 def _block(size: int, least: int, most: int) -> int:
     "The width of a tile: a power of two."
     return min(max(triton.next_power_of_2(size), least), most)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #a7ef6edb
+# %% ../../nbs/kernels/03_gpu.ipynb #6d55e466
 def _problem(
     x: Tensor, weight: Tensor, M: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> _Problem:
     "Everything that the kernels share, from the arguments of `triton_forward`."
-    (n_filters, C, kh, kw), (left, _, top, _) = weight.shape, padding
     double = torch.float64 in (x.dtype, weight.dtype, M.dtype)
     tf32 = torch.backends.cudnn.allow_tf32 and not double
-    x, M, w = _last(x), _last(M), weight.permute(2, 3, 1, 0).contiguous()
     constants = dict(
-        C=C,
-        F=n_filters,
-        K=kh * kw,
-        KW=kw,
-        FULL=M.ndim == 5,
-        BC=_block(C, 16, 32),
-        BF=_block(n_filters, 16, 64),
+        K=weight.shape[2:].numel(),
+        KW=weight.shape[3],
         DTYPE=_TYPES[weight.dtype],
         ACC=tl.float64 if double else tl.float32,
         PRECISION="interpreted" if _INTERPRETED else "tf32" if tf32 else "ieee",
     )
-    geometry = (*x.shape[1:3], *M.shape[1:3], *stride, top, left, *dilation)
-    return _Problem(x, w, M, geometry, constants, torch.float64 if double else torch.float32)
+    return _Problem(
+        _last(x),
+        weight.permute(0, 2, 3, 1).contiguous(),
+        _planes(M),
+        (*stride, padding[2], padding[0], *dilation),
+        constants,
+        "DNS" if M.ndim == 4 else "UNS",
+        torch.float64 if double else torch.float32,
+    )
 
-# %% ../../nbs/kernels/03_gpu.ipynb #0b901797
+# %% ../../nbs/kernels/03_gpu.ipynb #fd240681
+class _Tiles(NamedTuple):
+    "How a kernel cuts its work."
+
+    P: int  # locations or pixels of a program
+    BC: int  # channels at a time: those summed over, or the image's in a gradient
+    BF: int  # filters at a time
+    T: int  # taps whose results are held, at most
+    warps: int
+    stages: int  # of the pipeline of loads
+
+
+_TILES = {  # (kernel, kind) -> tiles by the least number of channels
+    ("product", "DNS"): {1: _Tiles(64, 32, 64, 1, 4, 3)},
+    ("product", "UNS"): {1: _Tiles(64, 16, 64, 9, 4, 1)},
+    ("similarity", "DNS"): {1: _Tiles(64, 32, 64, 3, 4, 1)},
+    ("similarity", "UNS"): {1: _Tiles(64, 16, 32, 9, 4, 1)},
+    ("weight", "DNS"): {1: _Tiles(32, 32, 32, 3, 2, 1), 64: _Tiles(32, 64, 64, 3, 4, 1)},
+    ("weight", "UNS"): {1: _Tiles(32, 16, 32, 9, 4, 1), 64: _Tiles(32, 64, 64, 3, 4, 1)},
+}
+_EXACT = _Tiles(32, 16, 32, 5, 4, 1)  # products by ordinary arithmetic
+
+
+def _tiles(kernel: str, p: _Problem, C: int, n_filters: int) -> _Tiles:
+    "The tiles for this problem."
+    K, least = p.constants["K"], min(C, n_filters) if p.constants["K"] <= 9 else 1
+    table = _TILES[kernel, p.kind]
+    tiles = table[max(n for n in table if n <= least)]
+    if p.constants["PRECISION"] == "ieee" or p.sum_dtype == torch.float64:
+        tiles = _EXACT
+    T = max(t for t in range(1, min(tiles.T, K) + 1) if K % t == 0)
+    BC, BF = _block(C, 16, tiles.BC), _block(n_filters, 16, tiles.BF)
+    return tiles._replace(BC=BC, BF=BF, T=T)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #2fb9f1f6
+def _launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    p: _Problem,
+    tiles: _Tiles,
+    tensors: Sequence[Tensor],
+    C: int,
+    n_filters: int,
+    *sizes: int,  # rows, then both planes
+    **constants: Any,
+) -> None:
+    "Run a kernel."
+    tile = dict(P=tiles.P, BC=tiles.BC, BF=tiles.BF, T=tiles.T)
+    even = C % tiles.BC == 0 and n_filters % tiles.BF == 0
+    kernel[grid](
+        *tensors,
+        *sizes,
+        *p.geometry,
+        **p.constants,
+        **constants,
+        **tile,
+        C=C,
+        F=n_filters,
+        EVEN=even,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+
+# %% ../../nbs/kernels/03_gpu.ipynb #9d6cc372
 @triton.jit
-def _forward_kernel(
-    x, weight, M, y,
-    N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr,
-    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
-    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+def _scaled_product(
+    a, weight, M, out,
+    R, Hr, Wr, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, BACK: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * P + tl.arange(0, P)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    r, f = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * BF + tl.arange(0, BF)
+    i, j, b = r // Wr % Hr, r % Wr, r // (Hr * Wr)
+    L = H * W if BACK else Hr * Wr  # locations of an image
+    Ms = M + b.to(tl.int64) * (K * L)
     total = tl.zeros((P, BF), ACC)
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
-        taps = ()
-        if FULL:
-            for j in tl.static_range(K):
-                tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
-                taps = taps + (tap.to(ACC),)
         for k in range(K):
-            if FULL:  # q_k = sum_j M_kj x_j
-                q = tl.zeros((P, BC), ACC)
-                for j in tl.static_range(K):
-                    q += _entry(M, n, N, k * K + j, K * K, ACC) * taps[j]
-            else:  # q_k = m_k x_k
-                tap = _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
-                q = _entry(M, n, N, k, K, ACC) * tap.to(ACC)
-            w = _load(weight, k * C + c, c < C, f, f < F, F)
+            seen, inside = _tap(i, j, k, H, W, sh, sw, top, left, dh, dw, KW, BACK)
+            inside = inside & (r < R)
+            tap = _rows(a, b * (H * W) + seen, inside, c, C, EVEN).to(ACC)
+            m = tl.load(Ms + (seen if BACK else r % L) + k * L, mask=inside, other=0.0)
+            q = m.to(ACC)[:, None] * tap  # q_k = m_k x_k
+            w = _weights(weight, k, c, f, C, F, K, BACK, EVEN)
             total = _dot(q, w, total, DTYPE, ACC, PRECISION)  # y += W_k q_k
-    _store(y, n.to(tl.int64), n < N, f, f < F, F, total)
+    _store(out, r, r < R, f, F, total)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #4f5585cc
+# %% ../../nbs/kernels/03_gpu.ipynb #509f1c49
 @triton.jit
-def _tap_gradient(
-    weight, g, n, N, k, c,
-    C: tl.constexpr, F: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
-    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+def _tap_gradients(
+    weight, g, n, N, k0, c,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, DTYPE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    "The gradient of q_k at locations n: W_k^T g, (P, channels c)."
-    total = tl.zeros((P, BC), ACC)
+    "The gradients of q_k at locations n, for T taps from k0 on: tiles (P, channels c)."
+    gq = ()
+    for t in tl.static_range(T):
+        gq = gq + (tl.zeros((P, BC), ACC),)
     for f0 in range(0, F, BF):
         f = f0 + tl.arange(0, BF)
-        w = tl.load(  # transposed: (filters, channels)
-            weight + (k * C + c)[None, :] * F + f[:, None],
-            mask=(c < C)[None, :] & (f < F)[:, None],
-            other=0.0,
-        )
-        gs = _load(g, n.to(tl.int64), n < N, f, f < F, F)
-        total = _dot(gs, w, total, DTYPE, ACC, PRECISION)
-    return total
+        gs = _rows(g, n, n < N, f, F, EVEN)
+        more = ()
+        for t in tl.static_range(T):
+            w = _weights(weight, k0 + t, f, c, F, C, K, True, EVEN)
+            more = more + (_dot(gs, w, gq[t], DTYPE, ACC, PRECISION),)  # W_k^T g
+        gq = more
+    return gq
 
-# %% ../../nbs/kernels/03_gpu.ipynb #229a5899
+# %% ../../nbs/kernels/03_gpu.ipynb #ad0442b8
 @triton.jit
-def _backward_kernel(
-    x, weight, M, g, gM, spread,
-    N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr,
-    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
-    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+def _scaled_similarity(
+    x, weight, g, gM,
+    N, Ho, Wo, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0) * P + tl.arange(0, P)
-    ENTRIES: tl.constexpr = K * K if FULL else K
+    n, k0 = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * T
+    i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
+    L = Ho * Wo
+    gMs = gM + b.to(tl.int64) * (K * L) + n % L
+    dots = ()
+    for t in tl.static_range(T):
+        dots = dots + (tl.zeros((P,), ACC),)
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
-        gq = ()
-        for k in tl.static_range(K):
-            total = _tap_gradient(weight, g, n, N, k, c, C, F, P, BC, BF, DTYPE, ACC, PRECISION)
-            gq = gq + (total,)
-        for j in tl.static_range(K):
-            tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW).to(ACC)
-            gx = tl.zeros((P, BC), ACC)
-            for k in tl.static_range(K):
-                if FULL or k == j:
-                    e = k * K + j if FULL else k
-                    at = gM + n.to(tl.int64) * ENTRIES + e
-                    dot = tl.sum(gq[k] * tap, 1)  # gM_kj = <gq_k, x_j>
-                    if c0 > 0:
-                        dot += tl.load(at, mask=n < N, other=0.0)
-                    tl.store(at, dot, mask=n < N)
-                    gx += _entry(M, n, N, e, ENTRIES, ACC) * gq[k]  # gx_j += M_kj gq_k
-            _store(spread, n.to(tl.int64) * K + j, n < N, c, c < C, C, gx)
+        gq = _tap_gradients(
+            weight, g, n, N, k0, c, C, F, K, DTYPE, ACC, PRECISION, EVEN, P, BC, BF, T
+        )
+        more = ()
+        for t in tl.static_range(T):
+            seen, inside = _tap(i, j, k0 + t, H, W, sh, sw, top, left, dh, dw, KW, False)
+            tap = _rows(x, b * (H * W) + seen, inside & (n < N), c, C, EVEN).to(ACC)
+            more = more + (dots[t] + tl.sum(gq[t] * tap, 1),)  # gm_k = <gq_k, x_k>
+        dots = more
+    for t in tl.static_range(T):
+        tl.store(gMs + (k0 + t) * L, dots[t], mask=n < N)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #2e2ff049
+# %% ../../nbs/kernels/03_gpu.ipynb #21b10676
 @triton.jit
-def _gather_kernel(
-    spread, gx,
-    pixels, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-    C: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
-    P: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    r = tl.program_id(0) * P + tl.arange(0, P)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    h, w, b = r // W % H, r % W, r // (H * W)
-    total = tl.zeros((P, BC), ACC)
-    for k in range(K):
-        i, j = h + top - k // KW * dh, w + left - k % KW * dw  # times the stride
-        seen = (r < pixels) & (i >= 0) & (j >= 0) & (i % sh == 0) & (j % sw == 0)
-        seen = seen & (i // sh < Ho) & (j // sw < Wo)
-        n = (b * Ho + i // sh) * Wo + j // sw
-        total += _load(spread, n.to(tl.int64) * K + k, seen, c, c < C, C)
-    _store(gx, r.to(tl.int64), r < pixels, c, c < C, C, total)
-
-# %% ../../nbs/kernels/03_gpu.ipynb #0586acc5
-@triton.jit
-def _weight_kernel(
+def _scaled_weight(
     x, M, g, partial,
-    N, H, W, Ho, Wo, sh, sw, top, left, dh, dw,
-    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, FULL: tl.constexpr,
-    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, SPLIT: tl.constexpr,
-    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    N, Ho, Wo, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr, SPLIT,
 ):  # fmt: skip
-    k = tl.program_id(0) % K
-    c = tl.program_id(0) // K * BC + tl.arange(0, BC)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    part = tl.program_id(2)
-    total = tl.zeros((BC, BF), ACC)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    f = tl.program_id(1) % tl.cdiv(F, BF) * BF + tl.arange(0, BF)
+    k0, part = tl.program_id(1) // tl.cdiv(F, BF) * T, tl.program_id(2)
+    sums = ()
+    for t in tl.static_range(T):
+        sums = sums + (tl.zeros((BC, BF), ACC),)
     n0 = part * P
     while n0 < N:
         n = n0 + tl.arange(0, P)
-        if FULL:
-            q = tl.zeros((P, BC), ACC)
-            for j in range(K):
-                tap = _tap(x, n, N, j, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
-                q += _entry(M, n, N, k * K + j, K * K, ACC) * tap.to(ACC)
-        else:
-            tap = _tap(x, n, N, k, c, H, W, C, Ho, Wo, sh, sw, top, left, dh, dw, KW)
-            q = _entry(M, n, N, k, K, ACC) * tap.to(ACC)
-        gs = _load(g, n.to(tl.int64), n < N, f, f < F, F)
-        total = _dot(tl.trans(q), gs, total, DTYPE, ACC, PRECISION)
+        i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
+        gs = _rows(g, n, n < N, f, F, EVEN)
+        more = ()
+        for t in tl.static_range(T):
+            seen, inside = _tap(i, j, k0 + t, H, W, sh, sw, top, left, dh, dw, KW, False)
+            inside = inside & (n < N)
+            tap = _rows(x, b * (H * W) + seen, inside, c, C, EVEN).to(ACC)
+            at = M + (b * K + k0 + t).to(tl.int64) * (Ho * Wo) + n % (Ho * Wo)
+            q = tl.load(at, mask=inside, other=0.0).to(ACC)[:, None] * tap
+            more = more + (_dot(tl.trans(q), gs, sums[t], DTYPE, ACC, PRECISION),)
+        sums = more
         n0 += SPLIT * P
-    _store(partial, (part * K + k).to(tl.int64) * C + c, c < C, f, f < F, F, total)
+    for t in tl.static_range(T):
+        _store(partial, (part * F + f) * K + k0 + t, f < F, c, C, tl.trans(sums[t]))
 
-# %% ../../nbs/kernels/03_gpu.ipynb #c0e326ae
+# %% ../../nbs/kernels/03_gpu.ipynb #add88c9e
+@triton.jit
+def _mixed(
+    a, Ms, r, i, j, b, R, c, C, L, k0, H, W, sh, sw, top, left, dh, dw,
+    K: tl.constexpr, KW: tl.constexpr, BACK: tl.constexpr, ACC: tl.constexpr,
+    EVEN: tl.constexpr, P: tl.constexpr, BC: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    "q_k for T taps from k0 on: tiles (P, channels c)."
+    q = ()
+    for t in tl.static_range(T):
+        q = q + (tl.zeros((P, BC), ACC),)
+    for s in range(K):
+        seen, inside = _tap(i, j, s, H, W, sh, sw, top, left, dh, dw, KW, BACK)
+        inside = inside & (r < R)
+        tap = _rows(a, b * (H * W) + seen, inside, c, C, EVEN).to(ACC)
+        at = Ms + (seen if BACK else r % L) + (k0 * K + s) * L
+        more = ()
+        for t in tl.static_range(T):
+            m = tl.load(at + t * K * L, mask=inside, other=0.0)
+            more = more + (q[t] + m.to(ACC)[:, None] * tap,)  # q_k += M_kj x_j
+        q = more
+    return q
+
+# %% ../../nbs/kernels/03_gpu.ipynb #76b873dd
+@triton.jit
+def _mixed_product(
+    a, weight, M, out,
+    R, Hr, Wr, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, BACK: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    r, f = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * BF + tl.arange(0, BF)
+    i, j, b = r // Wr % Hr, r % Wr, r // (Hr * Wr)
+    L = H * W if BACK else Hr * Wr
+    Ms = M + b.to(tl.int64) * (K * K * L)
+    total = tl.zeros((P, BF), ACC)
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        for k0 in range(0, K, T):
+            q = _mixed(
+                a, Ms, r, i, j, b, R, c, C, L, k0, H, W, sh, sw, top, left, dh, dw,
+                K, KW, BACK, ACC, EVEN, P, BC, T,
+            )  # fmt: skip
+            for t in tl.static_range(T):
+                w = _weights(weight, k0 + t, c, f, C, F, K, BACK, EVEN)
+                total = _dot(q[t], w, total, DTYPE, ACC, PRECISION)  # y += W_k q_k
+    _store(out, r, r < R, f, F, total)
+
+# %% ../../nbs/kernels/03_gpu.ipynb #64ffa485
+@triton.jit
+def _mixed_similarity(
+    x, weight, g, gM,
+    N, Ho, Wo, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    n, k0 = tl.program_id(0) * P + tl.arange(0, P), tl.program_id(1) * T
+    i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
+    L = Ho * Wo
+    gMs = gM + b.to(tl.int64) * (K * K * L) + n % L
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        gq = _tap_gradients(
+            weight, g, n, N, k0, c, C, F, K, DTYPE, ACC, PRECISION, EVEN, P, BC, BF, T
+        )
+        for s in range(K):
+            seen, inside = _tap(i, j, s, H, W, sh, sw, top, left, dh, dw, KW, False)
+            tap = _rows(x, b * (H * W) + seen, inside & (n < N), c, C, EVEN).to(ACC)
+            for t in tl.static_range(T):
+                at = gMs + ((k0 + t) * K + s) * L
+                dot = tl.sum(gq[t] * tap, 1)  # gM_kj = <gq_k, x_j>
+                if c0 > 0:
+                    dot += tl.load(at, mask=n < N, other=0.0)
+                tl.store(at, dot, mask=n < N)
+        tl.debug_barrier()
+
+# %% ../../nbs/kernels/03_gpu.ipynb #aa24b636
+@triton.jit
+def _mixed_weight(
+    x, M, g, partial,
+    N, Ho, Wo, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr, SPLIT,
+):  # fmt: skip
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    f = tl.program_id(1) % tl.cdiv(F, BF) * BF + tl.arange(0, BF)
+    k0, part = tl.program_id(1) // tl.cdiv(F, BF) * T, tl.program_id(2)
+    L = Ho * Wo
+    sums = ()
+    for t in tl.static_range(T):
+        sums = sums + (tl.zeros((BC, BF), ACC),)
+    n0 = part * P
+    while n0 < N:
+        n = n0 + tl.arange(0, P)
+        i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
+        gs = _rows(g, n, n < N, f, F, EVEN)
+        q = _mixed(
+            x, M + b.to(tl.int64) * (K * K * L), n, i, j, b, N, c, C, L, k0, H, W,
+            sh, sw, top, left, dh, dw, K, KW, False, ACC, EVEN, P, BC, T,
+        )  # fmt: skip
+        more = ()
+        for t in tl.static_range(T):
+            more = more + (_dot(tl.trans(q[t]), gs, sums[t], DTYPE, ACC, PRECISION),)
+        sums = more
+        n0 += SPLIT * P
+    for t in tl.static_range(T):
+        _store(partial, (part * F + f) * K + k0 + t, f < F, c, C, tl.trans(sums[t]))
+
+# %% ../../nbs/kernels/03_gpu.ipynb #3ffacefd
 def why_not_here() -> str:  # '' or the reason
     "Why the Triton kernels cannot be used on this machine."
     if _INTERPRETED:
@@ -255,9 +458,22 @@ def why_not_here() -> str:  # '' or the reason
             "the Triton kernels need a GPU (or TRITON_INTERPRET=1 in the environment, "
             "to try them slowly without one)."
         )
-    if torch.cuda.get_device_capability() < (7, 5):
-        return "the Triton kernels need a GPU of compute capability 7.5 or newer."
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the Triton kernels need a GPU of compute capability 8.0 or newer."
     return ""
+
+# %% ../../nbs/kernels/03_gpu.ipynb #464b34f2
+_PRODUCT = {"DNS": _scaled_product, "UNS": _mixed_product}
+
+
+def _product(p: _Problem, a: Tensor, out: Tensor, back: bool) -> Tensor:
+    "The result from the image, or (back) the image's gradient from the result's. Fills `out`."
+    (*_, C), (*places, n_filters), R = a.shape, out.shape, out.shape[:3].numel()
+    tiles = _tiles("product", p, C, n_filters)
+    sizes = C, n_filters, R, *places[1:], *a.shape[1:3]
+    grid = triton.cdiv(R, tiles.P), triton.cdiv(n_filters, tiles.BF)
+    _launch(_PRODUCT[p.kind], grid, p, tiles, [a, p.w, p.M, out], *sizes, BACK=back)
+    return out
 
 
 def triton_forward(
@@ -270,49 +486,55 @@ def triton_forward(
 ) -> Tensor:  # (B, C_out, H', W') of the weight's dtype, channels-last in memory
     "The dynamic convolution by Triton."
     p = _problem(x, weight, M, stride, padding, dilation)
-    y = x.new_empty(*p.M.shape[:3], len(weight), dtype=weight.dtype)
-    N, P = p.M.shape[:3].numel(), 16 if p.constants["FULL"] else 64
-    if N:
-        grid = triton.cdiv(N, P), triton.cdiv(len(weight), p.constants["BF"])
-        _forward_kernel[grid](p.x, p.w, p.M, y, N, *p.geometry, **p.constants, P=P, num_stages=1)
-    return _first(y)
+    y = x.new_empty(len(x), *M.shape[-2:], len(weight), dtype=weight.dtype)
+    return _first(_product(p, p.x, y, back=False) if y.numel() else y)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #431883ec
-_SPREAD = 64 * 2**20  # bytes of it, at most (for one image at least)
+# %% ../../nbs/kernels/03_gpu.ipynb #a6316bbb
+_SIMILARITY = {"DNS": _scaled_similarity, "UNS": _mixed_similarity}
+_WEIGHT = {"DNS": _scaled_weight, "UNS": _mixed_weight}
 
 
-def _image_and_similarity(p: _Problem, g: Tensor) -> tuple[Tensor, Tensor]:
-    "The gradients of x and M, channels last."
-    gx, gM = torch.empty_like(p.x), torch.empty_like(p.M, dtype=p.sum_dtype)
-    C, K, BC = (p.constants[name] for name in ("C", "K", "BC"))
-    share = {name: p.constants[name] for name in ("C", "K", "KW", "BC", "ACC")}
-    places = p.M.shape[1:3]
-    step = max(1, _SPREAD // (places.numel() * K * C * p.sum_dtype.itemsize))
-    spread = p.x.new_empty(min(step, len(p.x)), *places, K, C, dtype=p.sum_dtype)
-    for b in range(0, len(p.x), step):
-        xs, Ms, gs, gMs, gxs = (t[b : b + step] for t in (p.x, p.M, g, gM, gx))
-        n, pixels, P = Ms.shape[:3].numel(), gxs.shape[:3].numel(), 16
-        _backward_kernel[triton.cdiv(n, P),](
-            xs, p.w, Ms, gs, gMs, spread, n, *p.geometry, **p.constants, P=P, num_stages=1
-        )
-        _gather_kernel[triton.cdiv(pixels, 64), triton.cdiv(C, BC)](
-            spread, gxs, pixels, *p.geometry, **share, P=64
-        )
-    return gx, gM
+@cache
+def _programs(device: torch.device) -> int:
+    "How many programs keep a device busy: two per multiprocessor."
+    if device.type != "cuda":
+        return 8
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _similarity_gradient(p: _Problem, g: Tensor) -> Tensor:
+    "The gradient of M, in planes."
+    gM = torch.empty_like(p.M, dtype=p.sum_dtype)
+    N, C, n_filters = g.shape[:3].numel(), p.x.shape[-1], g.shape[-1]
+    tiles = _tiles("similarity", p, C, n_filters)
+    sizes = C, n_filters, N, *g.shape[1:3], *p.x.shape[1:3]
+    grid = triton.cdiv(N, tiles.P), p.constants["K"] // tiles.T
+    _launch(_SIMILARITY[p.kind], grid, p, tiles, [p.x, p.w, g, gM], *sizes)
+    return gM
 
 
 def _weight_gradient(p: _Problem, g: Tensor) -> Tensor:
-    "The gradient of the weight, (K, C, F) as in the problem."
-    C, n_filters, K, BC, BF = (p.constants[name] for name in ("C", "F", "K", "BC", "BF"))
-    N, P = p.M.shape[:3].numel(), 32
-    split = max(1, min(64, N // (8 * P)))
+    "The gradient of the weight, (F, kh, kw, C) as in the problem."
+    N, C, n_filters = g.shape[:3].numel(), p.x.shape[-1], g.shape[-1]
+    tiles = _tiles("weight", p, C, n_filters)
+    channels, filters = triton.cdiv(C, tiles.BC), triton.cdiv(n_filters, tiles.BF)
+    filters *= p.constants["K"] // tiles.T
+    split = min(triton.cdiv(_programs(g.device), channels * filters), triton.cdiv(N, tiles.P))
     partial = p.x.new_empty(split, *p.w.shape, dtype=p.sum_dtype)
-    _weight_kernel[K * triton.cdiv(C, BC), triton.cdiv(n_filters, BF), split](
-        p.x, p.M, g, partial, N, *p.geometry, **p.constants, P=P, SPLIT=split
-    )
+    sizes = C, n_filters, N, *g.shape[1:3], *p.x.shape[1:3]
+    grid = channels, filters, split
+    _launch(_WEIGHT[p.kind], grid, p, tiles, [p.x, p.M, g, partial], *sizes, SPLIT=split)
     return partial.sum(0)
 
-# %% ../../nbs/kernels/03_gpu.ipynb #ae122fa3
+# %% ../../nbs/kernels/03_gpu.ipynb #aae2a622
+def _like(gradient: Tensor, weight: Tensor) -> Tensor:
+    "(F, kh, kw, C) -> (F, C, kh, kw), of the weight's dtype, as it lies in memory."
+    gradient = gradient.permute(0, 3, 1, 2)
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        return gradient.to(weight.dtype)
+    return torch.empty_like(weight).copy_(gradient)
+
+
 def triton_backward(
     grad: Tensor,  # of the result
     x: Tensor,
@@ -324,9 +546,10 @@ def triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # gradients of x, weight and M
     "The gradients of the dynamic convolution by Triton."
     p, g = _problem(x, weight, M, stride, padding, dilation), _last(grad)
-    if not p.M.shape[:3].numel():
-        gx, gM = torch.empty_like(p.x), torch.empty_like(p.M)
-        return _first(gx), torch.zeros_like(weight), _first(gM)
-    gx, gM = _image_and_similarity(p, g)
-    gw = _weight_gradient(p, g).permute(3, 2, 0, 1).to(weight.dtype).contiguous()
-    return _first(gx), gw, _first(gM.to(M.dtype))
+    gx = torch.empty_like(p.x)
+    if not g.numel():
+        gM, gw = torch.empty_like(p.M), torch.zeros_like(p.w)
+    else:
+        _product(p, g, gx, back=True)
+        gM, gw = _similarity_gradient(p, g), _weight_gradient(p, g)
+    return _first(gx), _like(gw, weight), _as_it_lies(gM.to(M.dtype), M)

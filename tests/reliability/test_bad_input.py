@@ -203,6 +203,7 @@ GOOD = {
     ),
     "why_not": (cpu.why_not, dict(backend="c")),
     "choose_backend": (cpu.choose_backend, dict(x=x, groups=1)),
+    "why_reference": (cpu.why_reference, dict(x=x, groups=1)),
     **{
         f"fast_dynamic_conv2d.{kind}": (
             cpu.fast_dynamic_conv2d,
