@@ -50,7 +50,8 @@ def _turned(a: Tensor) -> Tensor:
     (B, R, S), P = a.shape, 64
     out = a.new_empty(B, S, R)
     if out.numel():
-        _turn_kernel[triton.cdiv(R, P), triton.cdiv(S, P), B](a, out, R, S, P=P)
+        with torch.cuda.device_of(a):
+            _turn_kernel[triton.cdiv(R, P), triton.cdiv(S, P), B](a, out, R, S, P=P)
     return out
 
 # %% ../../nbs/kernels/03_gpu.ipynb #903a9a1f
@@ -212,19 +213,20 @@ def _launch(
     "Run a kernel."
     tile = dict(P=tiles.P, BC=tiles.BC, BF=tiles.BF, T=tiles.T)
     even = C % tiles.BC == 0 and n_filters % tiles.BF == 0
-    kernel[grid](
-        *tensors,
-        *sizes,
-        *p.geometry,
-        **p.constants,
-        **constants,
-        **tile,
-        C=C,
-        F=n_filters,
-        EVEN=even,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )
+    with torch.cuda.device_of(tensors[0]):
+        kernel[grid](
+            *tensors,
+            *sizes,
+            *p.geometry,
+            **p.constants,
+            **constants,
+            **tile,
+            C=C,
+            F=n_filters,
+            EVEN=even,
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )
 
 # %% ../../nbs/kernels/03_gpu.ipynb #9d6cc372
 @triton.jit
