@@ -182,10 +182,16 @@ _TILES = {  # (kernel, kind) -> tiles by the least number of channels
     ("product", "UNS"): {1: _Tiles(64, 16, 64, 9, 4, 1)},
     ("similarity", "DNS"): {1: _Tiles(64, 32, 64, 3, 4, 1)},
     ("similarity", "UNS"): {1: _Tiles(64, 16, 32, 9, 4, 1)},
+    ("pairs", "UNS"): {1: _Tiles(32, 16, 32, 16, 8, 1)},
     ("weight", "DNS"): {1: _Tiles(32, 32, 32, 3, 2, 1), 64: _Tiles(32, 64, 64, 3, 4, 1)},
     ("weight", "UNS"): {1: _Tiles(32, 16, 32, 9, 4, 1), 64: _Tiles(32, 64, 64, 3, 4, 1)},
 }
 _EXACT = _Tiles(32, 16, 32, 5, 4, 1)  # products by ordinary arithmetic
+
+
+def _exact(p: _Problem) -> bool:
+    "Whether products are by ordinary arithmetic, and not by tensor cores."
+    return p.constants["PRECISION"] == "ieee" or p.sum_dtype == torch.float64
 
 
 def _tiles(kernel: str, p: _Problem, C: int, n_filters: int) -> _Tiles:
@@ -193,7 +199,9 @@ def _tiles(kernel: str, p: _Problem, C: int, n_filters: int) -> _Tiles:
     K, least = p.constants["K"], min(C, n_filters) if p.constants["K"] <= 9 else 1
     table = _TILES[kernel, p.kind]
     tiles = table[max(n for n in table if n <= least)]
-    if p.constants["PRECISION"] == "ieee" or p.sum_dtype == torch.float64:
+    if kernel == "pairs":  # all taps at once, padded
+        return tiles
+    if _exact(p):
         tiles = _EXACT
     T = max(t for t in range(1, min(tiles.T, K) + 1) if K % t == 0)
     BC, BF = _block(C, 16, tiles.BC), _block(n_filters, 16, tiles.BF)
@@ -418,6 +426,39 @@ def _mixed_similarity(
                 tl.store(at, dot, mask=n < N)
         tl.debug_barrier()
 
+# %% ../../nbs/kernels/03_gpu.ipynb #0940ab30
+@triton.jit
+def _paired_similarity(
+    x, weight, g, gM,
+    N, Ho, Wo, H, W, sh, sw, top, left, dh, dw,
+    C: tl.constexpr, F: tl.constexpr, K: tl.constexpr, KW: tl.constexpr,
+    DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    n, k, kc = tl.program_id(0) * P + tl.arange(0, P), tl.arange(0, T), tl.arange(0, T * BC)
+    i, j, b = n // Wo % Ho, n % Wo, n // (Ho * Wo)
+    seen, inside = _tap(i[:, None], j[:, None], k, H, W, sh, sw, top, left, dh, dw, KW, False)
+    inside = (inside & (k < K)[None, :] & (n < N)[:, None])[:, :, None]
+    xs = x + (b[:, None] * (H * W) + seen).to(tl.int64)[:, :, None] * C
+    total = tl.zeros((P, T, T), ACC)
+    for c0 in range(0, C, BC):
+        c = c0 + kc % BC  # of tap kc // BC
+        gq = tl.zeros((P, T * BC), ACC)
+        for f0 in range(0, F, BF):
+            f = f0 + tl.arange(0, BF)
+            w = weight + f[:, None] * (K * C) + (kc // BC * C + c)[None, :]
+            there = (f < F)[:, None] & ((kc // BC < K) & (c < C))[None, :]
+            w = tl.load(w, mask=there, other=0.0)
+            gq = _dot(_rows(g, n, n < N, f, F, EVEN), w, gq, DTYPE, ACC, PRECISION)
+        c = c0 + tl.arange(0, BC)[None, None, :]
+        taps = tl.trans(tl.load(xs + c, mask=inside & (c < C), other=0.0), 0, 2, 1)
+        gq = tl.reshape(gq, (P, T, BC))
+        total = _dot(gq, taps, total, DTYPE, ACC, PRECISION)  # gM = gQ X^T
+    L, kj = Ho * Wo, k[:, None] * K + k[None, :]
+    gMs = gM + b.to(tl.int64)[:, None, None] * (K * K * L) + (n % L)[:, None, None]
+    there = (n < N)[:, None, None] & ((k < K)[:, None] & (k < K)[None, :])[None]
+    tl.store(gMs + kj[None] * L, total, mask=there)
+
 # %% ../../nbs/kernels/03_gpu.ipynb #aa24b636
 @triton.jit
 def _mixed_weight(
@@ -493,7 +534,6 @@ def triton_forward(
     return _first(_product(p, p.x, y, back=False) if y.numel() else y)
 
 # %% ../../nbs/kernels/03_gpu.ipynb #a6316bbb
-_SIMILARITY = {"DNS": _scaled_similarity, "UNS": _mixed_similarity}
 _WEIGHT = {"DNS": _scaled_weight, "UNS": _mixed_weight}
 
 
@@ -505,14 +545,24 @@ def _programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def _similarity_kernel(p: _Problem) -> tuple[str, Any]:
+    "The name of its tiles, and the kernel: pairs where tensor cores hold all taps."
+    if p.kind == "DNS":
+        return "similarity", _scaled_similarity
+    if p.constants["K"] <= 16 and not _exact(p):
+        return "pairs", _paired_similarity
+    return "similarity", _mixed_similarity
+
+
 def _similarity_gradient(p: _Problem, g: Tensor) -> Tensor:
     "The gradient of M, in planes."
     gM = torch.empty_like(p.M, dtype=p.sum_dtype)
     N, C, n_filters = g.shape[:3].numel(), p.x.shape[-1], g.shape[-1]
-    tiles = _tiles("similarity", p, C, n_filters)
+    name, kernel = _similarity_kernel(p)
+    tiles = _tiles(name, p, C, n_filters)
     sizes = C, n_filters, N, *g.shape[1:3], *p.x.shape[1:3]
-    grid = triton.cdiv(N, tiles.P), p.constants["K"] // tiles.T
-    _launch(_SIMILARITY[p.kind], grid, p, tiles, [p.x, p.w, g, gM], *sizes)
+    grid = triton.cdiv(N, tiles.P), triton.cdiv(p.constants["K"], tiles.T)
+    _launch(kernel, grid, p, tiles, [p.x, p.w, g, gM], *sizes)
     return gM
 
 
