@@ -204,6 +204,7 @@ GOOD = {
     ),
     "why_not": (cpu.why_not, dict(backend="c")),
     "choose_backend": (cpu.choose_backend, dict(x=x, groups=1)),
+    "why_reference": (cpu.why_reference, dict(x=x, groups=1)),
     **{
         f"fast_dynamic_conv2d.{kind}": (
             cpu.fast_dynamic_conv2d,
@@ -763,9 +764,16 @@ NOT_HERE = {
     "triton_forward": "called by the operator alone, which checks",
     "triton_backward": "called by the operator alone, which checks",
     "why_not_here": "takes no arguments",
+    "triton_over_norm": "called by `over_patch_norm` alone",
+    "triton_over_norm_backward": "called by `over_patch_norm` alone",
+    "triton_planes": "called by `planar_conv2d` alone",
+    "triton_planes_backward": "called by `planar_conv2d` alone",
+    "fuses": "answers for any tensor",
+    "over_patch_norm": "called on a GPU by the layers alone, which check",
+    "planar_conv2d": "called on a GPU by the layers alone, which check",
 }
 
-GPU = {"triton_forward", "triton_backward", "why_not_here"}  # their module needs Triton
+GPU = {name for name in NOT_HERE if name.startswith("triton_")} | {"why_not_here"}  # need Triton
 
 
 def public():
