@@ -455,7 +455,7 @@ def adapt(*args: Any, **options: Any) -> dict[str, Tensor]:  # as `adaptation`
         pass
     return parameters
 
-# %% ../../nbs/training/07_fewshot.ipynb #52b5b68d
+# %% ../../nbs/training/07_fewshot.ipynb #966d47fd
 @checked
 def tune(
     model: nn.Module,  # in evaluation mode, so that batch norm's statistics do not move
@@ -479,14 +479,18 @@ def tune(
     theta = {n: p.detach() for n, p in model.named_parameters()}
     if unknown := sorted(set(parameters or {}) - set(theta)):
         raise ValueError(f"parameters must be of the model, got {unknown[0]!r}.")
-    theta |= parameters or {}
+    theta |= {n: p.detach() for n, p in (parameters or {}).items()}
     moving, velocity = {n: theta[n] for n in adapted_names(model, which)}, dict[str, Tensor]()
 
-    def loss(moving: dict[str, Tensor]) -> Tensor:
-        return F.cross_entropy(functional_call(model, theta | moving, (support,)), labels)
+    @torch.enable_grad()
+    def gradients() -> dict[str, Tensor]:
+        leaves = {n: p.detach().requires_grad_() for n, p in moving.items()}
+        logits = functional_call(model, theta | leaves, (support,))
+        found = torch.autograd.grad(F.cross_entropy(logits, labels), [*leaves.values()])
+        return dict(zip(leaves, found))
 
     for _ in range(epochs):
-        for n, g in grad(loss)(moving).items():
+        for n, g in gradients().items():
             g = g + weight_decay * moving[n]
             v = momentum * velocity[n] + (1 - dampening) * g if velocity.get(n) is not None else g
             velocity[n], moving[n] = v, moving[n] - lr * v
