@@ -415,6 +415,23 @@ GOOD = {
         fewshot.Conv4(3, width=4, in_channels=1, image_size=16).eval().requires_grad_(False),
         dict(x=draw(2, 1, 16, 16)),
     ),
+    "Conv9": (
+        fewshot.Conv9,
+        dict(
+            num_classes=3,
+            kind="static_dns",
+            width=2,
+            in_channels=1,
+            image_size=8,
+            norm="batch",
+            bn_momentum=0.1,
+            fc=4,
+        ),
+    ),
+    "Conv9.forward": (
+        fewshot.Conv9(3, width=2, in_channels=1, image_size=8, fc=4).eval().requires_grad_(False),
+        dict(x=draw(2, 1, 8, 8)),
+    ),
     "prototypes": (fewshot.prototypes, dict(features=z, labels=y, way=3)),
     "prototypical_logits": (
         fewshot.prototypical_logits,
@@ -578,6 +595,8 @@ NOT_HERE = {
         for n in (
             "adaptation",
             "adapt",
+            "adapt_then_head",
+            "tune",
             "evaluate_episodes",
             "episode_loss",
             "embed",
