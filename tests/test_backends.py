@@ -375,6 +375,33 @@ def test_what_a_graph_captures(on_a_planned_gpu, kind):
         assert gradient.stride() == t.stride() and gradient.device.type == "cuda"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_in_a_cuda_graph(kind, dtype):
+    "Captured and replayed on other numbers, value and gradients have the bits of an eager pass."
+    where = dict(padding=1, dtype=torch.float32, device="cuda")
+    tensors = problem(kind, C=32, n_filters=32, size=(8, 8), **where)
+
+    def both():
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            y = dynamic_conv2d(*tensors, padding=1)  # auto
+        return y, *torch.autograd.grad(y.float().square().sum(), tensors)
+
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        both()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        captured = both()
+    with torch.no_grad():
+        for t in tensors:
+            t.mul_(0.5)
+    graph.replay()
+    for a, b in zip(captured, both()):
+        assert torch.equal(a, b)
+
+
 def test_plans_are_kept(kind):
     "What `torch.compile` is told about Triton's gradients is what they are, in every layout."
     if not INTERPRETED:

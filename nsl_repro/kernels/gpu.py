@@ -605,6 +605,7 @@ def triton_backward(
     else:
         _product(p, g, gx, back=True)
         gM, gw = _similarity_gradient(p, g), _weight_gradient(p, g)
+    del p  # planes of M, if there are any beside M, make room for those of its gradient
     return _first(gx), _like(gw, weight), _as_it_lies(gM.to(M.dtype), M)
 
 # %% ../../nbs/kernels/03_gpu.ipynb #041b979f
