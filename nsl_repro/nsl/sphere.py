@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from ..base.checks import checked
+from ..kernels.predictor import fuses, over_patch_norm
 from ..kernels.reference import CheckedConv2d, check_geometry, check_image
 
 # %% auto #0
@@ -154,6 +155,19 @@ def _response(y: Tensor, operator: str, k: Tensor | None) -> Tensor:
         return angle_response(y, "sigmoid", (k.to(y.dtype).abs() + 0.05)[:, None, None])
     return y if operator == "none" else angle_response(y, operator)
 
+
+def _angles(
+    x: Tensor, weight: Tensor, geometry: tuple[Any, ...], eps: float, operator: str, k: Any
+) -> tuple[Tensor, torch.dtype]:  # (B, C_out, H', W'), and the dtype of the inner product
+    "The operator of every quotient of inner product and patch norm."
+    stride, padding, dilation, groups = geometry
+    if groups == 1 and operator in ("none", "cosine") and fuses(x):
+        dot = F.conv2d(x, weight, None, *geometry)
+        size: tuple[int, int] = _pair(weight.shape[2:])
+        return over_patch_norm(dot, x, size, stride, padding, dilation, eps), dot.dtype
+    dot, norm = _dot_and_norm(x, weight, *geometry, eps)
+    return _response(dot * norm.reciprocal(), operator, k), dot.dtype
+
 # %% ../../nbs/nsl/05_sphere.ipynb #97437b2d
 @checked
 class SphereConv2d(CheckedConv2d):
@@ -192,11 +206,10 @@ class SphereConv2d(CheckedConv2d):
         if self.normalise == "full":
             weight = (weight / filter_norm(weight, self.eps)).to(weight.dtype)
         geometry = self.stride, padding, self.dilation, self.groups
-        dot, norm = _dot_and_norm(x, weight, *geometry, self.eps)
-        y = _response(dot * norm.reciprocal(), self.operator, getattr(self, "k", None))
+        y, dtype = _angles(x, weight, geometry, self.eps, self.operator, getattr(self, "k", None))
         if self.bias is not None:
             y = y + self.bias[:, None, None]
-        return y.to(dot.dtype)
+        return y.to(dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, operator={self.operator}, normalise={self.normalise}"
