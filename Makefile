@@ -3,6 +3,8 @@ PYTHON ?= python3
 EXPERIMENT ?= nsl_cifar
 DATASET ?= digits
 PRESET ?= quick
+BUDGET ?= 55m
+PLAN ?=
 SEEDS ?=
 METHODS ?=
 DATA ?=
@@ -13,12 +15,14 @@ UV ?= uv
 BIN := .venv/bin
 READY := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
-.PHONY: help reproduce bench test soak lint audit lock docs check-docs notebooks readme package lab clean
+.PHONY: help reproduce bench paper test-gpu test soak lint audit lock docs check-docs notebooks readme package lab clean
 
 help:
 	@echo "make reproduce  run an experiment and print its table (EXPERIMENT=$(EXPERIMENT) DATASET=$(DATASET) PRESET=$(PRESET) SEEDS= METHODS= DATA= OUTPUT= ARGS=)"
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
+	@echo "make paper      fill in the paper's tables: what fits into BUDGET=$(BUDGET), with one GPU (PLAN= DATA= OUTPUT= ARGS=--rehearse)"
 	@echo "make test       check everything that is claimed"
+	@echo "make test-gpu   check what only a GPU can show, in four minutes"
 	@echo "make soak       what must keep working, for hours and with more cases (NSL_SOAK_HOURS=2)"
 	@echo "make lint       check the form of notebooks and tests with ruff, and the library's types with mypy"
 	@echo "make audit      ask PyPI for known vulnerabilities of everything that is installed"
@@ -37,6 +41,12 @@ reproduce: $(READY)
 bench: $(READY)
 	$(BIN)/nsl-repro run bench_dynamic -p preset="$(PRESET)" -p resume=false $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
 	$(BIN)/nsl-repro table bench_dynamic_step --preset "$(PRESET)" $(if $(OUTPUT),-o "$(OUTPUT)")
+
+paper: $(READY)
+	$(BIN)/nsl-repro paper --budget "$(BUDGET)" $(if $(PLAN),--plan "$(PLAN)") $(if $(DATA),-p data_root="$(DATA)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest tests/test_gpu.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py tests/test_style.py tests/test_imports.py

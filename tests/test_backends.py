@@ -12,14 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsl_repro.nsl.dynamic import DynamicNSLConv2d, dynamic_conv2d
 from nsl_repro.nsl.predictor import SimilarityPredictor
-from nsl_repro.kernels.cpu import why_not
+from nsl_repro.kernels import cpu
+from nsl_repro.kernels.cpu import choose_backend, why_not, why_reference
 
 KINDS = ("diagonal", "unconstrained")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+WITHOUT_A_GPU = "(triton or plans) and not interpreter"
 SMALL = (3, 4) if INTERPRETED else (5, 6)  # the interpreter's time grows with the number of places
 
 
@@ -323,6 +327,127 @@ def test_training_is_the_same(backend, method):
     torch.testing.assert_close(fast, reference, rtol=1e-7, atol=0)
 
 
+class Recorder(TorchDispatchMode):
+    "Notes every operator of PyTorch that runs."
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name().removeprefix("aten::").split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+CAPTURABLE = {"permute", "new_empty", "empty_like", "sum", "prim::device"}
+
+
+@pytest.fixture
+def on_a_planned_gpu(monkeypatch):
+    """The operators that the Triton path runs beside its kernels, on a GPU that is not there: a
+    value that is read back to the host raises."""
+    gpu = pytest.importorskip("nsl_repro.kernels.gpu")
+    monkeypatch.setattr(gpu, "_launch", lambda *_, **__: None)
+    monkeypatch.setattr(gpu, "_turned", lambda a: a.new_empty(len(a), *a.shape[:0:-1]))
+    monkeypatch.setattr(gpu, "_programs", lambda device: 264)
+
+    def run(*tensors):
+        geometry = [1, 1], [1, 1, 1, 1], [1, 1]
+        with FakeTensorMode():
+            x, w, M = (torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in tensors)
+            x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+            with Recorder() as seen:
+                y = gpu.triton_forward(x, w, M, *geometry)
+                gradients = gpu.triton_backward(y, x, w, M, *geometry)
+        return (x, w, M), gradients, set(seen.names)
+
+    return run
+
+
+def test_what_a_graph_captures(on_a_planned_gpu, kind):
+    """Beside its kernels the Triton path asks for views, memory and one sum: nothing is read
+    back, nothing is copied to the device, and no size depends on a value. In the layout of a
+    network nothing is copied at all, and gradients lie as what they belong to."""
+    tensors = problem(kind, padding=1, dtype=torch.float32)
+    (tensors, gradients, names) = on_a_planned_gpu(*tensors)
+    assert "sum" in names and names <= CAPTURABLE, names - CAPTURABLE
+    for t, gradient in zip(tensors, gradients):
+        assert gradient.stride() == t.stride() and gradient.device.type == "cuda"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_in_a_cuda_graph(kind, dtype):
+    "Captured and replayed on other numbers, value and gradients have the bits of an eager pass."
+    where = dict(padding=1, dtype=torch.float32, device="cuda")
+    tensors = problem(kind, C=32, n_filters=32, size=(8, 8), **where)
+
+    def both():
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            y = dynamic_conv2d(*tensors, padding=1)  # auto
+        return y, *torch.autograd.grad(y.float().square().sum(), tensors)
+
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        both()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        captured = both()
+    with torch.no_grad():
+        for t in tensors:
+            t.mul_(0.5)
+    graph.replay()
+    for a, b in zip(captured, both()):
+        assert torch.equal(a, b)
+
+
+def test_plans_are_kept(kind):
+    "What `torch.compile` is told about Triton's gradients is what they are, in every layout."
+    if not INTERPRETED:
+        pytest.skip("for the process of Triton's interpreter")
+    x, w, M = (t.detach() for t in problem(kind, padding=1, size=SMALL, dtype=torch.float32))
+    last = M.movedim((-2, -1), (1, 2)).contiguous().movedim((1, 2), (-2, -1))
+    rest = [1, 1], [1, 1, 1, 1], [1, 1], "triton"
+    for weight in (w, w.contiguous(memory_format=torch.channels_last)):
+        for similarity in (M, last):
+            tensors = x, weight, similarity
+            y = cpu._conv(*tensors, *rest)
+            real = cpu._conv_backward(y, *tensors, *rest)
+            plan = cpu._conv_backward(y.to("meta"), *(t.to("meta") for t in tensors), *rest)
+            for a, b in zip(real, plan):
+                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+def test_auto_is_the_fastest_that_is_right(monkeypatch):
+    "On a GPU that is not there: Triton for what tensor cores multiply, one group, any taps."
+    monkeypatch.setattr(cpu, "_reason", lambda backend: "")
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            x = torch.empty(2, 8, 5, 5, device="cuda", dtype=dtype)
+            assert choose_backend(x, taps=9) == choose_backend(x, taps=25) == "triton"
+            assert why_reference(x) == ""
+        assert choose_backend(x, groups=2) == "reference"
+        assert "one group" in why_reference(x, groups=2)
+        assert choose_backend(x.double()) == "reference"
+        assert "gain nothing in float64" in why_reference(x.double())
+        assert choose_backend(x.cpu()) == "c"
+    monkeypatch.setattr(cpu, "_reason", lambda backend: f"no {backend} here.")
+    with FakeTensorMode():
+        x = torch.empty(2, 8, 5, 5, device="cuda")
+        assert (choose_backend(x), why_reference(x)) == ("reference", "no triton here.")
+        assert why_reference(x.cpu()) == "no c here."
+
+
+def test_triton_refuses_the_cpu(monkeypatch, kind):
+    "With a GPU beside it, an image on the CPU is refused with a sentence, not by a crash."
+    if INTERPRETED:
+        pytest.skip("the interpreter works anywhere")
+    monkeypatch.setattr(cpu, "_reason", lambda backend: "")
+    with pytest.raises(RuntimeError, match="the Triton kernels work on CUDA, and x is on cpu."):
+        dynamic_conv2d(*problem(kind, padding=1), padding=1, backend="triton")
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_triton_under_its_interpreter():
     if not why_not("triton"):
@@ -330,7 +455,7 @@ def test_triton_under_its_interpreter():
     pytest.importorskip("triton")
     pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*pytest_here, "-k", "triton and not interpreter", __file__],
+        [*pytest_here, "-k", WITHOUT_A_GPU, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

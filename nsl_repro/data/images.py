@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'DatasetInfo', 'check_available', 'ImageSet', 'hold_out', 'limit', 'load_dataset', 'crop_and_flip',
-           'to_device', 'augment', 'channel_statistics', 'to_input']
+           'to_device', 'augment', 'crop_table', 'augment_by', 'channel_statistics', 'to_input']
 
 # %% ../../nbs/data/03_images.ipynb #81421db6
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.checks import checked, described
 from ..base.files import data_root
-from .draws import generator_for, stratified_indices
+from .draws import _check_table, generator_for, stratified_indices
 from .sources import SOURCES, DataNotFound, check_files, fetch_data
 
 # %% ../../nbs/data/03_images.ipynb #9e60d67a
@@ -205,10 +205,18 @@ def to_device(
     except RuntimeError as error:
         raise ValueError(f"device must name a device, got {device!r}: {error}") from None
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()  # a copy of an expanded one, too
     return tensor.to(device, non_blocking=True)
 
 # %% ../../nbs/data/03_images.ipynb #bc2c2f66
+def _draw(n: int, seed: int, step: int, pad: int, flip: bool) -> Tensor:  # (3, n), on the CPU
+    "Where each crop starts (top, left), and whether it is mirrored."
+    g = generator_for(seed, "augment", step)
+    start = torch.randint(2 * pad + 1, (2, n), generator=g)
+    flips = torch.randint(2, (1, n), generator=g) * flip  # drawn in any case
+    return torch.cat([start, flips])
+
+
 @checked
 def augment(
     images: UInt8[Tensor, "B C H W"],
@@ -222,10 +230,41 @@ def augment(
     The same seed and step give the same result on every device.
     """
     _check_pad(images, pad)
-    g = generator_for(seed, "augment", step)
-    top, left = torch.randint(2 * pad + 1, (2, len(images)), generator=g)
-    flips = torch.randint(2, (len(images),), generator=g) * flip  # drawn in any case
-    top, left, flips = to_device(torch.stack([top, left, flips]), images.device)
+    top, left, flips = to_device(_draw(len(images), seed, step, pad, flip), images.device)
+    return _crop_and_flip(images, top, left, flips.bool(), pad)
+
+# %% ../../nbs/data/03_images.ipynb #251e1ead
+@checked
+def crop_table(
+    batch_size: int,
+    seed: int,
+    first: int,  # step, counted from 0 over the whole training
+    last: int,  # the step after the table's last one
+    pad: int = 4,  # pixels of mirrored border
+    flip: bool = True,  # flip half of the images
+) -> Tensor:  # (last - first, 3, batch_size) uint8, or int32 for a wide border; on the CPU
+    "What `augment` draws in these steps: top, left and whether to mirror, of each image."
+    _check_table(batch_size, first, last)
+    if not 0 <= pad <= 2**16:
+        raise ValueError(f"pad must be between 0 and {2**16}, got {pad}.")
+    rows = [_draw(batch_size, seed, step, pad, flip) for step in range(first, last)]
+    return torch.stack(rows).to(torch.uint8 if pad < 128 else torch.int32)
+
+
+@checked
+def augment_by(
+    images: UInt8[Tensor, "B C H W"],
+    row: Integer[Tensor, "3 B"],  # of `crop_table`, on the images' device
+    pad: int = 4,  # as in the table
+) -> Tensor:  # (B, C, H, W) uint8
+    """`augment`, with numbers that are drawn already. Nothing waits for a GPU.
+
+    Raises `ValueError` for a wrong pad, or (CPU only) offsets beyond the border."""
+    _check_pad(images, pad)
+    if row.device.type == "cpu" and ((row[:2] < 0) | (row[:2] > 2 * pad)).any():
+        wanted = f"offsets from 0 to 2 * pad = {2 * pad}"
+        raise ValueError(f"row must hold {wanted}, got {row[:2].min()} to {row[:2].max()}.")
+    top, left, flips = row.long()
     return _crop_and_flip(images, top, left, flips.bool(), pad)
 
 # %% ../../nbs/data/03_images.ipynb #6edb3cea

@@ -128,7 +128,7 @@ def load_splits(
     test: PhotoSet | ImageSet
     if dataset == "digits":
         digits, test = load_dataset("digits")
-        size, (mean, std) = 16, (v.expand(3) for v in channel_statistics(digits.images))
+        size, (mean, std) = 16, (v.repeat(3) for v in channel_statistics(digits.images))
         train = some_images(digits, train_images)
     else:
         read = _read_imagenet if dataset == "imagenet" else _read_mini_imagenet

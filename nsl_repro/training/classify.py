@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from ..data.draws import batch_indices
-from ..data.images import ImageSet, augment, channel_statistics, to_input
+from ..data.draws import batch_table
+from ..data.images import ImageSet, augment_by, channel_statistics, crop_table, to_input
 from .loop import Run, TrainResult, make_accelerator
 from nsl_repro.training.recipe import (
     Recipe,
@@ -49,9 +49,9 @@ def evaluate(
     return 100 * accelerator.reduce(right, "sum").item() / len(data)
 
 # %% ../../nbs/training/04_classify.ipynb #0fe77eb2
-def _preparation(data: ImageSet, recipe: Recipe) -> Callable[[Tensor], Tensor]:
+def _preparation(data: ImageSet, recipe: Recipe, device: Any = "cpu") -> Callable[[Tensor], Tensor]:
     "Bytes -> the network's input, with the statistics of the training images."
-    mean, std = channel_statistics(data.images)
+    mean, std = (values.to(device) for values in channel_statistics(data.images))
 
     def prepare(images: Tensor) -> Tensor:
         made = to_input(images, recipe.input, mean, std)
@@ -79,21 +79,25 @@ def _steps(
     "The lines of the naive loop, in a `Run`."
     engine = run.accelerator or make_accelerator()
     share = slice(engine.process_index, None, engine.num_processes)  # of this process
-    net.train()
-    for step in run:
+    n, pad = recipe.batch_size, recipe.pad
+
+    def draw(first: int, last: int) -> tuple[Tensor, Tensor]:
+        rows = batch_table(len(data), n, seed, first, last)
+        return rows, crop_table(n, seed, first, last, pad, flip)
+
+    def turn(rows: Tensor, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with run.loading():
-            rows = batch_indices(len(data), recipe.batch_size, seed, step)
-            rows = rows.to(engine.device, non_blocking=True)
-            images = augment(data.images[rows], seed, step, pad=recipe.pad, flip=flip)
-            x, labels = prepare(images[share]), data.labels[rows[share]]
-        run.set_rate(learning_rate(step, run.steps, recipe))
-        logits = net(x)
+            rows = rows.long()[share]
+            x = prepare(augment_by(data.images[rows], crops[:, share], pad))
+            labels = data.labels[rows]
+        logits = (net if torch.is_grad_enabled() else run.model)(x)
         loss = classification_loss(logits, labels, recipe)
-        engine.backward(loss + regulariser(run.model, recipe))
         right = (logits.argmax(1) == labels).float().mean()
-        run.step(loss, rows, again=lambda: run.model(x), accuracy=right)
-        if run.segment_ended:
-            run.point(**measure())
+        return loss + regulariser(run.model, recipe), loss, right
+
+    net.train()
+    for _ in run.repeat(turn, draw, lambda step: learning_rate(step, run.steps, recipe)):
+        run.point(**measure())
 
 # %% ../../nbs/training/04_classify.ipynb #166375ad
 @checked
@@ -120,7 +124,7 @@ def train(
     not finite."""
     accelerator = accelerator or make_accelerator()
     device = accelerator.device
-    prepare, train_set = _preparation(train_set, recipe), train_set.to(device)
+    prepare, train_set = _preparation(train_set, recipe, device), train_set.to(device)
     test_set, validation_set = (part and part.to(device) for part in (test_set, validation_set))
     optimizer = make_optimizer(model, recipe)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..base.checks import checked, described
 from ..data.draws import generator_for
+from ..data.images import to_device
 from ..data.photos import PhotoSet
 from ..pddm.loss import DoubleHeaderHingeLoss
 from ..pddm.mining import Quadruplets, hard_quadruplets, negative_distance
@@ -195,7 +196,7 @@ def random_crops(
     mirrored = torch.randint(2, (B, 1), generator=g).bool()
     rows = top + torch.arange(size)
     columns = left + torch.where(mirrored, torch.arange(size).flip(0), torch.arange(size))
-    rows, columns = rows.to(images.device), columns.to(images.device)
+    rows, columns = to_device(torch.stack([rows, columns]), images.device)
     b = torch.arange(B, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[b, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -510,8 +511,8 @@ def _steps(
         rows = draw(step)
         with _seeded(seed, step):
             with engine.autocast():
-                x = inputs(rows, step).to(engine.device, non_blocking=True)
-            y = labels[rows].to(engine.device, non_blocking=True)
+                x = to_device(inputs(rows, step), engine.device)
+            y = to_device(labels[rows], engine.device)
             embeddings, loss = forward()
         engine.backward(loss)
         run.step(loss, rows, again=forward)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_accelerator', 'tracked', 'save_checkpoint', 'load_checkpoint', 'newest_checkpoint', 'NonFinite', 'FiniteSteps',
-           'TrainResult', 'History', 'Continued', 'Watched', 'Segmented', 'Run']
+           'TrainResult', 'History', 'Continued', 'Watched', 'OutOfTime', 'Segmented', 'recording', 'Run']
 
 # %% ../../nbs/training/03_loop.ipynb #4ee77a3b
 import hashlib
@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import AutocastKwargs, broadcast_object_list, gather_object
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from ..base.checks import checked
 from ..base.progress import progress_bar
 from ..base.files import make_folder, write_whole
+from ..data.images import to_device
 
 # %% ../../nbs/training/03_loop.ipynb #89b2f27e
 def _check_tracker(tracker: str) -> None:
@@ -46,11 +48,36 @@ def _check_tracker(tracker: str) -> None:
         )
 
 
+class _Engine(Accelerator):
+    "An `Accelerator` with a state of its own: several precisions fit into one process."
+
+    def __init__(self, cpu: bool, mixed_precision: str, **options: Any):
+        state = AcceleratorState._shared_state  # empty before the first accelerator
+        device = "cpu" if cpu or not torch.cuda.is_available() else "cuda"
+        if state and PartialState().num_processes == 1:
+            AcceleratorState._shared_state = {}
+            if state["device"].type != device:
+                PartialState._shared_state = {}
+        super().__init__(cpu=cpu, mixed_precision=mixed_precision, **options)
+
+    def _use(self) -> None:
+        AcceleratorState._shared_state = vars(self.state)
+
+    def prepare(self, *args: Any, **options: Any) -> Any:
+        self._use()
+        return super().prepare(*args, **options)
+
+    def autocast(self, *args: Any, **options: Any) -> Any:
+        self._use()
+        return super().autocast(*args, **options)
+
+# %% ../../nbs/training/03_loop.ipynb #ed71a6f4
 @checked
 def make_accelerator(
     device: str = "auto",  # 'auto' (a GPU where there is one), 'cpu' or 'cuda'
     precision: str = "float32",  # or 'bfloat16' (autocast)
     tracker: str = "none",  # 'tensorboard', or another one that `accelerate` knows: see `tracked`
+    tf32: bool = True,  # on a GPU: float32 convolutions round their factors to TF32
     **options: Any,  # passed on to `Accelerator`
 ) -> Accelerator:
     """The `accelerate` engine for a device.
@@ -68,8 +95,12 @@ def make_accelerator(
     if tracker != "none":
         _check_tracker(tracker)
         options |= dict(log_with=tracker, project_dir=".")  # each run sets its own folder
+    if device != "cpu" and torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = tf32
+        uncached = AutocastKwargs(cache_enabled=False)  # as recorded steps need it
+        options["kwargs_handlers"] = [*options.get("kwargs_handlers", []), uncached]
     mixed = "bf16" if precision == "bfloat16" else "no"
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, **options)
+    return _Engine(cpu=device == "cpu", mixed_precision=mixed, **options)
 
 # %% ../../nbs/training/03_loop.ipynb #e3da312d
 @checked
@@ -308,11 +339,8 @@ class _Buffers:
 
 # %% ../../nbs/training/03_loop.ipynb #882812b2
 @checked
-class FiniteSteps(_Buffers):
-    """Refuses a step whose loss or gradients are not finite; `model` is then as it was before it.
-
-    'raise': `NonFinite`. 'record': warn, set `diverged` to the 1-based step and return False; the
-    caller stops. 'skip': count it in `skipped` and return False."""
+class _Refusal(_Buffers):
+    "What is done about a step that is not finite."
 
     def __init__(
         self,
@@ -328,6 +356,30 @@ class FiniteSteps(_Buffers):
         self.on_nonfinite, self.accelerator, self.unit = on_nonfinite, accelerator, unit
         self.skipped = 0
         self.diverged: int | None = None
+
+    def refuse(
+        self,
+        where: str,  # what is not finite, in words
+        step: int,  # from 0
+        rows: Iterable,  # what the batch consists of
+    ) -> bool:  # False, unless it raises
+        "Go back to before the step; raise, or warn and set `diverged`."
+        self.restore()
+        found = NonFinite(step + 1, where, _listed(rows), self.unit)
+        if self.on_nonfinite == "raise":
+            raise found
+        self.diverged = step + 1
+        if self.accelerator is None or self.accelerator.is_main_process:
+            warnings.warn(str(found), stacklevel=_outside())
+        return False
+
+# %% ../../nbs/training/03_loop.ipynb #a40310ca
+@checked
+class FiniteSteps(_Refusal):
+    """Refuses a step whose loss or gradients are not finite; `model` is then as it was before it.
+
+    'raise': `NonFinite`. 'record': warn, set `diverged` to the 1-based step and return False; the
+    caller stops. 'skip': count it in `skipped` and return False."""
 
     def allow(
         self,
@@ -346,14 +398,7 @@ class FiniteSteps(_Buffers):
             self.restore()
             return False
         where = _place(self.model, forward, loss, bool(in_loss), self.accelerator)
-        self.restore()
-        found = NonFinite(step + 1, where, _listed(rows), self.unit)
-        if self.on_nonfinite == "raise":
-            raise found
-        self.diverged = step + 1
-        if self.accelerator is None or self.accelerator.is_main_process:
-            warnings.warn(str(found), stacklevel=_outside())
-        return False
+        return self.refuse(where, step, rows)
 
 # %% ../../nbs/training/03_loop.ipynb #9032950b
 @dataclass
@@ -387,6 +432,19 @@ class History:
         "The last point of each of these curves that has one."
         return {name: self.curves[name][-1] for name in names if self.curves.get(name)}
 
+# %% ../../nbs/training/03_loop.ipynb #3fa32026
+def _random(gpu: torch.device | None) -> dict[str, Tensor]:
+    "Where torch's random numbers are, for a checkpoint."
+    state = dict(random=torch.get_rng_state())
+    return state | dict(random_gpu=torch.cuda.get_rng_state(gpu)) if gpu else state
+
+
+def _set_random(state: dict, gpu: torch.device | None) -> None:
+    "Go on with the random numbers of a checkpoint, which may come from another device."
+    torch.set_rng_state(state["random"])
+    if gpu and "random_gpu" in state:
+        torch.cuda.set_rng_state(state["random_gpu"], gpu)
+
 # %% ../../nbs/training/03_loop.ipynb #863e6641
 @dataclass(kw_only=True, eq=False)
 class Continued(History):
@@ -408,6 +466,14 @@ class Continued(History):
             _check_identity(state, self.identity, self.checkpoint)
             self._restore(state)
 
+    @property
+    def gpu(self) -> torch.device | None:  # where it trains, if it is one
+        device = self.accelerator.device if self.accelerator else torch.device("cpu")
+        return device if device.type == "cuda" else None
+
+    def _optimizer_state(self) -> dict:
+        return self.optimizer.state_dict()
+
     def _restore(self, state: dict) -> None:
         names = [f.name for f in fields(History)]
         if missing := [name for name in names if name not in state]:
@@ -415,7 +481,7 @@ class Continued(History):
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        _set_random(state, self.gpu)
         vars(self).update({name: state[name] for name in names})
 
     def save(self) -> None:
@@ -424,7 +490,7 @@ class Continued(History):
             return
         state = {f.name: getattr(self, f.name) for f in fields(History)}
         state |= {name: part.state_dict() for name, part in self.parts.items()}
-        state |= dict(optimizer=self.optimizer.state_dict(), random=torch.get_rng_state())
+        state |= dict(optimizer=self._optimizer_state()) | _random(self.gpu)
         save_checkpoint(state | dict(identity=self.identity), self.checkpoint)
 
 # %% ../../nbs/training/03_loop.ipynb #ec305787
@@ -446,6 +512,17 @@ class Watched(Continued):
 
     def __exit__(self, *error: Any) -> None:
         self.opened.close()
+
+# %% ../../nbs/training/03_loop.ipynb #0cbe4f47
+class OutOfTime(RuntimeError):
+    "Training cannot end before `$NSL_DEADLINE`, in seconds as `time.time` counts them."
+
+
+def _check_time(needed: float) -> None:  # seconds
+    "Raise `OutOfTime` if there is a deadline that is sooner."
+    left = float(os.environ.get("NSL_DEADLINE") or math.inf) - time.time()
+    if needed > left:
+        raise OutOfTime(f"{needed:.0f} s more are needed, {max(0, left):.0f} s are left.")
 
 # %% ../../nbs/training/03_loop.ipynb #a7d888a4
 @dataclass(kw_only=True, eq=False)
@@ -471,11 +548,17 @@ class Segmented(Watched):
             while self.done < end and self.diverged is None:
                 step = self.done
                 yield step
-                if self.done != step + 1:
+                if self.done != step + 1 and self.diverged is None:
                     raise RuntimeError(f"step must be called once per turn, got none in {step}.")
             self.wall_s += time.perf_counter() - self.began
             self.save()
+            if len(self.timings) > 1 and self.diverged is None:
+                _check_time((self.steps - self.done) * self.step_ms / 1000)
         self.ended = time.perf_counter()
+
+    @property
+    def segment_ended(self) -> bool:  # and there is something to measure
+        return self.done in self.ends and self.diverged is None and self.kept > 0
 
     def advance(self) -> None:
         "Count a step."
@@ -518,8 +601,8 @@ class _Steps(Segmented):
             self._add([loss.detach()] if accuracy is None else [loss.detach(), accuracy])
         self.optimizer.zero_grad()
         self.skipped, self.diverged = self.guard.skipped, self.guard.diverged
-        if self.kept and not self.bar.disable and (self.done + 1) % max(1, self.steps // 200) == 0:
-            self.bar.set_postfix_str(_shown(*(self.sums / self.kept).tolist()), refresh=False)
+        if (self.done + 1) % max(1, self.steps // 200) == 0:
+            self._show()
         self.advance()
         return allowed
 
@@ -530,18 +613,206 @@ class _Steps(Segmented):
         self.sums += new
         self.kept += 1
 
+    def _show(self) -> None:
+        if self.kept and not self.bar.disable:
+            self.bar.set_postfix_str(_shown(*(self.sums / self.kept).tolist()), refresh=False)
+
 
 def _shown(loss: float, accuracy: float | None = None) -> str:
     return f"loss {loss:.3f}" + ("" if accuracy is None else f" accuracy {100 * accuracy:.1f} %")
 
-# %% ../../nbs/training/03_loop.ipynb #ce9c3c17
-@dataclass(kw_only=True, eq=False)
-class Run(_Steps):
-    "A training run: `with Run(...) as run: for step in run: ... run.step(...)`."
+# %% ../../nbs/training/03_loop.ipynb #aca7286d
+_Draw = Callable[[int, int], tuple[Tensor, ...]]  # (first, last) -> tensors with a row per step
 
-    @property
-    def segment_ended(self) -> bool:  # and there is something to measure
-        return self.done in self.ends and self.diverged is None and self.kept > 0
+
+class _Tables:
+    "The draws of a few hundred steps on the device, read by a counter that is there, too."
+
+    def __init__(self, draw: _Draw, steps: int, device: torch.device, most: int = 512):
+        self.draw, self.steps, self.most = draw, steps, most
+        self.place = torch.zeros(1, dtype=torch.long, device=device)  # the next row
+        self.first = self.last = 0  # steps of the table
+        self.tables: list[Tensor] = []
+        self.ahead: tuple | None = None
+
+    def look_ahead(self) -> None:
+        "Draw what comes next, while the device is busy."
+        if not self.ahead and self.last < self.steps:
+            self.ahead = (self.last, self._drawn(self.last))
+
+    def _drawn(self, first: int) -> tuple[Tensor, ...]:
+        return self.draw(first, min(first + self.most, self.steps))
+
+    def reach(self, step: int) -> None:
+        "Have this step's row on the device; the steps after it follow by themselves."
+        if self.first <= step < self.last:
+            return
+        first, drawn = self.ahead or (step, None)
+        drawn = drawn if drawn and first == step else self._drawn(step)
+        self.first, self.last, self.ahead = step, step + len(drawn[0]), None
+        device = self.place.device
+        if not self.tables:  # in one place for good
+            rooms = [t.new_zeros(self.most, *t.shape[1:]) for t in drawn]
+            self.tables = [room.to(device) for room in rooms]
+        for table, new in zip(self.tables, drawn):
+            table[: len(new)].copy_(to_device(new, device))
+        self.place.zero_()
+
+    def row(self) -> list[Tensor]:
+        return [table.index_select(0, self.place)[0] for table in self.tables]
+
+# %% ../../nbs/training/03_loop.ipynb #57f55c52
+def _stretch(t: Tensor) -> Tensor:
+    "All numbers of a tensor in the order of its memory, as a view."
+    return t.detach().as_strided((t.numel(),), (1,), t.storage_offset())
+
+
+def _is_dense(t: Tensor) -> bool:  # not so: constants that were expanded
+    return sum((n - 1) * stride for n, stride in zip(t.shape, t.stride())) + 1 == t.numel()
+
+
+class _Gate:
+    "Undoes a step on the device, without anyone having to know."
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        groups: dict[torch.dtype, list[Tensor]] = {}
+        for t in tensors:
+            if _is_dense(t):
+                groups.setdefault(t.dtype, []).append(_stretch(t))
+        self.groups = [*groups.values()]
+        self.before = [torch.cat(group) for group in self.groups]
+
+    def remember(self) -> None:
+        "Keep the values as they are now."
+        for before, group in zip(self.before, self.groups):
+            torch.cat(group, out=before)
+
+    @torch.no_grad()
+    def keep(self, ok: Tensor) -> None:  # 0-dim Boolean, on the device
+        "Keep the values as they are now if `ok`; go back to those before otherwise."
+        for before, group in zip(self.before, self.groups):
+            before.copy_(torch.where(ok, torch.cat(group), before))
+            torch._foreach_copy_(group, before.split([len(t) for t in group]))
+
+# %% ../../nbs/training/03_loop.ipynb #ec84d359
+def _with_state(optimizer: Any) -> None:
+    "Give the parameters that have no state yet the one before their first step."
+    groups = [group["params"] for group in optimizer.param_groups]
+    new = [p for group in groups for p in group if p.requires_grad and not optimizer.state.get(p)]
+    before = [p.detach().clone() for p in new]
+    for p in new:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for p, old in zip(new, before):
+            p.copy_(old)
+            for value in _tensors(optimizer.state[p]):
+                value.zero_()
+
+
+def _tensors(state: dict) -> list[Tensor]:
+    return [value for value in state.values() if isinstance(value, Tensor)]
+
+
+def _recordable(optimizer: Any, fused: bool) -> None:
+    "Let the optimizer read its learning rate, and count its steps, on the device."
+    for group in optimizer.param_groups:
+        p = group["params"][0]
+        rate = torch.tensor(float(group["lr"]), dtype=torch.float32 if fused else torch.float64)
+        group["lr"] = rate.to(p.device)
+        if fused:
+            group |= dict(fused=True, foreach=False)
+            group |= dict(capturable=True) if "capturable" in group else {}
+            for state in (optimizer.state.get(p, {}) for p in group["params"]):
+                if "step" in state:
+                    state["step"] = state["step"].to(p.device, torch.float32)
+
+# %% ../../nbs/training/03_loop.ipynb #55933f7a
+def _cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    "Record a step as a CUDA graph; the result replays it."
+    chosen, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        main.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+    finally:
+        torch.backends.cudnn.benchmark = chosen
+    return graph.replay
+
+
+_Recorder = Callable[[Callable[[], None]], Callable[[], None]] | None
+_chosen: list[_Recorder] = []  # the innermost `recording` comes last
+
+
+@contextmanager
+def recording(
+    recorder: _Recorder,  # a step -> what repeats it; None: make steps one by one
+) -> Iterator[None]:
+    "How runs inside record their steps, whatever their device."
+    _chosen.append(recorder)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def _recorder(accelerator: Accelerator | None, device: torch.device) -> _Recorder:
+    several = accelerator and (accelerator.num_processes > 1 or accelerator.scaler)
+    if several or accelerator and accelerator.gradient_accumulation_steps > 1:
+        return None
+    if _chosen:
+        return _chosen[-1]
+    return _cuda_graph if device.type == "cuda" else None
+
+# %% ../../nbs/training/03_loop.ipynb #86603cbe
+def _all_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:  # 0-dim Boolean on the device
+    "The guard's rule, as a tensor."
+    norm = torch.nn.utils.get_total_norm(gradients, math.inf)
+    return loss.detach().isfinite() & norm.isfinite().to(loss.device)
+
+
+class _Counts:
+    "What the device counts in a segment."
+
+    def __init__(self, skip: bool, device: torch.device):
+        self.skip = skip
+        self.sums: Tensor | None = None  # of what each step reports
+        self.counts = torch.zeros(3, dtype=torch.long, device=device)
+
+    def begin(self) -> None:
+        "Before a segment."
+        self.counts.zero_()
+        if self.sums is not None:
+            self.sums.zero_()
+
+    def add(self, finite: Tensor, new: Tensor, place: Tensor) -> Tensor:
+        "Whether the step is to be made; if so, it is counted, and the numbers `new` are added."
+        if self.sums is None:
+            self.sums = torch.zeros_like(new, dtype=torch.promote_types(new.dtype, torch.float32))
+        made, left_out, bad = self.counts.unbind()
+        ok = finite & (bad == 0)
+        self.sums += torch.where(ok, new, 0)
+        made += ok
+        left_out += ~finite
+        if not self.skip:
+            bad.copy_(torch.where(finite | (bad > 0), bad, place + 1))
+        return ok
+
+# %% ../../nbs/training/03_loop.ipynb #59aeded3
+@dataclass(kw_only=True, eq=False)
+class _Attempted(_Steps):
+    "A step by hand, from the tables' next row."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.recorded: _Recorded | None = None
 
     def set_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -553,6 +824,152 @@ class Run(_Steps):
         began = time.perf_counter()
         yield
         self.loader_s += time.perf_counter() - began
+
+    def differentiate(self, total: Tensor) -> None:
+        self.accelerator.backward(total) if self.accelerator else total.backward()
+
+    def attempt(self, turn: Callable[..., tuple], tables: _Tables) -> tuple:
+        "Forward and backward pass of the next step, and all that `step` has to be told."
+        row = tables.row()[:-1]
+        total, loss, *accuracy = turn(*row)
+        self.differentiate(total)
+        return loss, row[0], lambda: turn(*row), *accuracy
+
+# %% ../../nbs/training/03_loop.ipynb #77d25dfe
+class _Recorded(_Counts):
+    "A step that the device makes alone: recorded once, then replayed."
+
+    def __init__(self, run: Any, turn: Callable[..., tuple], tables: _Tables, recorder: Any):
+        device = tables.place.device
+        super().__init__(run.on_nonfinite == "skip", device)
+        self.run, self.turn, self.tables, optimizer = run, turn, tables, run.optimizer
+        _recordable(optimizer, device.type == "cuda")
+        _with_state(optimizer)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        state = [t for s in optimizer.state.values() for t in _tensors(s)]
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        self.gate = _Gate([*weights, *run.model.buffers(), *state])
+        start, loader_s = [values.clone() for values in self.gate.before], run.loader_s
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.replay = recorder(self.step)
+        torch._foreach_copy_(self.gate.before, start)
+        self.gate.keep(torch.zeros((), dtype=torch.bool, device=device))
+        tables.place.zero_()
+        run.loader_s = loader_s
+
+    def begin(self) -> None:
+        super().begin()
+        self.gate.remember()
+        self.left_out = self.run.skipped
+
+    def step(self) -> None:
+        "What is recorded. Nothing in it reads a number back."
+        run, (*row, rate) = self.run, self.tables.row()
+        total, *seen = self.turn(*row)
+        run.differentiate(total)
+        with torch.no_grad():
+            finite = _all_finite(seen[0], _gradients(run.model))
+            if run.clip:
+                nn.utils.clip_grad_value_(run.model.parameters(), run.clip)
+            for of_group in self.rates:
+                of_group.copy_(rate)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            new = torch.stack([value.detach() for value in seen])
+            self.gate.keep(self.add(finite, new, self.tables.place[0]))
+            self.tables.place.add_(1)
+
+# %% ../../nbs/training/03_loop.ipynb #5079f6be
+@dataclass(kw_only=True, eq=False)
+class _Settled(_Attempted):
+    "What a run does between its steps if these are recorded."
+
+    def settle(self, recorded: _Recorded) -> None:
+        "Read what the device has counted."
+        recorded.tables.look_ahead()
+        self.kept, left_out, bad = recorded.counts.tolist()
+        assert recorded.sums is not None
+        self.sums = recorded.sums.clone()
+        if bad:
+            self._blame(recorded, recorded.tables.first + bad - 1)
+        else:
+            self.guard.skipped = self.skipped = recorded.left_out + left_out
+        self._show()
+
+    def _blame(self, recorded: _Recorded, step: int) -> None:
+        "Find what is not finite in this step, and end the run with it."
+        share, now = (step + 1 - self.first) / (self.done + 1 - self.first), time.perf_counter()
+        self.began = now - share * (now - self.began)  # the steps after it count for nothing
+        self.done = step
+        recorded.tables.place.fill_(step - recorded.tables.first)
+        self.guard.remember()
+        loss, rows, again, *_ = self.attempt(recorded.turn, recorded.tables)
+        if self.guard.allow(loss, step, rows, again):
+            self.guard.refuse("the loss or a gradient", step, rows)
+        self.optimizer.zero_grad()
+        self.diverged = self.guard.diverged
+
+    def _replay(self, step: int, turn: Callable, tables: _Tables, recorder: Any) -> None:
+        if self.recorded is None:
+            self.recorded = _Recorded(self, turn, tables, recorder)
+        if step == self.first:
+            self.recorded.begin()
+        self.recorded.replay()
+        if step + 1 in self.ends or step + 1 == tables.last:
+            self.settle(self.recorded)
+        self.advance()
+
+# %% ../../nbs/training/03_loop.ipynb #c20f8860
+def _plain(state: dict, groups: list[dict], lr: float) -> dict:
+    "The state of a recordable optimizer as that of a plain one."
+    values = {}
+    for i, value in state["state"].items():
+        values[i] = value | dict(step=value["step"].cpu()) if "step" in value else value
+    return dict(state=values, param_groups=[group | dict(lr=lr) for group in groups])
+
+# %% ../../nbs/training/03_loop.ipynb #aea926e3
+@dataclass(kw_only=True, eq=False)
+class _Repeated(_Settled):
+    "Steps that are functions of their draws alone."
+
+    at_once: int = 512  # steps that are drawn together
+
+    def repeat(
+        self,
+        turn: Callable[..., tuple],  # a row -> what to differentiate, loss, accuracy (0-dim)
+        draw: _Draw,  # (first, last) -> tensors with a row per step; the first: the batch's rows
+        rate: Callable[[int], float],  # step -> learning rate
+    ) -> Iterator[int]:  # steps done, at the end of each segment
+        "Make all steps that are left, by replaying one that is recorded where that is possible."
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+
+        def with_rates(first: int, last: int) -> tuple[Tensor, ...]:
+            return *draw(first, last), torch.tensor([*map(rate, range(first, last))], dtype=dtype)
+
+        tables = _Tables(with_rates, self.steps, device, self.at_once)
+        recorder = _recorder(self.accelerator, device)
+        self.rate, self.groups = rate, self.optimizer.state_dict()["param_groups"]
+        for step in self:
+            with self.loading():
+                tables.reach(step)
+            if recorder:
+                self._replay(step, turn, tables, recorder)
+            else:
+                self.set_rate(rate(step))
+                self.step(*self.attempt(turn, tables))
+                tables.place.add_(1)
+            if self.segment_ended:
+                yield self.done
+
+    def _optimizer_state(self) -> dict:
+        state = super()._optimizer_state()
+        return _plain(state, self.groups, self.rate(self.done - 1)) if self.recorded else state
+
+# %% ../../nbs/training/03_loop.ipynb #ce9c3c17
+@dataclass(kw_only=True, eq=False)
+class Run(_Repeated):
+    "A training run: `with Run(...) as run: for step in run: ... run.step(...)`."
 
     def means(self) -> dict[str, float]:
         "The means of the segment so far, over all processes; every process must call it."
@@ -578,6 +995,8 @@ class Run(_Steps):
             found["loader_share"] = self.loader_s / self.steps_s
         if self.diverged is not None:
             found["diverged_step"] = self.diverged
+        if self.gpu:
+            found["tf32"] = float(torch.backends.cudnn.allow_tf32)
         if self.on_nonfinite == "skip":
             found["skipped_steps"] = self.skipped
         wall_s = self.wall_s + time.perf_counter() - self.ended

@@ -98,6 +98,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "spherenet9": _from("models", "spherenet9"),
     "imagenet": _from("imagenet", "build_network"),
     "conv4": _from("fewshot", "Conv4"),
+    "conv9": _from("fewshot", "Conv9"),
     "classifier": _classifier,  # a pre-trained backbone, adapted
     "embedding": _embedder,
 }
@@ -184,7 +185,7 @@ def _network_input(p: Preprocessing, images: Tensor) -> Tensor:
     return x.flatten(1) if p.flatten else x.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/training/10_weights.ipynb #b52925e2
-_Builder = Literal["cnn9", "spherenet9", "imagenet", "conv4", "classifier", "embedding"]
+_Builder = Literal["cnn9", "spherenet9", "imagenet", "conv4", "conv9", "classifier", "embedding"]
 
 
 class ModelConfig(BaseModel):

@@ -94,7 +94,8 @@ GOOD = {
     "StaticNSLConv2d.forward": (static.StaticNSLConv2d(4, 6, 3), dict(x=x)),
     "KernelShape": (
         shape.KernelShape,
-        dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0),
+        dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0)
+        | dict(threshold=0.5),
     ),
     "fold": (static.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
     "similarity_decay": (
@@ -203,6 +204,7 @@ GOOD = {
     ),
     "why_not": (cpu.why_not, dict(backend="c")),
     "choose_backend": (cpu.choose_backend, dict(x=x, groups=1)),
+    "why_reference": (cpu.why_reference, dict(x=x, groups=1)),
     **{
         f"fast_dynamic_conv2d.{kind}": (
             cpu.fast_dynamic_conv2d,
@@ -255,6 +257,7 @@ GOOD = {
     "limit": (pictures.limit, dict(dataset=image_set(), n=2, seed=0)),
     "load_dataset": (pictures.load_dataset, dict(name="digits", root=None, download=False)),
     "batch_indices": (draws.batch_indices, dict(n=100, batch_size=10, seed=0, step=12)),
+    "batch_table": (draws.batch_table, dict(n=100, batch_size=10, seed=0, first=12, last=14)),
     "crop_and_flip": (
         pictures.crop_and_flip,
         dict(
@@ -267,6 +270,11 @@ GOOD = {
     ),
     "to_device": (pictures.to_device, dict(tensor=x, device="cpu")),
     "augment": (pictures.augment, dict(images=bytes_, seed=0, step=3, pad=2, flip=True)),
+    "crop_table": (
+        pictures.crop_table,
+        dict(batch_size=6, seed=0, first=2, last=4, pad=2, flip=True),
+    ),
+    "augment_by": (pictures.augment_by, dict(images=bytes_, row=torch.ones(3, 6).long(), pad=2)),
     "channel_statistics": (pictures.channel_statistics, dict(images=bytes_)),
     "to_input": (
         pictures.to_input,
@@ -326,7 +334,7 @@ GOOD = {
     ),
     "make_accelerator": (
         loop.make_accelerator,
-        dict(device="cpu", precision="float32", tracker="none"),
+        dict(device="cpu", precision="float32", tracker="none", tf32=True),
     ),
     "nearest": (
         retrieval.nearest,
@@ -406,6 +414,23 @@ GOOD = {
     "Conv4.forward": (
         fewshot.Conv4(3, width=4, in_channels=1, image_size=16).eval().requires_grad_(False),
         dict(x=draw(2, 1, 16, 16)),
+    ),
+    "Conv9": (
+        fewshot.Conv9,
+        dict(
+            num_classes=3,
+            kind="static_dns",
+            width=2,
+            in_channels=1,
+            image_size=8,
+            norm="batch",
+            bn_momentum=0.1,
+            fc=4,
+        ),
+    ),
+    "Conv9.forward": (
+        fewshot.Conv9(3, width=2, in_channels=1, image_size=8, fc=4).eval().requires_grad_(False),
+        dict(x=draw(2, 1, 8, 8)),
     ),
     "prototypes": (fewshot.prototypes, dict(features=z, labels=y, way=3)),
     "prototypical_logits": (
@@ -522,7 +547,12 @@ NOT_HERE = {
     **dict.fromkeys(("some_images", "only_classes"), PART),
     **dict.fromkeys(("History", "Continued", "Watched", "Segmented"), LONG),
     **dict.fromkeys(("Sweep", "train_one", "run_one", "keep_network"), LONG),
+    **dict.fromkeys(("carry_out_plan", "deadline", "Hour", "OutOfTime"), LONG),
+    **dict.fromkeys(("Plan", "PlannedRun", "Round"), CONTAINER),
+    **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
+    **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
     "image_damages": FILES,
+    "recording": CALLS,
     "method": "a decorator of the notebook's own functions",
     "Playground": "takes no arguments",
     "Quadruplets": CONTAINER,
@@ -565,6 +595,8 @@ NOT_HERE = {
         for n in (
             "adaptation",
             "adapt",
+            "adapt_then_head",
+            "tune",
             "evaluate_episodes",
             "episode_loss",
             "embed",
@@ -751,9 +783,16 @@ NOT_HERE = {
     "triton_forward": "called by the operator alone, which checks",
     "triton_backward": "called by the operator alone, which checks",
     "why_not_here": "takes no arguments",
+    "triton_over_norm": "called by `over_patch_norm` alone",
+    "triton_over_norm_backward": "called by `over_patch_norm` alone",
+    "triton_planes": "called by `planar_conv2d` alone",
+    "triton_planes_backward": "called by `planar_conv2d` alone",
+    "fuses": "answers for any tensor",
+    "over_patch_norm": "called on a GPU by the layers alone, which check",
+    "planar_conv2d": "called on a GPU by the layers alone, which check",
 }
 
-GPU = {"triton_forward", "triton_backward", "why_not_here"}  # their module needs Triton
+GPU = {name for name in NOT_HERE if name.startswith("triton_")} | {"why_not_here"}  # need Triton
 
 
 def public():

@@ -329,9 +329,18 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
     **dict.fromkeys(("hard_quadruplets", "QuadrupletMiner"), "finds indices"),
     **dict.fromkeys(("image_set", "adapted_names"), "no floating-point tensors"),
     "Conv4": "a network of the layers measured here",
+    "Conv9": "a network of the layers measured here",
     "fit_head": "scikit-learn's fit in float64, which autocast does not reach",
     **dict.fromkeys(
-        ("adaptation", "adapt", "episode_loss", "train_episodes", "evaluate_episodes"),
+        (
+            "adaptation",
+            "adapt",
+            "adapt_then_head",
+            "episode_loss",
+            "evaluate_episodes",
+            "train_episodes",
+            "tune",
+        ),
         "a loop around the user's network",
     ),
 }
