@@ -221,8 +221,8 @@ class Halting:
 
 def watch():
     for owner, name in (
-        (classify, "batch_indices"),
-        (classify, "augment"),
+        (classify, "batch_table"),
+        (classify, "augment_by"),
         (torch.optim.SGD, "step"),
         (torch.optim.Adam, "step"),
         (torch, "save"),
