@@ -46,7 +46,8 @@ paper: $(READY)
 	$(BIN)/nsl-repro paper --budget "$(BUDGET)" $(if $(PLAN),--plan "$(PLAN)") $(if $(DATA),-p data_root="$(DATA)") $(if $(OUTPUT),-o "$(OUTPUT)") $(ARGS)
 
 test-gpu: $(READY)
-	$(BIN)/python -m pytest tests/test_gpu.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_gpu.py tests/test_gpu_experiments.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_backends.py -k "cuda or triton or graph" $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py tests/test_style.py tests/test_imports.py
