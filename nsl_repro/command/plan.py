@@ -71,7 +71,10 @@ def read_plan(
         raise ValueError(f"plan must be a file, got {path or 'none: plan.json is not installed'}.")
     plan = validated(Plan, read_json(where), str(where))
     return [
-        PlannedRun(*run, seed) for part in plan.rounds for seed in part.seeds for run in part.runs
+        PlannedRun(experiment, dataset, method, seed)
+        for part in plan.rounds
+        for seed in part.seeds
+        for experiment, dataset, method in part.runs
     ]
 
 

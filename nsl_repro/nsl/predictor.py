@@ -102,7 +102,7 @@ class _Predictor(nn.Module):
             if conv is not None:
                 nn.init.normal_(conv.weight, std=scale * math.sqrt(2 / conv.weight[0].numel()))
 
-    def _similarity(self, x: Tensor, m1: nn.Module, m2: nn.Module) -> Tensor:
+    def _similarity(self, x: Tensor, m1: Any, m2: Any) -> Tensor:
         h = self.bn1(m1(x)).relu_()
         if type(m2) is nn.Conv2d and fuses(h):
             R = planar_conv2d(h, m2.weight, m2.stride, m2.padding)
@@ -227,7 +227,7 @@ class _LayerPredictor(SimilarityPredictor):
             self.register_module("m2", None)
         self.core = (core,)  # in a tuple: held, but not registered a second time
         self.stride, self.dilation = geometry.stride, geometry.dilation
-        self.shift = geometry.padding
+        self.shift: tuple[int, ...] = geometry.padding
         if core.adapt != "fc":
             self.shift = _to_centers(geometry, kernel_size)
         self.adapt: nn.Module = nn.Identity()

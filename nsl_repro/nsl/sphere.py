@@ -157,7 +157,7 @@ def _response(y: Tensor, operator: str, k: Tensor | None) -> Tensor:
 
 
 def _angles(
-    x: Tensor, weight: Tensor, geometry: tuple[Any, ...], eps: float, operator: str, k: Any
+    x: Tensor, weight: Tensor, geometry: Any, eps: float, operator: str, k: Tensor | None
 ) -> tuple[Tensor, torch.dtype]:  # (B, C_out, H', W'), and the dtype of the inner product
     "The operator of every quotient of inner product and patch norm."
     stride, padding, dilation, groups = geometry

@@ -513,7 +513,7 @@ def adapt_then_head(
     Raises `ValueError` for an empty support, negative steps or a pattern that fits nothing."""
     if not len(labels):
         raise ValueError("support must hold at least one image, got none.")
-    options = dict(lr=lr, first_order=True)
+    options: dict = dict(lr=lr, first_order=True)
     theta = adapt(model, support, labels, steps, which=which, parameters=parameters, **options)
     options["parameters"] = theta
     return theta | adapt(model, support, labels, head_steps, which="head.*", **options)

@@ -184,7 +184,7 @@ def _head(
     fc = _draw_filters(nn.Conv2d(channels, hidden, side, bias=False))
     layers = _block(fc, bn) if kind == "fc" else nn.Sequential(fc, nn.ReLU(inplace=True))
     score = _draw_filters(nn.Conv2d(hidden, num_classes, 1))
-    nn.init.zeros_(score.bias)
+    nn.init.zeros_(score.bias)  # type: ignore[arg-type]
     return layers, score, nn.Identity()
 
 # %% ../../nbs/training/01_models.ipynb #3d436850
@@ -212,7 +212,8 @@ class CNN9(nn.Module):
         self.root: nn.Module = nn.Identity()
         if root:
             self.root = _block(_draw_filters(nn.Conv2d(in_channels, widths[0], **_SAME)), bn)
-        stages, before = [], widths[0] if root else in_channels
+        stages: list[nn.Module] = []
+        before = widths[0] if root else in_channels
         for width in widths:
             inputs = (before, *[width] * (depth - 1))
             make = [layer] * depth
@@ -302,13 +303,13 @@ def cnn9(
     _one_of("head", head, HEADS)
     _check_sizes(num_classes, width, in_channels, image_size, bn_momentum)
     shape = _shape_options(shape, method)
-    sizes = dict(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    sizes: dict = dict(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if _widths is None and method in _MATCHED:
         options = dict(width=width, variant=variant, head=head, plain_first=plain_first)
         _widths = _matched_widths(method, **sizes, **options)
     bn = dict(eps=1e-3, momentum=bn_momentum)
     layer, shared = _middle_layers(method, variant, width, static_init, bn, predictor, shape)
-    ends = dict(head=head, hidden=max(1, round(256 * width)), root=variant == "released")
+    ends: dict = dict(head=head, hidden=max(1, round(256 * width)), root=variant == "released")
     ends |= dict(depth=4 if method == "cnn_pp" else 3, plain_first=plain_first)
     return CNN9(
         layer, widths=_widths or _widths_of(width), bn=bn, predictor=shared, **sizes, **ends
