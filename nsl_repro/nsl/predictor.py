@@ -105,7 +105,8 @@ class _Predictor(nn.Module):
     def _similarity(self, x: Tensor, m1: Any, m2: Any) -> Tensor:
         h = self.bn1(m1(x)).relu_()
         if type(m2) is nn.Conv2d and fuses(h):
-            R = planar_conv2d(h, m2.weight, m2.stride, m2.padding)
+            stride, padding = _pair(m2.stride), m2.padding
+            R = planar_conv2d(h, m2.weight, stride, padding)  # type: ignore[arg-type]
         else:
             R = m2(h)
         # Batch norm of nine channels is five times slower if they lie last in memory.
