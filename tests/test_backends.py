@@ -467,10 +467,11 @@ def test_triton_under_its_interpreter():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="its own process sets that")
-def test_the_notebook_of_the_gpu():
+@pytest.mark.parametrize("notebook", ["03_gpu", "04_predictor"])
+def test_the_notebooks_of_the_gpu(notebook):
     "In a process of its own, which has not imported Triton yet."
     pytest.importorskip("triton")
-    command = [Path(sys.executable).with_name("nbdev_test"), "--path", "03_gpu.ipynb"]
+    command = [Path(sys.executable).with_name("nbdev_test"), "--path", f"{notebook}.ipynb"]
     folder = Path(__file__).parents[1] / "nbs" / "kernels"
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "Success" in done.stdout, done.stdout + done.stderr
