@@ -60,6 +60,14 @@ def _bounded(R: Tensor, bound: str) -> Tensor:  # (B, entries, H', W')
         return R * (R.square().sum(1, keepdim=True) + 1e-4).rsqrt()
     return R.sigmoid() if bound == "sigmoid" else R
 
+
+def _second(conv: Any, h: Tensor) -> Tensor:
+    "The second convolution; on a GPU a plain one has its filters padded, its result in planes."
+    if type(conv) is nn.Conv2d and fuses(h):
+        stride, padding = _pair(conv.stride), conv.padding
+        return planar_conv2d(h, conv.weight, stride, padding)  # type: ignore[arg-type]
+    return conv(h)
+
 # %% ../../nbs/nsl/06_predictor.ipynb #62f293c0
 def _check_choices(kind: str, sphere: str, bound: str, init_scales: Sequence[float]) -> None:
     "Raises `ValueError` for what no predictor can be."
@@ -104,10 +112,7 @@ class _Predictor(nn.Module):
 
     def _similarity(self, x: Tensor, m1: Any, m2: Any) -> Tensor:
         h = self.bn1(m1(x)).relu_()
-        if type(m2) is nn.Conv2d and fuses(h):
-            R = planar_conv2d(h, m2.weight, m2.stride, m2.padding)
-        else:
-            R = m2(h)
+        R = _second(m2, h)
         # Batch norm of nine channels is five times slower if they lie last in memory.
         if self.kind == "diagonal":
             R = R.contiguous()

@@ -165,7 +165,7 @@ def _angles(
         dot = F.conv2d(x, weight, None, *geometry)
         size: tuple[int, int] = _pair(weight.shape[2:])
         return over_patch_norm(dot, x, size, stride, padding, dilation, eps), dot.dtype
-    dot, norm = _dot_and_norm(x, weight, *geometry, eps)
+    dot, norm = _dot_and_norm(x, weight, stride, padding, dilation, groups, eps)
     return _response(dot * norm.reciprocal(), operator, k), dot.dtype
 
 # %% ../../nbs/nsl/05_sphere.ipynb #97437b2d
