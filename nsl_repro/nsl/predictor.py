@@ -151,7 +151,7 @@ class SimilarityPredictor(_Predictor):
         kind: str = "diagonal",  # 'diagonal' (DNS, K outputs) or 'unconstrained' (UNS, K * K)
         hidden: int | None = None,  # channels between; None: as released, 64 for DNS, 128 for UNS
         sphere: str = "input",  # 'none', 'input' (first one over the patch norm), 'full' (cosines)
-        batchnorm: bool | str | None = None,  # after both, none, the first alone: 'hidden'
+        batchnorm: bool | str | None = False,  # after both, or 'hidden'; None: as released
         init_scales: Sequence[float] = (0.1, 0.001),  # of the two, times sqrt(2 / fan_in)
         residual: bool = True,  # add the identity
         stride: int | tuple[int, int] = 1,  # stride, padding, dilation: the layer's
