@@ -23,7 +23,7 @@ from nsl_repro.results.ledger import load_ledger, run_folder
 from nsl_repro.training.classify import train
 from nsl_repro.training.loop import load_checkpoint, make_accelerator
 from nsl_repro.training.recipe import RECIPES
-from nsl_repro.training.weights import TOLERANCE, export
+from nsl_repro.training.weights import TOLERANCE, Preprocessing, export, keep_model
 
 METHODS = ["static_dns", "dynamic_uns"]
 ELSEWHERE = """
@@ -216,3 +216,28 @@ def test_tracked_and_interrupted(tmp_path):
     assert list(steps) == expected["val_step"] == [2, 4, 6, 8] and values == tuple(
         np.float32(expected["val_accuracy"])
     )
+
+
+@pytest.mark.parametrize("method", ["static_uns", "dynamic_dns"])
+def test_a_model_kept_before_there_were_variants(method, tmp_path):
+    "Its description names no variant: it is the released network."
+    sizes = dict(method=method, width=0.125, in_channels=1, image_size=16)
+    net = cnn9(**sizes, variant="released").eval()
+    arguments = sizes | dict(variant="released")
+    keep_model(tmp_path, net, "cnn9", arguments, Preprocessing(input="raw", size=[1, 16, 16]))
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    assert config["arguments"].pop("variant") == "released"
+    file.write_text(json.dumps(config))
+    images = torch.randn(3, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path)(images), net(images))
+
+
+def test_a_model_says_its_variant(tmp_path):
+    "Also where the default was taken, so that a later default cannot change it."
+    sizes = dict(method="cnn", width=0.125, in_channels=1, image_size=16)
+    prepare = Preprocessing(input="raw", size=[1, 16, 16])
+    keep_model(tmp_path, cnn9(**sizes), "cnn9", sizes, prepare)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["arguments"]["variant"] == "paper"
