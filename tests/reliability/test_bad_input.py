@@ -769,6 +769,7 @@ NOT_HERE = {
             "table_command",
             "compare_command",
             "publish_command",
+            "paper_command",
             "data_list",
             "data_describe",
             "data_get",
