@@ -547,7 +547,7 @@ NOT_HERE = {
     **dict.fromkeys(("some_images", "only_classes"), PART),
     **dict.fromkeys(("History", "Continued", "Watched", "Segmented"), LONG),
     **dict.fromkeys(("Sweep", "train_one", "run_one", "keep_network"), LONG),
-    **dict.fromkeys(("carry_out_plan", "deadline", "Hour", "OutOfTime"), LONG),
+    **dict.fromkeys(("carry_out_plan", "deadline", "Hour"), LONG),
     **dict.fromkeys(("Plan", "PlannedRun", "Round"), CONTAINER),
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
