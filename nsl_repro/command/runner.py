@@ -9,6 +9,7 @@ __all__ = ['experiments_dir', 'experiments', 'find_notebook', 'summary', 'collap
 # %% ../../nbs/command/02_runner.ipynb #5648722a
 import base64
 import errno
+import io
 import json
 import logging
 import os
@@ -378,6 +379,22 @@ def run_experiment(
     "Check everything, then execute: `prepare` and `execute`."
     return execute(prepare(name, values, output))
 
+# %% ../../nbs/command/02_runner.ipynb #e7de70ac
+def _with_palette(png: str) -> str:  # base64 -> base64
+    "A figure with 256 colors, where that is smaller; what is no PNG stays as it is."
+    from PIL import Image, UnidentifiedImageError
+
+    before, after = base64.b64decode(png), io.BytesIO()
+    try:
+        picture = Image.open(io.BytesIO(before), formats=["PNG"]).convert("RGBA")
+    except UnidentifiedImageError:
+        return png
+    if picture.getchannel("A").getextrema() == (255, 255):  # nothing shines through
+        picture = picture.convert("RGB")
+    picture.quantize(256).save(after, "PNG", optimize=True)
+    small = after.getvalue()
+    return base64.b64encode(small).decode() if len(small) < len(before) else png
+
 # %% ../../nbs/command/02_runner.ipynb #ca6af15a
 def publish(
     executed: str | Path,  # what `run_experiment` left
@@ -398,4 +415,7 @@ def publish(
     for cell, run in zip(source.cells, cells):
         if cell.cell_type == "code":
             cell.outputs = run.outputs
+            for output in cell.outputs:
+                if png := output.get("data", {}).get("image/png"):
+                    output.data["image/png"] = _with_palette(png)
     return write_whole(notebook, nbformat.writes(source) + "\n")
