@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -151,3 +152,31 @@ def test_no_two_exported_cells_with_nothing_between(path):
     assert not any(a and b for a, b in zip(exported, exported[1:])), (
         "a sentence, a picture or a test must stand between two exported cells"
     )
+
+
+def stored_outputs():
+    "What every notebook shows: its path, the kind and the text of each output."
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                kinds = {"text": output["text"]} if "text" in output else output.get("data", {})
+                for kind, text in kinds.items():
+                    if isinstance(text, str):
+                        yield path.relative_to(ROOT).as_posix(), kind, text
+
+
+def test_outputs_name_no_machine():
+    "Nor do they hold warnings of other packages, which come with their place on the disk."
+    elsewhere = re.compile(r"site-packages|ipykernel_\d|/home/|/root/|" + re.escape(str(ROOT)))
+    texts = ((path, text) for path, kind, text in stored_outputs() if kind.startswith("text"))
+    assert not [(path, text[:200]) for path, text in texts if elsewhere.search(text)]
+
+
+def test_outputs_are_small():
+    "100 kB at most; pictures are stored in base64, four letters for three bytes."
+    sizes = []
+    for path, kind, text in stored_outputs():
+        sizes.append((path, kind, len(text) * 3 // 4 if kind == "image/png" else len(text)))
+    assert not [found for found in sizes if found[2] > 100_000]
