@@ -1,9 +1,11 @@
 """The README: its tables are the ledger's, its picture shows the ledger's numbers, its examples
 run, its commands exist."""
 
+import math
 import re
 import shlex
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,24 @@ def test_tables_and_picture_are_the_ledgers():
     ledger = [e for e in load_published(ROOT / "data") if names is None or entry_name(e) in names]
     assert TEXT == fill(TEXT, readme_parts(ledger)), "run `make readme`"
     assert drawn_from(ROOT / "docs" / "learned.png") == learned_digest(ledger), "run `make readme`"
+
+
+def test_what_is_told_of_heads_is_the_ledgers():
+    "How many runs learn under each head of the network, by the published entries."
+    learned, runs = Counter(), Counter()
+    for e in load_published(ROOT / "data", experiment="nsl_stability", dataset="cifar10"):
+        if (e.preset, e.parameters.get("variant")) != ("quick", "paper"):
+            continue
+        if head := e.parameters.get("head"):
+            losses = [e.metrics.get(f"train_loss_at_{rate}") for rate in ("0.02", "0.1")]
+            runs[head] += len(losses)
+            learned[head] += sum(v is not None and v <= math.log(10) - 0.05 for v in losses)
+    text = " ".join(TEXT.split())
+    assert learned["direct"] == 0
+    assert f"none of {runs['direct']} runs with this head learned" in text
+    assert f"{learned['fc']} of {runs['fc']} with the paper's fully connected layer" in text
+    norm = learned["direct_norm"], runs["direct_norm"]
+    assert "{} of {} with a batch norm behind the released head".format(*norm) in text
 
 
 def test_there_are_no_other_blocks():
