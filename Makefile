@@ -22,7 +22,7 @@ help:
 	@echo "make bench      measure what the dynamic convolution costs on this machine (PRESET=$(PRESET))"
 	@echo "make paper      fill in the paper's tables: what fits into BUDGET=$(BUDGET), with one GPU (PLAN= DATA= OUTPUT= ARGS=--rehearse)"
 	@echo "make test       check everything that is claimed"
-	@echo "make test-gpu   check what only a GPU can show, in four minutes"
+	@echo "make test-gpu   check what only a GPU can show"
 	@echo "make soak       what must keep working, for hours and with more cases (NSL_SOAK_HOURS=2)"
 	@echo "make lint       check the form of notebooks and tests with ruff, and the library's types with mypy"
 	@echo "make audit      ask PyPI for known vulnerabilities of everything that is installed"
