@@ -23,6 +23,7 @@ from ..base.progress import progress_bar
 from .runner import ExperimentFailed, KernelDied, execute, prepare
 from ..data.sources import DataNotFound
 from ..results.ledger import Entry, Name, load_ledger, packaged, read_json, validated
+from ..results.methods import comparison_of
 
 # %% ../../nbs/command/03_plan.ipynb #0cc80e7f
 class Round(BaseModel):
@@ -111,8 +112,9 @@ def clock(seconds: float) -> str:
 def _same(run: PlannedRun, e: Entry) -> bool:  # whatever the seed
     "Whether an entry is of this run, in the paper's variant where there are two."
     here = (run.experiment, run.dataset, run.method, run.preset)
-    variant = e.parameters.get("variant", "paper" if run.experiment == "nsl_global" else "released")
-    return here == (e.experiment, e.dataset, e.method, e.preset) and variant == "paper"
+    made = comparison_of(run.experiment).made_with(e.parameters)
+    of_the_paper = made.get("variant", "paper") == "paper"
+    return here == (e.experiment, e.dataset, e.method, e.preset) and of_the_paper
 
 
 def is_finished(run: PlannedRun, ledger: list[Entry]) -> bool:
