@@ -671,6 +671,7 @@ NOT_HERE = {
                 "what_is_used",
                 "check_photos",
                 "photo_faults",
+                "photo_notes",
             ),
             fewshot=("image_set",),
             embedding=("photo_tensor",),

@@ -29,8 +29,10 @@ from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set
 from nsl_repro.data.splits import decoded
 from nsl_repro.training.sweep import PRESETS, sweep
+from nsl_repro.data.inventory import data_state
 from nsl_repro.data.photos import (
     DamagedData,
+    Noticed,
     check_photos,
     load_photos,
     photo_faults,
@@ -316,6 +318,51 @@ def test_folders(what, root):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(photos_from_folder(train, on_error="skip")) == 64  # the others, every one once
+
+
+HIDDEN = {
+    "a notebook's copies": ".ipynb_checkpoints",
+    "a hidden folder in a class": ".thumbnails/deep",
+    "an archive's folder": "__MACOSX",
+    "a file server's folder": "@eaDir",
+}
+
+
+@pytest.mark.parametrize("level", ["", "001.Bird_1", "001.Bird_1/deep"])
+@pytest.mark.parametrize("what", HIDDEN)
+def test_folders_of_tools(what, level, root):
+    "What a tool has put beside the images is no image of the class: passed over, and told."
+    train = root / "mini-imagenet" / "train"
+    before = photos_from_folder(train)
+    for image in (train / "001.Bird_1").glob("*.jpg"):
+        copy = train / level / HIDDEN[what] / image.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, copy)
+    with pytest.warns(Noticed, match="1 hidden folders, or folders of a tool, hold images that"):
+        after = photos_from_folder(train)
+    assert after.paths == before.paths
+    assert after.classes == before.classes
+
+
+def test_images_that_are_there_twice(root):
+    "Copies are told by every reader and by `data check`, with their names; none is left out."
+    train, birds = root / "mini-imagenet" / "train", root / "CUB_200_2011" / "images"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none to begin with
+        photos_from_folder(train)
+        load_photos("cub", root)
+    shutil.copy(train / "001.Bird_1" / "3.jpg", train / "002.Bird_2" / "new.jpg")
+    shutil.copy(birds / "001.Bird_1" / "3.jpg", birds / "002.Bird_2" / "3.jpg")
+    said = "1 of {} images hold the same bytes as an earlier one, the first is {}, a copy of {}"
+    copy, first = "002.Bird_2/new.jpg", "001.Bird_1/3.jpg"
+    with pytest.warns(Noticed, match=said.format(65, copy, first)):
+        assert len(photos_from_folder(train)) == 65
+    copy, first = "images/002.Bird_2/3.jpg", "images/001.Bird_1/3.jpg"
+    with pytest.warns(Noticed, match=said.format(96, copy, first)):
+        assert len(load_photos("cub", root)) == 96
+    state = data_state("cub", root, decode=True)
+    assert state.state == "incomplete"  # of 11,788 images
+    assert [said.format(96, copy, first) in note for note in state.notes] == [True]
 
 
 def test_half_a_download(tmp_path, monkeypatch):
