@@ -351,11 +351,25 @@ def _images_below(folder: Path, odd: _Odd) -> list[Path]:  # sorted
         odd["folders have no images"].append(folder)
     return found
 
+# %% ../../nbs/data/04_photos.ipynb #cda97a68
+_ELSEWHERE = {*_SUFFIXES, ".gif", ".jfif", ".avif", ".heic", ".jp2"}  # images, read or not
+
+
+def _loose(folder: Path) -> list[Path]:  # sorted
+    "Images that lie in the folder itself."
+    found = (p for p in folder.iterdir() if p.suffix.lower() in _ELSEWHERE and _is_data(p.name))
+    return sorted(p for p in found if not p.is_dir())
+
 # %% ../../nbs/data/04_photos.ipynb #ca30bb82
+_BESIDE = "images lie beside the folders of the classes and belong to none"
+
+
 def _folder_rows(folder: Path, fault: _Faults) -> _Rows:
     "Image files and the name of each one's class, both sorted."
     rows = _Rows([], [])
     odd: _Odd = defaultdict(list)
+    if loose := _loose(folder):
+        odd[_BESIDE] = loose
     for entry in sorted(p for p in folder.iterdir() if p.is_dir()):
         if not _is_data(entry.name):
             _passed_over(entry, odd)
@@ -567,6 +581,9 @@ PHOTO_SETS: dict[str, DataSource] = {
 def _load_parts(folder: Path, parts: list[str], remedy: str, fault: _Faults) -> tuple[_Rows, dict]:
     "Rows, and the names of the classes, of mini-ImageNet's train, val and test."
     _need(folder, parts, remedy)
+    if loose := _loose(folder):
+        what = f"{len(loose):,} images lie beside the parts of the set and belong to none"
+        fault(f"{what}, the first is {loose[0].name}")
     rows = [_folder_rows(folder / part, fault) for part in parts]
     keys = sum((r.keys for r in rows), [])
     return _Rows(sum((r.paths for r in rows), []), keys), {key: key for key in keys}
@@ -685,9 +702,9 @@ def _other_classes(photos: PhotoSet, first: PhotoSet) -> str:  # '' if the class
 
 def _unlisted(photos: PhotoSet, folder: Path) -> str:  # '' if every image is in the lists
     listed, extra = set(photos.paths), []
-    for parent in {path.parent for path in listed}:
-        images = (p for p in parent.iterdir() if p.suffix.lower() in _SUFFIXES)
-        extra += [p for p in images if _is_data(p.name) and p not in listed]
+    for top in {folder / path.relative_to(folder).parts[0] for path in listed}:
+        images = _images_below(top, defaultdict(list)) if top.is_dir() else []
+        extra += [p for p in images if p not in listed]
     if not extra:
         return ""
     first = min(extra).relative_to(folder).as_posix()

@@ -296,6 +296,14 @@ FOLDERS = {
         ),
         "1 files are not images, the first is 001.Bird_1/9.jpg.part",
     ),
+    "an image beside the classes": (
+        lambda f: shutil.copy(f / "3.jpg", f.parent / "loose.jpg"),
+        "1 images lie beside the folders of the classes and belong to none, the first is loose.jpg",
+    ),
+    "an image of a kind that is not read": (
+        lambda f: (f.parent / "loose.HEIC").write_bytes(b"x"),
+        "1 images lie beside the folders of the classes and belong to none, the first is loose.HEI",
+    ),
     "an empty class": (
         lambda f: (f.parent / "000").mkdir(),
         "1 folders have no images, the first is 000",
@@ -318,6 +326,22 @@ def test_folders(what, root):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(photos_from_folder(train, on_error="skip")) == 64  # the others, every one once
+
+
+def test_images_beside_the_parts(root):
+    "What lies beside train, val and test, or in a folder that no list of CUB names, is counted."
+    birds, parts = root / "CUB_200_2011" / "images", root / "mini-imagenet"
+    shutil.copy(birds / "001.Bird_1" / "3.jpg", parts / "loose.jpg")
+    said = "1 images lie beside the parts of the set and belong to none, the first is loose.jpg"
+    for split in (None, "train"):
+        with pytest.raises(DamagedData, match=said):
+            load_photos("mini_imagenet", root, split)
+    assert said in photo_faults("mini_imagenet", root, decode=False)[2][0]
+    (birds / "000.New").mkdir()
+    for place in (birds, birds / "000.New"):
+        shutil.copy(birds / "001.Bird_1" / "3.jpg", place / "loose.jpg")
+    faults = photo_faults("cub", root, decode=False)[2]
+    assert len(faults) == 1 and "2 images are in no list, the first is images/000.New" in faults[0]
 
 
 HIDDEN = {
