@@ -36,14 +36,47 @@ MAX_PIXELS = 89_478_485  # of an image; where Pillow begins to warn
 class DamagedData(ValueError):
     "Data that cannot be used: an image, a box, an id, a class with a single image."
 
+# %% ../../nbs/data/04_photos.ipynb #1d1639b9
+_GROUND = (255, 255, 255)  # under what is transparent
 
+
+def _eight_bits(file: Image.Image) -> Image.Image:  # grey, of 8 bits
+    "Grey of 12 or 16 bits, from black to white. Raises `ValueError` where these are not known."
+    if not (file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM"))):
+        known = "nothing tells which of its numbers are black and white; save it with 8 or 16 bits"
+        raise ValueError(f"it must have at most 16 bits per pixel, got mode {file.mode}: {known}")
+    tags = dict(getattr(file, "tag_v2", {}))  # of TIFF
+    most = 2 ** int(np.ravel(tags.get(258, 16))[0]) - 1
+    values = np.asarray(file).astype(np.int64)
+    grey = (255 * values + most // 2) // most
+    if tags.get(262) == 0:  # here 0 is white
+        grey = 255 - grey
+    if "transparency" in file.info:
+        grey[values == file.info["transparency"]] = _GROUND[0]
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _as_rgb(file: Image.Image) -> Image.Image:
+    "An image of any mode in RGB. Raises `ValueError` for a mode whose colors are not known."
+    if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+        return _eight_bits(file).convert("RGB")
+    if file.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in file.info:
+        if file.mode in ("La", "RGBa"):  # multiplied by the transparency
+            file = file.convert(file.mode.upper())
+        ground = Image.new("RGBA", file.size, _GROUND)
+        return Image.alpha_composite(ground, file.convert("RGBA")).convert("RGB")
+    if file.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
+        raise ValueError(f"it must be grey, RGB, CMYK or YCbCr, got mode {file.mode}")
+    return file.convert("RGB")
+
+# %% ../../nbs/data/04_photos.ipynb #fc9c6627
 def _decode(path: str | os.PathLike) -> Image.Image:  # RGB, whatever is in the file
     try:
         with Image.open(path, formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 found = f"{file.width:,}x{file.height:,}"
                 raise ValueError(f"it must have at most {MAX_PIXELS:,} pixels, got {found}")
-            return file.convert("RGB")
+            return _as_rgb(file)
     except FileNotFoundError:
         raise DataNotFound(f"the image {path} is missing.") from None
     except Exception as error:  # whatever a decoder may raise

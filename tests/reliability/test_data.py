@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import threading
 import warnings
@@ -37,6 +38,7 @@ from nsl_repro.data.photos import (
     load_photos,
     photo_faults,
     photos_from_folder,
+    read_image,
 )
 from nsl_repro.command.runner import prepare
 
@@ -107,6 +109,106 @@ def program(path):
 
 def empty(path):
     path.write_bytes(b"")
+
+
+LEVELS = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # become 0 to 255
+
+
+def tiff(values, bits, photometric):
+    "A grey TIFF as other programs write it: `bits` per pixel, 0 black (1) or white (0)."
+    if bits == 12:  # two pixels in three bytes
+        a, b = (values.reshape(-1, 2) >> 4).T.astype(np.int64)
+        data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype("<u2").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + (8 + len(data)).to_bytes(4, "little")
+    return head + data + len(tags).to_bytes(2, "little") + entries + bytes(4)
+
+
+GREY = {
+    "a PNG": lambda path: Image.fromarray(LEVELS).save(path, "PNG"),
+    "a TIFF": lambda path: Image.fromarray(LEVELS).save(path, "TIFF"),
+    "a big-endian TIFF": lambda path: Image.fromarray(LEVELS.astype(">u2")).save(path, "TIFF"),
+    "a TIFF by another program": lambda path: path.write_bytes(tiff(LEVELS, 16, 1)),
+    "a TIFF where 0 is white": lambda path: path.write_bytes(tiff(65535 - LEVELS, 16, 0)),
+    "a TIFF of 12 bits": lambda path: path.write_bytes(tiff(LEVELS, 12, 1)),
+    "a PGM": lambda path: path.write_bytes(b"P5 16 16 65535\n" + LEVELS.astype(">u2").tobytes()),
+    "a PGM of 12 bits": lambda path: path.write_bytes(
+        b"P5 16 16 4095\n" + (LEVELS // 16).astype(">u2").tobytes()
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GREY)
+def test_more_than_eight_bits(what, tmp_path):
+    "Grey of 12 and 16 bits goes from black to white, level by level."
+    GREY[what](tmp_path / "grey.png")
+    grey = np.asarray(read_image(tmp_path / "grey.png"))
+    assert grey.shape == (16, 16, 3)
+    np.testing.assert_array_equal(grey, np.arange(256).reshape(16, 16, 1).repeat(3, 2))
+
+
+TRANSPARENT = {  # each has a red pixel on its left and a transparent one on its right
+    "RGBA": lambda: Image.fromarray(np.array([[[255, 0, 0, 255], [9, 9, 9, 0]]], np.uint8)),
+    "RGB, one color": lambda: Image.fromarray(np.array([[[255, 0, 0], [9, 9, 9]]], np.uint8)),
+    "a palette": lambda: TRANSPARENT["RGB, one color"]().quantize(2),
+    "LA": lambda: Image.fromarray(np.array([[[76, 255], [9, 0]]], np.uint8), "LA"),
+    "L, one grey": lambda: Image.fromarray(np.array([[76, 9]], np.uint8)),
+    "16 bits, one grey": lambda: Image.fromarray(np.array([[76 * 257, 9]], np.uint16)),
+}
+
+
+@pytest.mark.parametrize("what", TRANSPARENT)
+def test_transparency(what, tmp_path):
+    "What is transparent shows the white ground, and not the color that hides under it."
+    image = TRANSPARENT[what]()
+    hidden = image.getpixel((1, 0))
+    more = {} if image.mode in ("RGBA", "LA") else {"transparency": hidden}
+    image.save(tmp_path / "a.png", **more)
+    left, right = np.asarray(read_image(tmp_path / "a.png"))[0].tolist()
+    assert left in ([255, 0, 0], [76, 76, 76]) and right == [255, 255, 255]
+
+
+def test_numbers_without_black_and_white(tmp_path):
+    "Pixels of 32 bits, of floating point or in Lab are refused, with the file's name."
+    path = tmp_path / "a.tif"
+    for mode in ("I", "F", "LAB"):
+        Image.new(mode, (4, 4), 1 if mode != "LAB" else 0).save(path)
+        with pytest.raises(DamagedData, match=f"{path} cannot be decoded .*got mode {mode}"):
+            read_image(path)
+    signed = bytearray(tiff(LEVELS, 16, 1))
+    count = int.from_bytes(signed[4:8], "little")
+    signed[count : count + 2] = (10).to_bytes(2, "little")
+    signed[-4:] = struct.pack("<HHII", 339, 3, 1, 2) + bytes(4)  # SampleFormat: signed
+    path.write_bytes(signed)
+    with pytest.raises(DamagedData, match="got mode I"):
+        read_image(path)
+
+
+def test_every_mode_that_can_be_opened(tmp_path):
+    "An image of any mode is opened with its meaning, or refused; none becomes one flat color."
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    seen = set()
+    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"):
+        image = Image.fromarray(LEVELS) if mode == "I;16" else ramp.convert(mode)
+        for kind in ("png", "tiff", "bmp", "webp", "gif", "jpeg", "ppm"):
+            path = tmp_path / f"a.{kind}"
+            try:
+                image.save(path, kind)
+            except (OSError, KeyError, ValueError):
+                continue  # the format has no such mode
+            there = Image.open(path).mode
+            if there in ("I", "F") or (mode == "I;16" and there != mode):
+                continue  # refused, see above; or clipped when it was saved
+            seen.add((mode, kind))
+            grey = np.asarray(read_image(path)).mean(2).astype(int)
+            assert abs(grey[0, 0] - 0) < 16 and abs(grey[-1, -1] - 255) < 16, (mode, kind)
+            assert mode == "1" or abs(grey[8, 0] - 128) < 16, (mode, kind)
+    assert len(seen) > 30
 
 
 # How an experiment reads the pixels of photographs, before its first step of training
