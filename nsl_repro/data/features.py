@@ -32,7 +32,7 @@ from ..base.checks import checked
 from ..base.files import data_root, write_whole
 from ..base.progress import progress_bar
 from .images import to_device
-from .photos import DamagedData, PhotoSet
+from .photos import DamagedData, PhotoSet, _contents
 from .sources import DataNotFound
 
 # %% ../../nbs/data/06_features.ipynb #f7f67a9e
@@ -392,10 +392,8 @@ def _extend(
 # %% ../../nbs/data/06_features.ipynb #5a2fbf65
 def _key(photos: PhotoSet, network: Backbone, view: _View) -> str:  # 16 hexadecimal digits
     size, crop, flip = view
-    sha = hashlib.sha256(f"1 {network.digest()} {size} {crop} {flip}".encode())
-    for path in photos.paths:
-        size = path.stat().st_size if path.exists() else -1
-        sha.update(f"{path.parent.name}/{path.name} {size}\n".encode())
+    what = f"2 {network.digest()} {size} {crop} {flip} {_contents(photos.paths)}"
+    sha = hashlib.sha256(what.encode())
     if crop and photos.boxes is not None:
         sha.update(photos.boxes.contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]

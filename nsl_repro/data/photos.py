@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PHOTO_SETS', 'WHOLE', 'DamagedData', 'read_image', 'PhotoSet', 'Noticed', 'photos_from_folder',
-           'only_classes', 'split_classes', 'hold_out_classes', 'load_photos', 'what_is_used', 'image_damages',
-           'check_photos', 'photo_notes', 'photo_faults']
+           'only_classes', 'split_classes', 'hold_out_classes', 'load_photos', 'what_is_used', 'fingerprint',
+           'image_damages', 'check_photos', 'photo_notes', 'photo_faults']
 
 # %% ../../nbs/data/04_photos.ipynb #85e27d70
+import hashlib
+import json
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -667,6 +669,45 @@ def what_is_used(
     if (images, classes) == WHOLE[name]:
         return {}
     return {"images_used": images, "classes_used": classes, "complete": False}
+
+# %% ../../nbs/data/04_photos.ipynb #b14dee14
+_READ_ALL, _READ_SOME = 2 * 2**30, 4096  # bytes of a set that is read whole; files read of a larger
+
+
+def _size(path: Path) -> int:  # -1: it cannot be read
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _content(path: Path) -> str:  # '': it cannot be read
+    try:
+        return checksum(path, "blake2b")
+    except OSError:
+        return ""
+
+
+def _contents(paths: Sequence[Path]) -> str:  # 16 hexadecimal digits
+    "A fingerprint of files in their order: names, sizes, and bytes of all or of some."
+    sizes, n = [_size(path) for path in paths], len(paths)
+    few = min(n, n if sum(sizes) <= _READ_ALL else _READ_SOME)
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(_content, [paths[i * n // few] for i in range(few)]))
+    names = [os.fsencode(f"{p.parent.name}/{p.name}").hex() for p in paths]
+    return hashlib.sha256(json.dumps([names, sizes, read]).encode()).hexdigest()[:16]
+
+
+def fingerprint(
+    *parts: PhotoSet,  # all that a run learns from and is tested on
+) -> str:  # 16 hexadecimal digits, for `Entry.data`
+    "What is in the files of a set: names, sizes, bytes, classes and boxes, not where they lie."
+    sha = hashlib.sha256()
+    for part in parts:
+        boxes = [] if part.boxes is None else part.boxes.tolist()
+        known = [_contents(part.paths), part.labels.tolist(), part.classes, boxes]
+        sha.update(json.dumps(known).encode())
+    return sha.hexdigest()[:16]
 
 # %% ../../nbs/data/04_photos.ipynb #d1811cf2
 def image_damages(

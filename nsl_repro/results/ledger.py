@@ -81,6 +81,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # names are parts of a fi
 SCHEMA = 1  # the version of the entries that this code writes and reads
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{7,64})?$")]
 
+_OPTIONAL = ("nondeterministic", "data")  # keys that older entries lack
+
 
 class Entry(BaseModel):
     "One run of one method with one seed. Accuracies are in percent, times in seconds."
@@ -102,11 +104,12 @@ class Entry(BaseModel):
     commit: Commit  # of the code; '' where there is no git
     dirty: bool  # tracked files outside data/ had changes that were not committed
     nondeterministic: list[str] = []  # operators that can give other bits the next time
+    data: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""  # what was in the files
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: Any) -> dict[str, Any]:
-        "Where every operator is deterministic, the last key is not written."
-        return {k: v for k, v in serialize(self).items() if v or k != "nondeterministic"}
+        "The last two keys are not written where they say nothing."
+        return {k: v for k, v in serialize(self).items() if v or k not in _OPTIONAL}
 
 # %% ../../nbs/results/01_ledger.ipynb #9712d6bc
 def one_line(text: str) -> str:  # at most 303 letters
@@ -201,7 +204,7 @@ def _ledger_path(entry: Entry, root: str | os.PathLike | None) -> Path:
 
 def _as_text(entry: Entry) -> str:
     "JSON with one key per line."
-    none = set() if entry.nondeterministic else {"nondeterministic"}
+    none = {key for key in _OPTIONAL if not getattr(entry, key)}
     fields = entry.model_dump(by_alias=True, exclude=none)
     lines = [f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -468,18 +471,49 @@ def _note(entry: Entry) -> None:
         with open(file, "a", encoding="utf-8") as names:
             names.write(f"{entry_name(entry)}\n")
 
+# %% ../../nbs/results/01_ledger.ipynb #4a3512f6
+def _check_data(asked: Entry, found: str, place: Path) -> None:
+    "Raises `ValueError` if something was made from other files than those that are here now."
+    if not asked.data or asked.data == found:
+        return
+    name = entry_name(asked)
+    if found:
+        raise ValueError(
+            f"{name} was made from other data than is here now (fingerprint {found}, here"
+            f" {asked.data}): pass resume=False to do it anew, or another output; it is at {place}."
+        )
+    unknown = "does not tell which data it was made from; it is taken for the data that is here now"
+    warnings.warn(f"{name} {unknown}, at {place}.", stacklevel=3)
+
+
+def _begin(folder: Path, asked: Entry) -> None:
+    "Compare what an interrupted run left with the data that is here, and write down the latter."
+    file = folder / "data.txt"
+    if any(item.name not in (".lock", file.name) for item in folder.iterdir()):
+        found = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        _check_data(asked, found, folder)
+    if asked.data:
+        write_whole(file, f"{asked.data}\n")
+
 # %% ../../nbs/results/01_ledger.ipynb #a931181b
 def finished_run(
     asked: Entry,  # its metrics do not count
     root: str | os.PathLike | None = None,  # as in `write_entry`
     needs: str | None = None,  # a file of the run's folder; a published run without it will not do
 ) -> Entry | None:  # None: it has to be done
-    "A run that need not be done again: one's own or, with `NSL_PUBLISH=1`, a published one."
+    """A run that need not be done again: one's own or, with `NSL_PUBLISH=1`, a published one.
+
+    Raises `ValueError` if it was made from other data than `asked.data`."""
     folder, published = run_folder(asked, root), _ledger_path(asked, root)
-    if (folder / "entry.json").is_file():
-        return read_entry(folder / "entry.json")
-    enough = needs is None or (folder / needs).is_file()
-    return read_entry(published) if _publishing() and enough and published.is_file() else None
+    file = folder / "entry.json"
+    if not file.is_file():
+        enough = needs is None or (folder / needs).is_file()
+        if not (_publishing() and enough and published.is_file()):
+            return None
+        file = published
+    entry = read_entry(file)
+    _check_data(asked, entry.data, file)
+    return entry
 
 # %% ../../nbs/results/01_ledger.ipynb #d062a4de
 def recorded_run(
@@ -488,11 +522,12 @@ def recorded_run(
     resume: bool = True,  # keep a finished run, continue an interrupted one; False: forget both
     deterministic: bool = True,  # under `repeatable`; False for measurements of speed
     needs: str | None = None,  # a file in the run's folder without which it has to be done here
-    **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device: see `Entry`
+    **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device, data
 ) -> Entry:  # with `NSL_PUBLISH=1` the published one
     """Do a run unless it was finished before, and keep its entry in its folder.
 
-    Raises `ValueError` before any work if the identity is not valid, and `CannotWrite`."""
+    Raises `ValueError` before any work if the identity is not valid, or if what is there was made
+    from other data, and `CannotWrite`."""
     asked = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
     folder = run_folder(asked, root)
     with locked(folder):  # other processes that are asked for this run wait here
@@ -500,6 +535,7 @@ def recorded_run(
             forget_run(folder)
         entry = finished_run(asked, root, needs) if resume else None
         if entry is None:
+            _begin(folder, asked)
             _do(work, folder, deterministic, identity)
             entry = read_entry(folder / "entry.json")
         _note(entry)

@@ -672,6 +672,7 @@ NOT_HERE = {
                 "check_photos",
                 "photo_faults",
                 "photo_notes",
+                "fingerprint",
             ),
             fewshot=("image_set",),
             embedding=("photo_tensor",),

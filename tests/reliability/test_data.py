@@ -1,10 +1,12 @@
 """Corrupt data is found before training, with the file's name; and nothing outside of the data root
 is ever written."""
 
+import ast
 import functools
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import struct
@@ -20,6 +22,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from nsl_repro.data import sources as catalogue
@@ -30,6 +33,7 @@ from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set
 from nsl_repro.data.splits import decoded
 from nsl_repro.training.sweep import PRESETS, sweep
+from nsl_repro.results.ledger import entry_name, run_folder
 from nsl_repro.data.inventory import data_state
 from nsl_repro.data.photos import (
     DamagedData,
@@ -489,6 +493,74 @@ def test_images_that_are_there_twice(root):
     state = data_state("cub", root, decode=True)
     assert state.state == "incomplete"  # of 11,788 images
     assert [said.format(96, copy, first) in note for note in state.notes] == [True]
+
+
+@pytest.fixture
+def other_root(root, tmp_path):
+    "The same names, counts and sizes of files; other images."
+    other = shutil.copytree(root, tmp_path / "other")
+    for n, path in enumerate(sorted(other.rglob("*.jpg"))):
+        pixels = np.random.default_rng(n).integers(0, 256, (2, 32, 32, 3), np.uint8)
+        Image.fromarray(pixels[0]).save(root / path.relative_to(other), "BMP")
+        Image.fromarray(pixels[1]).save(path, "BMP")
+    return other
+
+
+def test_features_of_other_images(root, other_root, tmp_path):
+    "A cache of features is of these bytes: one of the same names and sizes is not taken for it."
+    one, two = (load_photos("mini_imagenet", place) for place in (root, other_root))
+    assert [p.stat().st_size for p in one.paths] == [p.stat().st_size for p in two.paths]
+    first, second = (
+        frozen_features(p, "pixels", 8, cache=tmp_path / "cache").values for p in (one, two)
+    )
+    alone = frozen_features(two, "pixels", 8, cache=tmp_path / "alone").values
+    assert torch.equal(second, alone) and not torch.equal(first, second)
+
+
+def test_runs_of_other_images(root, other_root, tmp_path):
+    """A finished run, or a checkpoint, of other images is refused with a sentence; a copy of the
+    images elsewhere is the same data; an entry that knows nothing of them is taken with another."""
+    plan = replace(PRESETS["smoke"], classes=0, cache=True)
+    known = dict(methods=["cnn"], plan=plan, device="cpu", output=tmp_path / "out")
+    (entry,) = sweep("mini_imagenet", root=root, **known)
+    assert len(entry.data) == 16
+    refused = f"{entry_name(entry)} was made from other data than is here now .* resume=False"
+    with pytest.raises(ValueError, match=refused):
+        sweep("mini_imagenet", root=other_root, **known)
+    copy = shutil.copytree(root, tmp_path / "copy")
+    assert sweep("mini_imagenet", root=copy, **known) == [entry]
+
+    file = run_folder(entry, tmp_path / "out") / "entry.json"
+    text = file.read_text()
+    file.unlink()  # as if it had been interrupted
+    with pytest.raises(ValueError, match=refused):
+        sweep("mini_imagenet", root=other_root, **known)
+    fields = json.loads(text)
+    del fields["data"]  # as entries were before
+    file.write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match="does not tell which data it was made from"):
+        (old,) = sweep("mini_imagenet", root=root, **known)
+    assert old.data == "" and entry_name(old) == entry_name(entry)
+    (anew,) = sweep("mini_imagenet", root=other_root, resume=False, **known)
+    assert anew.data not in ("", entry.data) and entry_name(anew) == entry_name(entry)
+
+
+def test_every_run_on_photographs_tells_its_data():
+    "Whoever reads photographs and records a run hands their fingerprint over."
+    places = [*(ROOT / "nbs").rglob("*.ipynb")]
+    found = 0
+    for place in places:
+        cells = json.loads(place.read_text())["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        readers = ("load_photos(", "photos_from_folder(", "load_splits(")
+        if "experiments" not in place.parts or not any(reader in text for reader in readers):
+            continue
+        tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", text))
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "recorded_run":
+                assert "data" in [k.arg for k in call.keywords], (place.name, call.lineno)
+                found += 1
+    assert found > 8
 
 
 def test_half_a_download(tmp_path, monkeypatch):
