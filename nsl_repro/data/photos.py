@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PHOTO_SETS', 'WHOLE', 'DamagedData', 'read_image', 'PhotoSet', 'Noticed', 'photos_from_folder',
-           'only_classes', 'split_classes', 'hold_out_classes', 'load_photos', 'what_is_used', 'fingerprint',
-           'image_damages', 'check_photos', 'photo_notes', 'photo_faults']
+           'only_classes', 'split_classes', 'hold_out_classes', 'check_disjoint', 'load_photos', 'what_is_used',
+           'fingerprint', 'image_damages', 'check_photos', 'photo_notes', 'photo_faults']
 
 # %% ../../nbs/data/04_photos.ipynb #85e27d70
 import hashlib
@@ -274,6 +274,13 @@ def _sift_singles(sieve: _Sieve, classes: dict) -> None:
 
 # %% ../../nbs/data/04_photos.ipynb #eafa703e
 _SEARCHED = 100_000  # images: a reader looks for copies among so many at most
+
+
+def _size(path: Path) -> int:  # -1: it cannot be read
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _copies(paths: Sequence[Path]) -> list[tuple[int, int]]:  # (copy, the first one of its bytes)
@@ -579,7 +586,11 @@ def only_classes(
     photos: PhotoSet,
     classes: Sequence[int],  # labels, in the order in which they become 0, 1, ...
 ) -> PhotoSet:
-    "The images of these classes, with new labels."
+    "The images of these classes, with new labels. `ValueError` if one is named twice or unknown."
+    last = len(photos.classes) - 1
+    if len(set(classes)) < len(classes) or not all(0 <= c <= last for c in classes):
+        wanted = f"classes must be different labels in 0..{last} ({photos.name})"
+        raise ValueError(f"{wanted}, got {', '.join(map(str, classes))}.")
     number = torch.full((len(photos.classes),), -1)
     number[list(classes)] = torch.arange(len(classes))
     part = photos.subset((number[photos.labels] >= 0).nonzero().flatten())
@@ -607,15 +618,57 @@ def hold_out_classes(
     order = torch.randperm(len(photos.classes), generator=generator_for(seed, "classes")).tolist()
     return only_classes(photos, sorted(order[n:])), only_classes(photos, sorted(order[:n]))
 
+# %% ../../nbs/data/04_photos.ipynb #e66f57f1
+_MOST_SHARED = 0.01  # of the test images: a share from which on a figure means something else
+
+
+def check_disjoint(train: PhotoSet, test: PhotoSet) -> None:
+    """Whether no test image, byte for byte, is a training image.
+
+    Raises `DamagedData` if one in a hundred or more is; fewer are told by a warning."""
+    asked = list(test.paths)
+    if len(asked) + len(train) > _SEARCHED:
+        asked = [asked[i * len(asked) // 1000] for i in range(1000)]
+    alike = {_size(path) for path in asked}
+    learned = [path for path in train.paths if _size(path) in alike]
+    n = len(learned)
+    shared = {copy: first for copy, first in _copies([*learned, *asked]) if copy >= n > first}
+    if not shared:
+        return
+    copy, first = next(iter(shared.items()))
+    what = f"{test.name}: {len(shared):,} of {len(asked):,} test images are training images, too"
+    what = f"{what}, the first is {asked[copy - n]}, a copy of {learned[first]}"
+    if len(shared) >= _MOST_SHARED * len(asked):
+        raise DamagedData(f"{what}; take them out of one of the parts.")
+    warnings.warn(f"{what}.", Noticed, stacklevel=2)
+
 # %% ../../nbs/data/04_photos.ipynb #c0716aad
 PHOTO_SETS: dict[str, DataSource] = {
     name: SOURCES[name] for name in ("cub", "cars", "mini_imagenet")
 }
 
+# %% ../../nbs/data/04_photos.ipynb #695f99bb
+def _check_parts(folder: Path) -> None:
+    "Raises `DamagedData` if parts that measure unseen classes share one."
+    holder: dict[str, str] = {}
+    shared = []
+    for part in filter(lambda part: (folder / part).is_dir(), ("train", "val", "test")):
+        for entry in sorted(
+            p for p in (folder / part).iterdir() if p.is_dir() and _is_data(p.name)
+        ):
+            if holder.setdefault(entry.name, part) != part:
+                shared.append(f"{entry.name} in {holder[entry.name]} and {part}")
+    if shared:
+        what = (
+            f"{folder}: train, val and test must have no class in common, but {len(shared):,} are"
+        )
+        raise DamagedData(f"{what} in two of them, the first is {shared[0]}.")
+
 
 def _load_parts(folder: Path, parts: list[str], remedy: str, fault: _Faults) -> tuple[_Rows, dict]:
     "Rows, and the names of the classes, of mini-ImageNet's train, val and test."
     _need(folder, parts, remedy)
+    _check_parts(folder)
     if loose := _loose(folder):
         what = f"{len(loose):,} images lie beside the parts of the set and belong to none"
         fault(f"{what}, the first is {loose[0].name}")
@@ -623,7 +676,7 @@ def _load_parts(folder: Path, parts: list[str], remedy: str, fault: _Faults) -> 
     keys = sum((r.keys for r in rows), [])
     return _Rows(sum((r.paths for r in rows), []), keys), {key: key for key in keys}
 
-
+# %% ../../nbs/data/04_photos.ipynb #af50f675
 def load_photos(
     name: str,  # one of `PHOTO_SETS`: 'cub', 'cars' or 'mini_imagenet'
     root: str | os.PathLike | None = None,  # data root, see `data_root`
@@ -672,13 +725,6 @@ def what_is_used(
 
 # %% ../../nbs/data/04_photos.ipynb #b14dee14
 _READ_ALL, _READ_SOME = 2 * 2**30, 4096  # bytes of a set that is read whole; files read of a larger
-
-
-def _size(path: Path) -> int:  # -1: it cannot be read
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _content(path: Path) -> str:  # '': it cannot be read

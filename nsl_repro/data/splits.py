@@ -25,6 +25,7 @@ from .images import ImageSet, channel_statistics, load_dataset
 from .draws import stratified_indices
 from nsl_repro.data.photos import (
     PhotoSet,
+    check_disjoint,
     fingerprint,
     only_classes,
     load_photos,
@@ -120,8 +121,8 @@ def load_splits(
     """The three parts of a data set; photographs are not decoded.
 
     Raises `DataNotFound` for a missing folder or an empty class, `DamagedData` for what cannot be
-    read (and for a class of one image), `ValueError` for an unknown name, a size below 16, or
-    folders that hold different classes."""
+    read, for a class of one image, and for test images that are training images, `ValueError` for
+    an unknown name, a size below 16, or folders that hold different classes."""
     if dataset not in SPLIT_DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(SPLIT_DATASETS)}, got {dataset!r}.")
     if size < 16:
@@ -136,6 +137,7 @@ def load_splits(
     else:
         read = _read_imagenet if dataset == "imagenet" else _read_mini_imagenet
         photos, test, used = read(root, classes)
+        check_disjoint(photos, test)
         data = fingerprint(photos, test)
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         train = some_images(photos, train_images)

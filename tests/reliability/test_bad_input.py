@@ -673,6 +673,7 @@ NOT_HERE = {
                 "photo_faults",
                 "photo_notes",
                 "fingerprint",
+                "check_disjoint",
             ),
             fewshot=("image_set",),
             embedding=("photo_tensor",),

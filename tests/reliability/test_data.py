@@ -31,7 +31,7 @@ from nsl_repro.data.sources import DataNotFound, check_files, fetch_data
 from nsl_repro.training.embedding import photo_tensor
 from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set
-from nsl_repro.data.splits import decoded
+from nsl_repro.data.splits import decoded, load_splits
 from nsl_repro.training.sweep import PRESETS, sweep
 from nsl_repro.results.ledger import entry_name, run_folder
 from nsl_repro.data.inventory import data_state
@@ -561,6 +561,46 @@ def test_every_run_on_photographs_tells_its_data():
                 assert "data" in [k.arg for k in call.keywords], (place.name, call.lineno)
                 found += 1
     assert found > 8
+
+
+@pytest.mark.parametrize("pair", [("train", "test"), ("train", "val"), ("val", "test")])
+def test_parts_that_share_classes(pair, root):
+    "A class in two parts is refused wherever they are read, and named by `data check`."
+    parts = root / "mini-imagenet"
+    one = sorted((parts / pair[0]).iterdir())[0]
+    shutil.copytree(one, parts / pair[1] / one.name)
+    said = f"no class in common, but 1 are in two of them, the first is {one.name} in {pair[0]} and"
+    for read in (
+        lambda: load_photos("mini_imagenet", root),
+        lambda: load_photos("mini_imagenet", root, "test", on_error="skip"),
+        lambda: load_splits("mini_imagenet", root),
+        lambda: prepare("nsl_fewshot", dict(dataset="mini_imagenet", data_root=str(root))),
+    ):
+        with pytest.raises(DamagedData, match=said):
+            read()
+    assert said in photo_faults("mini_imagenet", root)[2][0]
+
+
+def test_images_that_are_learned_and_tested(root):
+    "Where the classes are the same, the images of the parts are compared by their bytes."
+    folder = root / "imagenet"
+    for n, part in enumerate(("train", "val")):
+        for c in "abc":
+            (folder / part / c).mkdir(parents=True)
+            for k in range(8):
+                noise = np.random.default_rng([n, ord(c), k]).integers(
+                    0, 256, (32, 32, 3), np.uint8
+                )
+                Image.fromarray(noise).save(folder / part / c / f"{k}.png")
+    load_splits("imagenet", root)
+    shutil.copy(folder / "train" / "a" / "3.png", folder / "val" / "a" / "5.png")
+    with pytest.raises(DamagedData, match="1 of 24 test images are training images, too, the fi"):
+        load_splits("imagenet", root)
+    bird = root / "mini-imagenet" / "train" / "001.Bird_1"
+    load_splits("mini_imagenet", root)
+    shutil.copy(bird / "1.jpg", bird / "7.jpg")  # the last sixth of each class is tested
+    with pytest.raises(DamagedData, match="test images are training images, too"):
+        load_splits("mini_imagenet", root)
 
 
 def test_half_a_download(tmp_path, monkeypatch):
