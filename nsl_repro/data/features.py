@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from ..base.files import data_root, write_whole
+from ..base.files import data_root, user_path, write_whole
 from ..base.progress import progress_bar
 from .images import to_device
 from .photos import DamagedData, PhotoSet, _contents
@@ -135,7 +135,7 @@ def _place(state: dict[str, Tensor], net: nn.Module, dim: int, source: str) -> N
 
 # %% ../../nbs/data/06_features.ipynb #438cceef
 def _read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise DataNotFound(f"there is no file of weights {path}.")
     try:
@@ -453,7 +453,7 @@ def frozen_features(
     if crop and photos.boxes is None:
         raise ValueError(f"crop must be False for {photos.name}, got no bounding boxes.")
     network = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    folder = Path(cache).expanduser() if cache else data_root() / "cache" / "features"
+    folder = user_path(cache) if cache else data_root() / "cache" / "features"
     folder.mkdir(parents=True, exist_ok=True)
     view, skip = _View(size, crop, flip), on_error == "skip"
     stem = _stem(folder, photos, network, view)

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..base.files import checksum
+from ..base.files import checksum, user_path
 from ..base.progress import progress_bar
 from .draws import generator_for
 from .sources import SOURCES, DataNotFound, DataSource, fetch_data, find_data
@@ -74,7 +74,7 @@ def _as_rgb(file: Image.Image) -> Image.Image:
 # %% ../../nbs/data/04_photos.ipynb #fc9c6627
 def _decode(path: str | os.PathLike) -> Image.Image:  # RGB, whatever is in the file
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        with Image.open(user_path(path), formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 found = f"{file.width:,}x{file.height:,}"
                 raise ValueError(f"it must have at most {MAX_PIXELS:,} pixels, got {found}")
@@ -437,7 +437,7 @@ def photos_from_folder(
     on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that counts it
 ) -> PhotoSet:  # classes and images sorted by name; no boxes
     "Images in one folder per class. Raises `DataNotFound` or `DamagedData`."
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         wanted = "must be a folder that holds one folder of images per class"
         raise DataNotFound(f"{folder} {wanted}, got no folder.")

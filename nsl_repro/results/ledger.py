@@ -39,7 +39,7 @@ from pydantic import (
 )
 
 import nsl_repro
-from ..base.files import project_root
+from ..base.files import project_root, user_path
 from ..base.files import locked, make_folder, write_whole
 
 # %% ../../nbs/results/01_ledger.ipynb #49fc6757
@@ -195,7 +195,7 @@ def entry_name(entry: Entry) -> str:  # without a folder and without '.json'
 
 # %% ../../nbs/results/01_ledger.ipynb #11f86cec
 def _data_folder(root: str | os.PathLike | None) -> Path:
-    return Path(root) if root else project_root() / "data"
+    return user_path(root) if root else project_root() / "data"
 
 
 def _ledger_path(entry: Entry, root: str | os.PathLike | None) -> Path:
@@ -244,7 +244,7 @@ def read_entry(
     path: str | os.PathLike,  # a file of the ledger
 ) -> Entry:
     "Read one entry. Raises `ValueError` that names the file and the fields if it is not valid."
-    path = Path(path) if isinstance(path, str) else path
+    path = user_path(path) if isinstance(path, str) else path
     return validated(Entry, read_json(path), str(path))
 
 # %% ../../nbs/results/01_ledger.ipynb #38f9a61b
@@ -323,11 +323,23 @@ def _entries(files: dict[str, Any], filters: dict[str, Any]) -> list[Entry]:
     return entries
 
 
+def _tell_if_none(root: str | os.PathLike | None) -> None:
+    if _published_files(root) or _own_files(root):
+        return
+    folder = _data_folder(root)
+    where = "results/*.json or runs/*/entry.json in it" + (", nor one in the package" * (not root))
+    missing = "" if folder.is_dir() else ", which is no folder"
+    warnings.warn(f"there is no ledger at {folder}{missing}: no {where}.", stacklevel=3)
+
+
 def load_ledger(
     root: str | os.PathLike | None = None,  # default: the project's data/, and the packaged ledger
     **filters: Any,  # the value wanted, or a list of them; None: all
 ) -> list[Entry]:  # in the order of the files' names
-    "All that match, one's own before published ones. `ValueError` that names a damaged file."
+    """All that match, one's own before published ones; a warning where there is no ledger.
+
+    Raises `ValueError` that names a damaged file."""
+    _tell_if_none(root)
     return _entries(_ledger_files(root), filters)
 
 
@@ -336,6 +348,7 @@ def load_published(
     **filters: Any,  # as in `load_ledger`
 ) -> list[Entry]:  # in the order of the files' names
     "`load_ledger` without one's own runs: what the README and the site show."
+    _tell_if_none(root)
     return _entries(dict(sorted(_published_files(root).items())), filters)
 
 # %% ../../nbs/results/01_ledger.ipynb #6b638b29
@@ -355,8 +368,8 @@ def find_entry(
 ) -> Entry:
     "One entry by its name. Raises `ValueError` if there is none or more than one."
     text = str(name)
-    if text.endswith(".json") and Path(text).is_file():
-        return read_entry(Path(text))
+    if text.endswith(".json") and user_path(text).is_file():
+        return read_entry(text)
     text = Path(text).name.removesuffix(".json") if text.endswith(".json") else text
     files = _ledger_files(root)
     found = [text] if text in files else [n for n in files if text and n.startswith(text)]

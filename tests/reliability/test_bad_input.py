@@ -679,7 +679,7 @@ NOT_HERE = {
             embedding=("photo_tensor",),
             imagenet=("load_splits", "Pictures", "decoded"),
             features=("load_backbone", "frozen_features", "class_name_vectors", "wordnet_names"),
-            files=("locked", "make_folder", "write_whole"),
+            files=("locked", "make_folder", "user_path", "write_whole"),
             results=(
                 "read_json",
                 "validated",
