@@ -27,7 +27,7 @@ from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 
-from .files import checksum
+from .files import checksum, user_path
 from .progress import progress_bar
 
 # %% ../../nbs/base/04_downloads.ipynb #41bae443
@@ -214,7 +214,7 @@ def download(
     `ValueError` for a url that is not http or without a checksum.
     """
     algorithm, wanted = _published(url, md5, sha256)
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = _begun(path)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -348,7 +348,7 @@ def unpack(
     Raises `BadArchive` if it is damaged or has links, devices or paths that lead out of the
     folder, and `FileExistsError` if the folder is there.
     """
-    archive, folder = Path(archive), Path(folder)
+    archive, folder = user_path(archive), user_path(folder)
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder} is there already: move it away, or replace it.")
     limit = 20 * archive.stat().st_size if max_bytes is None else max_bytes

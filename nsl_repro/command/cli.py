@@ -701,7 +701,7 @@ def data_list(root: Annotated[str, _ROOT] = "") -> None:
 
     folder = _folder(root)
     for name, source in SOURCES.items():
-        state, where, faults = data_state(name, folder)
+        state, where, faults, _ = data_state(name, folder)
         place = f" ({where})" if where else ""
         typer.echo(f"{name:14} {state:11} {source.description}{place}")
         for fault in faults if state in ("damaged", "incomplete") else ():
@@ -787,7 +787,8 @@ def data_check(name: Annotated[str, _DATA_SETS] = "", root: Annotated[str, _ROOT
     """Check data sets before a long training. Published checksums, lists that fit together, and
     that every image can be decoded.
 
-    Every file that is wrong is named, and the exit status is 3.
+    Every file that is wrong is named, and the exit status is 3. Images that are there twice are
+    told, and change no status.
 
     \b
     Examples:
@@ -798,15 +799,15 @@ def data_check(name: Annotated[str, _DATA_SETS] = "", root: Annotated[str, _ROOT
 
     folder, bad = _folder(root), []
     for each in [data_source(name).name] if name else SOURCES:
-        state, where, faults = data_state(each, folder, decode=True)
+        state, where, faults, notes = data_state(each, folder, decode=True)
         if state == "missing":
             if name:
                 raise DataNotFound(faults[0])
             continue
         found = "whole" if state in ("present", "embedded") else state
         typer.echo(f"{each}: {found}, at {where}" if where else f"{each}: {found}")
-        for fault in faults:
-            typer.echo(f"  {fault}")
+        for line in (*faults, *notes):
+            typer.echo(f"  {line}")
         if faults:
             bad.append(f"{each} is {state}")
     if bad:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from ..base.files import user_path
 
 # %% ../../nbs/command/01_parameters.ipynb #1a61102e
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ def read_parameters(
 
     Raises `ValueError` if the notebook has no such cell, or if a line of it is neither an import
     nor `name: type = literal`."""
-    source = _parameters_cell(Path(notebook))
-    where = f"{Path(notebook).name}, parameters cell"
+    notebook = user_path(notebook)
+    source = _parameters_cell(notebook)
+    where = f"{notebook.name}, parameters cell"
     lines, comments = _lines_and_comments(source, where)
     parameters = {}
     for line in lines:

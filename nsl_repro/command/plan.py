@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..base.files import user_path
 from ..base.progress import progress_bar
 from .runner import ExperimentFailed, KernelDied, execute, prepare
 from ..data.sources import DataNotFound
@@ -67,7 +68,7 @@ def read_plan(
     path: str | Path | None = None,  # a JSON file; None: the project's `data/plan.json`
 ) -> list[PlannedRun]:  # in order
     "The runs of a plan. Raises `ValueError` for a file that is none."
-    where = packaged("plan.json") if path is None else Path(path)
+    where = packaged("plan.json") if path is None else user_path(path)
     if where is None or not where.is_file():
         raise ValueError(f"plan must be a file, got {path or 'none: plan.json is not installed'}.")
     plan = validated(Plan, read_json(where), str(where))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 
 import nsl_repro
-from ..base.files import project_root
+from ..base.files import project_root, user_path
 from ..data.sources import DataNotFound, SOURCES, check_files, data_source
 from ..base.files import CannotWrite, write_whole
 from .parameters import Parameter, _closest, read_parameters, resolve
@@ -58,9 +58,10 @@ def find_notebook(
     "The notebook of an experiment. Raises `ValueError` with the closest name if there is none."
     name = str(name)
     if name.endswith(".ipynb"):
-        if not Path(name).is_file():
-            raise ValueError(f"name must be an experiment or a notebook; there is no file {name}.")
-        return Path(name)
+        path = user_path(name)
+        if not path.is_file():
+            raise ValueError(f"name must be an experiment or a notebook; there is no file {path}.")
+        return path
     known = experiments()
     if name not in known:
         hint, names = _closest(name, known), ", ".join(known) or "none"
@@ -72,7 +73,7 @@ def summary(
     notebook: str | Path,  # the path of a notebook
 ) -> str:  # its `> ` line, or nothing
     "The line that says what a notebook is about: the quotation under its title."
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(user_path(notebook).read_text(encoding="utf-8"))["cells"]
     for cell in cells:
         if cell["cell_type"] != "markdown":
             continue
@@ -192,7 +193,7 @@ def _output_root(
 ) -> Path:
     "Where results go: as asked for, else the experiment's default, else the project's `data`."
     default = parameters["output"].default if "output" in parameters else ""
-    return Path(output or values.get("output") or default or project_root() / "data")
+    return user_path(output or values.get("output") or default or project_root() / "data")
 
 
 def prepare(
@@ -213,6 +214,8 @@ def prepare(
             raise ValueError(f"output must be given once, got {str(output)!r} and {twice!r}.")
         if "output" in parameters:
             values["output"] = str(output)
+    if values.get("output"):
+        values["output"] = str(user_path(values["output"]))
     settings = {key: p.default for key, p in parameters.items()} | values
     _check_lists(settings)
     _check_data(parameters, settings)
@@ -350,7 +353,7 @@ def recorded_names(
     executed: str | Path,  # what `execute` left
 ) -> list[str]:  # names of entries, in the order of the runs
     "The recorded runs that an executed notebook has asked for."
-    file = Path(executed).with_suffix(".runs")
+    file = user_path(executed).with_suffix(".runs")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return list(dict.fromkeys(lines))
 
@@ -362,13 +365,13 @@ def save_picture(
     import nbformat
 
     found = None
-    for cell in nbformat.read(executed, 4).cells:
+    for cell in nbformat.read(user_path(executed), 4).cells:
         if "picture" in cell.metadata.get("tags", []):
             for output in cell.get("outputs", []):
                 found = output.get("data", {}).get("image/png", found)
     if found is None:
         return None
-    return write_whole(Path(executed).with_suffix(".png"), base64.b64decode(found))
+    return write_whole(user_path(executed).with_suffix(".png"), base64.b64decode(found))
 
 # %% ../../nbs/command/02_runner.ipynb #57168752
 def run_experiment(
@@ -403,7 +406,7 @@ def publish(
     "Put a run's outputs into the experiment's notebook. `ValueError` if its cells have changed."
     import nbformat
 
-    source, result = nbformat.read(notebook, 4), nbformat.read(executed, 4)
+    source, result = nbformat.read(user_path(notebook), 4), nbformat.read(user_path(executed), 4)
     cells = [
         cell for cell in result.cells if "injected-parameters" not in cell.metadata.get("tags", [])
     ]

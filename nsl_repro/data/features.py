@@ -29,10 +29,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..base.checks import checked
-from ..base.files import data_root, write_whole
+from ..base.files import data_root, user_path, write_whole
 from ..base.progress import progress_bar
 from .images import to_device
-from .photos import DamagedData, PhotoSet
+from .photos import DamagedData, PhotoSet, _contents
 from .sources import DataNotFound
 
 # %% ../../nbs/data/06_features.ipynb #f7f67a9e
@@ -135,7 +135,7 @@ def _place(state: dict[str, Tensor], net: nn.Module, dim: int, source: str) -> N
 
 # %% ../../nbs/data/06_features.ipynb #438cceef
 def _read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise DataNotFound(f"there is no file of weights {path}.")
     try:
@@ -392,10 +392,8 @@ def _extend(
 # %% ../../nbs/data/06_features.ipynb #5a2fbf65
 def _key(photos: PhotoSet, network: Backbone, view: _View) -> str:  # 16 hexadecimal digits
     size, crop, flip = view
-    sha = hashlib.sha256(f"1 {network.digest()} {size} {crop} {flip}".encode())
-    for path in photos.paths:
-        size = path.stat().st_size if path.exists() else -1
-        sha.update(f"{path.parent.name}/{path.name} {size}\n".encode())
+    what = f"2 {network.digest()} {size} {crop} {flip} {_contents(photos.paths)}"
+    sha = hashlib.sha256(what.encode())
     if crop and photos.boxes is not None:
         sha.update(photos.boxes.contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
@@ -455,7 +453,7 @@ def frozen_features(
     if crop and photos.boxes is None:
         raise ValueError(f"crop must be False for {photos.name}, got no bounding boxes.")
     network = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    folder = Path(cache).expanduser() if cache else data_root() / "cache" / "features"
+    folder = user_path(cache) if cache else data_root() / "cache" / "features"
     folder.mkdir(parents=True, exist_ok=True)
     view, skip = _View(size, crop, flip), on_error == "skip"
     stem = _stem(folder, photos, network, view)

@@ -20,6 +20,7 @@ class DataState(NamedTuple):
     state: str  # 'embedded', 'present', 'incomplete', 'damaged' or 'missing'
     folder: Path | None  # where it is, or where it would be; None: nowhere
     faults: tuple[str, ...] = ()  # one line each
+    notes: tuple[str, ...] = ()  # what is odd, and leaves the state as it is
 
 
 def _state_of_files(name: str, root: str | os.PathLike | None, folder: Path) -> DataState:
@@ -34,18 +35,22 @@ def _state_of_files(name: str, root: str | os.PathLike | None, folder: Path) -> 
 def _state_of_photos(
     name: str, root: str | os.PathLike | None, folder: Path, decode: bool
 ) -> DataState:
-    from nsl_repro.data.photos import photo_faults  # needs PyTorch, which takes seconds to load
+    from nsl_repro.data.photos import (
+        photo_faults,
+        photo_notes,
+    )  # needs PyTorch, which takes seconds to load
 
     source = data_source(name)
     images, classes, faults = photo_faults(name, root, decode=decode)
     if faults:
         return DataState("damaged", folder, tuple(faults))
+    notes = tuple(photo_notes(name, root)) if decode else ()
     if (images, classes) == (source.images, source.classes):
-        return DataState("present", folder)
+        return DataState("present", folder, notes=notes)
     here = f"{images:,} images of {classes:,} classes are there"
     published = f"{source.images:,} of {source.classes:,} were published"
     part = f"{name} at {folder}: {here}, {published}; experiments run on such a part, too."
-    return DataState("incomplete", folder, (part,))
+    return DataState("incomplete", folder, (part,), notes)
 
 # %% ../../nbs/data/05_inventory.ipynb #5233fd31
 def data_state(

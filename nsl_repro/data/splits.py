@@ -25,6 +25,8 @@ from .images import ImageSet, channel_statistics, load_dataset
 from .draws import stratified_indices
 from nsl_repro.data.photos import (
     PhotoSet,
+    check_disjoint,
+    fingerprint,
     only_classes,
     load_photos,
     photos_from_folder,
@@ -49,6 +51,7 @@ class Splits:
     mean: Tensor  # (3,) on the scale 0..255
     std: Tensor  # (3,)
     used: dict[str, int | bool] = field(default_factory=dict)  # for the ledger: `what_is_used`
+    data: str = ""  # the same: `fingerprint` of the photographs
 
 
 def _last_sixth(
@@ -118,13 +121,14 @@ def load_splits(
     """The three parts of a data set; photographs are not decoded.
 
     Raises `DataNotFound` for a missing folder or an empty class, `DamagedData` for what cannot be
-    read (and for a class of one image), `ValueError` for an unknown name, a size below 16, or
-    folders that hold different classes."""
+    read, for a class of one image, and for test images that are training images, `ValueError` for
+    an unknown name, a size below 16, or folders that hold different classes."""
     if dataset not in SPLIT_DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(SPLIT_DATASETS)}, got {dataset!r}.")
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}.")
     used: dict[str, int | bool] = {}
+    data = ""
     test: PhotoSet | ImageSet
     if dataset == "digits":
         digits, test = load_dataset("digits")
@@ -133,13 +137,15 @@ def load_splits(
     else:
         read = _read_imagenet if dataset == "imagenet" else _read_mini_imagenet
         photos, test, used = read(root, classes)
+        check_disjoint(photos, test)
+        data = fingerprint(photos, test)
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         train = some_images(photos, train_images)
     held = torch.zeros(len(train), dtype=torch.bool)
     held[stratified_indices(train.labels, max(1, min(10_000, len(train) // 10)))] = True
     validation = some_images(train.subset(held.nonzero().flatten()), validation_images)
     train, tested = train.subset((~held).nonzero().flatten()), some_images(test, test_images)
-    return Splits(train, validation, tested, size, dataset != "digits", mean, std, used)
+    return Splits(train, validation, tested, size, dataset != "digits", mean, std, used, data)
 
 # %% ../../nbs/data/07_splits.ipynb #3ed02b2f
 @checked

@@ -39,7 +39,7 @@ from pydantic import (
 )
 
 import nsl_repro
-from ..base.files import project_root
+from ..base.files import project_root, user_path
 from ..base.files import locked, make_folder, write_whole
 
 # %% ../../nbs/results/01_ledger.ipynb #49fc6757
@@ -81,6 +81,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # names are parts of a fi
 SCHEMA = 1  # the version of the entries that this code writes and reads
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{7,64})?$")]
 
+_OPTIONAL = ("nondeterministic", "data")  # keys that older entries lack
+
 
 class Entry(BaseModel):
     "One run of one method with one seed. Accuracies are in percent, times in seconds."
@@ -102,11 +104,12 @@ class Entry(BaseModel):
     commit: Commit  # of the code; '' where there is no git
     dirty: bool  # tracked files outside data/ had changes that were not committed
     nondeterministic: list[str] = []  # operators that can give other bits the next time
+    data: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""  # what was in the files
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: Any) -> dict[str, Any]:
-        "Where every operator is deterministic, the last key is not written."
-        return {k: v for k, v in serialize(self).items() if v or k != "nondeterministic"}
+        "The last two keys are not written where they say nothing."
+        return {k: v for k, v in serialize(self).items() if v or k not in _OPTIONAL}
 
 # %% ../../nbs/results/01_ledger.ipynb #9712d6bc
 def one_line(text: str) -> str:  # at most 303 letters
@@ -192,7 +195,7 @@ def entry_name(entry: Entry) -> str:  # without a folder and without '.json'
 
 # %% ../../nbs/results/01_ledger.ipynb #11f86cec
 def _data_folder(root: str | os.PathLike | None) -> Path:
-    return Path(root) if root else project_root() / "data"
+    return user_path(root) if root else project_root() / "data"
 
 
 def _ledger_path(entry: Entry, root: str | os.PathLike | None) -> Path:
@@ -201,7 +204,7 @@ def _ledger_path(entry: Entry, root: str | os.PathLike | None) -> Path:
 
 def _as_text(entry: Entry) -> str:
     "JSON with one key per line."
-    none = set() if entry.nondeterministic else {"nondeterministic"}
+    none = {key for key in _OPTIONAL if not getattr(entry, key)}
     fields = entry.model_dump(by_alias=True, exclude=none)
     lines = [f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in fields.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -241,7 +244,7 @@ def read_entry(
     path: str | os.PathLike,  # a file of the ledger
 ) -> Entry:
     "Read one entry. Raises `ValueError` that names the file and the fields if it is not valid."
-    path = Path(path) if isinstance(path, str) else path
+    path = user_path(path) if isinstance(path, str) else path
     return validated(Entry, read_json(path), str(path))
 
 # %% ../../nbs/results/01_ledger.ipynb #38f9a61b
@@ -320,11 +323,23 @@ def _entries(files: dict[str, Any], filters: dict[str, Any]) -> list[Entry]:
     return entries
 
 
+def _tell_if_none(root: str | os.PathLike | None) -> None:
+    if _published_files(root) or _own_files(root):
+        return
+    folder = _data_folder(root)
+    where = "results/*.json or runs/*/entry.json in it" + (", nor one in the package" * (not root))
+    missing = "" if folder.is_dir() else ", which is no folder"
+    warnings.warn(f"there is no ledger at {folder}{missing}: no {where}.", stacklevel=3)
+
+
 def load_ledger(
     root: str | os.PathLike | None = None,  # default: the project's data/, and the packaged ledger
     **filters: Any,  # the value wanted, or a list of them; None: all
 ) -> list[Entry]:  # in the order of the files' names
-    "All that match, one's own before published ones. `ValueError` that names a damaged file."
+    """All that match, one's own before published ones; a warning where there is no ledger.
+
+    Raises `ValueError` that names a damaged file."""
+    _tell_if_none(root)
     return _entries(_ledger_files(root), filters)
 
 
@@ -333,6 +348,7 @@ def load_published(
     **filters: Any,  # as in `load_ledger`
 ) -> list[Entry]:  # in the order of the files' names
     "`load_ledger` without one's own runs: what the README and the site show."
+    _tell_if_none(root)
     return _entries(dict(sorted(_published_files(root).items())), filters)
 
 # %% ../../nbs/results/01_ledger.ipynb #6b638b29
@@ -352,8 +368,8 @@ def find_entry(
 ) -> Entry:
     "One entry by its name. Raises `ValueError` if there is none or more than one."
     text = str(name)
-    if text.endswith(".json") and Path(text).is_file():
-        return read_entry(Path(text))
+    if text.endswith(".json") and user_path(text).is_file():
+        return read_entry(text)
     text = Path(text).name.removesuffix(".json") if text.endswith(".json") else text
     files = _ledger_files(root)
     found = [text] if text in files else [n for n in files if text and n.startswith(text)]
@@ -468,18 +484,49 @@ def _note(entry: Entry) -> None:
         with open(file, "a", encoding="utf-8") as names:
             names.write(f"{entry_name(entry)}\n")
 
+# %% ../../nbs/results/01_ledger.ipynb #4a3512f6
+def _check_data(asked: Entry, found: str, place: Path) -> None:
+    "Raises `ValueError` if something was made from other files than those that are here now."
+    if not asked.data or asked.data == found:
+        return
+    name = entry_name(asked)
+    if found:
+        raise ValueError(
+            f"{name} was made from other data than is here now (fingerprint {found}, here"
+            f" {asked.data}): pass resume=False to do it anew, or another output; it is at {place}."
+        )
+    unknown = "does not tell which data it was made from; it is taken for the data that is here now"
+    warnings.warn(f"{name} {unknown}, at {place}.", stacklevel=3)
+
+
+def _begin(folder: Path, asked: Entry) -> None:
+    "Compare what an interrupted run left with the data that is here, and write down the latter."
+    file = folder / "data.txt"
+    if any(item.name not in (".lock", file.name) for item in folder.iterdir()):
+        found = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        _check_data(asked, found, folder)
+    if asked.data:
+        write_whole(file, f"{asked.data}\n")
+
 # %% ../../nbs/results/01_ledger.ipynb #a931181b
 def finished_run(
     asked: Entry,  # its metrics do not count
     root: str | os.PathLike | None = None,  # as in `write_entry`
     needs: str | None = None,  # a file of the run's folder; a published run without it will not do
 ) -> Entry | None:  # None: it has to be done
-    "A run that need not be done again: one's own or, with `NSL_PUBLISH=1`, a published one."
+    """A run that need not be done again: one's own or, with `NSL_PUBLISH=1`, a published one.
+
+    Raises `ValueError` if it was made from other data than `asked.data`."""
     folder, published = run_folder(asked, root), _ledger_path(asked, root)
-    if (folder / "entry.json").is_file():
-        return read_entry(folder / "entry.json")
-    enough = needs is None or (folder / needs).is_file()
-    return read_entry(published) if _publishing() and enough and published.is_file() else None
+    file = folder / "entry.json"
+    if not file.is_file():
+        enough = needs is None or (folder / needs).is_file()
+        if not (_publishing() and enough and published.is_file()):
+            return None
+        file = published
+    entry = read_entry(file)
+    _check_data(asked, entry.data, file)
+    return entry
 
 # %% ../../nbs/results/01_ledger.ipynb #d062a4de
 def recorded_run(
@@ -488,11 +535,12 @@ def recorded_run(
     resume: bool = True,  # keep a finished run, continue an interrupted one; False: forget both
     deterministic: bool = True,  # under `repeatable`; False for measurements of speed
     needs: str | None = None,  # a file in the run's folder without which it has to be done here
-    **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device: see `Entry`
+    **identity: Any,  # experiment, dataset, method, preset, seed, parameters, device, data
 ) -> Entry:  # with `NSL_PUBLISH=1` the published one
     """Do a run unless it was finished before, and keep its entry in its folder.
 
-    Raises `ValueError` before any work if the identity is not valid, and `CannotWrite`."""
+    Raises `ValueError` before any work if the identity is not valid, or if what is there was made
+    from other data, and `CannotWrite`."""
     asked = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
     folder = run_folder(asked, root)
     with locked(folder):  # other processes that are asked for this run wait here
@@ -500,6 +548,7 @@ def recorded_run(
             forget_run(folder)
         entry = finished_run(asked, root, needs) if resume else None
         if entry is None:
+            _begin(folder, asked)
             _do(work, folder, deterministic, identity)
             entry = read_entry(folder / "entry.json")
         _note(entry)

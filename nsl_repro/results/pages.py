@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..base.files import user_path
 from nsl_repro.results.intervals import (
     Estimate,
     Interval,
@@ -390,7 +391,7 @@ def save_learned(
     "Save `plot_learned` unless it is there."
     import matplotlib.pyplot as plt
 
-    path, digest = Path(path), learned_digest(entries)
+    path, digest = user_path(path), learned_digest(entries)
     if path.is_file() and drawn_from(path) == digest:
         return False
     figure = plot_learned(entries)
@@ -469,7 +470,7 @@ def readme_parts(
 
 def update_readme(path: str | Path = "README.md") -> bool:  # whether anything changed
     "Fill the gaps of the README from the ledger, and draw its picture, `docs/learned.png`."
-    path, entries = Path(path), load_published()
+    path, entries = user_path(path), load_published()
     old = path.read_text(encoding="utf-8")
     new = fill(old, readme_parts(entries))
     if new != old:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
 from ..base.checks import checked, described
+from ..base.files import user_path
 from ..data.draws import generator_for
 from ..nsl.convert import KINDS, similarity_parameters, to_nsl
 from ..nsl.static import fold
@@ -183,7 +184,7 @@ def train_then_all(
     The second phase is left out if the first diverges. Raises `ValueError` for an adaptation of
     one phase, and as `train_embedding`. Source: the paper, section 4."""
     _check_phases(net, steps, rates)
-    file = Path(checkpoint) if checkpoint else None
+    file = user_path(checkpoint) if checkpoint else None
     files = (file and file.with_name(f"{file.stem}_first{file.suffix}"), file)
 
     def phase(n: int, seed: int) -> TrainResult:

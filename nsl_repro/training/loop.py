@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from ..base.checks import checked
 from ..base.progress import progress_bar
-from ..base.files import make_folder, write_whole
+from ..base.files import make_folder, user_path, write_whole
 from ..data.images import to_device
 
 # %% ../../nbs/training/03_loop.ipynb #89b2f27e
@@ -113,7 +113,8 @@ def tracked(
     if not (accelerator and accelerator.log_with and checkpoint):
         yield lambda step, **values: None
         return
-    run, part = Path(checkpoint).parent, Path(checkpoint).stem
+    file = user_path(checkpoint)
+    run, part = file.parent, file.stem
     folder = run / "tracker" / part.removeprefix("checkpoint").lstrip("_")
     accelerator.project_configuration.logging_dir = str(folder)
     names = {"wandb": dict(name=run.name), "mlflow": dict(run_name=run.name)}
@@ -138,7 +139,7 @@ def save_checkpoint(
     """Keep what is at `path` as `NAME.previous`, and write `state`: one of the two is always whole.
 
     Raises `CannotWrite`."""
-    path, data = Path(path), io.BytesIO()
+    path, data = user_path(path), io.BytesIO()
     torch.save(state, data)
     if path.exists():
         os.replace(path, f"{path}.previous")
@@ -151,7 +152,7 @@ def load_checkpoint(path: str | Path) -> dict:
     """What `save_checkpoint` wrote, on the CPU; nothing but data is unpickled.
 
     Raises `ValueError` for a file that is not a whole checkpoint of this version."""
-    data = Path(path).read_bytes()
+    data = user_path(path).read_bytes()
     if data.startswith(_CHECKPOINT):
         head, _, data = data.partition(b"\n")
         schema, _, digest = head.removeprefix(_CHECKPOINT).decode("ascii", "replace").partition(" ")
@@ -185,15 +186,16 @@ def newest_checkpoint(
     Raises `ValueError` for one of another run, `CannotWrite`."""
     if path is None:
         return None
-    make_folder(Path(path).parent)
-    for file in (Path(path), Path(f"{path}.previous")):
+    path = user_path(path)
+    make_folder(path.parent)
+    for file in (path, Path(f"{path}.previous")):
         try:
             state = load_checkpoint(file)
         except FileNotFoundError:
             continue
         except ValueError as e:
             os.replace(file, f"{path}.refused")
-            name = f"{Path(path).name}.refused"
+            name = f"{path.name}.refused"
             after = "the run goes on from the checkpoint before it, if there is one"
             print(f"{e} It is now {name}, and {after}.", file=sys.stderr, flush=True)
             continue

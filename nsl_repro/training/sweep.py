@@ -349,6 +349,7 @@ def run_one(
         seed=seed,
         parameters=parameters,
         device=runs.device,
+        data=runs.splits.data,
     )
 
     def work(folder: Path | None) -> tuple[dict, dict, float]:

@@ -23,7 +23,7 @@ from safetensors.torch import load as read_tensors, save as tensor_bytes
 from torch import Tensor, nn
 
 import nsl_repro
-from ..base.files import project_root
+from ..base.files import project_root, user_path
 from ..base.files import make_folder, write_whole
 from ..data.features import load_backbone
 from ..data.images import channel_statistics, to_input
@@ -253,7 +253,7 @@ def keep_model(
     """Write `model.safetensors` and `config.json`.
 
     Raises `ValueError` if the builder does not make this network from these arguments."""
-    folder = Path(folder)
+    folder = user_path(folder)
     arguments = _with_later(builder, _as_json(arguments), kept=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = tensor_bytes(state)
@@ -279,7 +279,7 @@ def keep_model(
 # %% ../../nbs/training/10_weights.ipynb #d4beae67
 def read_config(folder: str | Path) -> ModelConfig:
     "The description in a folder. Raises `FileNotFoundError` or `ValueError`, in one line."
-    path = Path(folder) / "config.json"
+    path = user_path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no model: there is no config.json in it. "
@@ -312,7 +312,7 @@ def load(
 
     Raises `FileNotFoundError` or `ValueError`, in one line, for a folder that holds none, or one
     that is damaged, of another schema or not what its description says."""
-    folder = Path(path)
+    folder = user_path(path)
     config, source = read_config(folder), str(folder / "config.json")
     tensors = _read_weights(folder, config.weights)
     if wrong := _difference(_blank_state(config, source), tensors):
@@ -417,7 +417,7 @@ def to_onnx(
     example = example if isinstance(example, tuple) else (example,)
     if not example or any(len(x) < 1 for x in example):
         raise ValueError("example must hold at least one row, got none.")
-    model, path = _for_onnx(model), Path(path)
+    model, path = _for_onnx(model), user_path(path)
     names = ["input"] if len(example) == 1 else [f"input{n}" for n in range(len(example))]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -675,10 +675,10 @@ def export(
 
     Raises `ValueError`, in one line, for a run that is not known, not finished, or kept no model,
     for a folder that holds anything but this export, and as `to_onnx`."""
-    root = Path(root) if root else project_root() / "data"
+    root = user_path(root) if root else project_root() / "data"
     source = _finished_run(run, root)
     entry = read_entry(source / "entry.json")
-    folder = Path(folder) if folder else root / "exports" / source.name
+    folder = user_path(folder) if folder else root / "exports" / source.name
     model, config = load(source), read_config(source)
     _check_target(folder, source)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,15 @@
 """Corrupt data is found before training, with the file's name; and nothing outside of the data root
 is ever written."""
 
+import ast
 import functools
 import io
 import json
 import os
+import re
 import shutil
 import stat
+import struct
 import tarfile
 import threading
 import warnings
@@ -19,6 +22,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from nsl_repro.data import sources as catalogue
@@ -27,14 +31,18 @@ from nsl_repro.data.sources import DataNotFound, check_files, fetch_data
 from nsl_repro.training.embedding import photo_tensor
 from nsl_repro.data.features import frozen_features
 from nsl_repro.training.fewshot import image_set
-from nsl_repro.data.splits import decoded
+from nsl_repro.data.splits import decoded, load_splits
 from nsl_repro.training.sweep import PRESETS, sweep
+from nsl_repro.results.ledger import entry_name, run_folder
+from nsl_repro.data.inventory import data_state
 from nsl_repro.data.photos import (
     DamagedData,
+    Noticed,
     check_photos,
     load_photos,
     photo_faults,
     photos_from_folder,
+    read_image,
 )
 from nsl_repro.command.runner import prepare
 
@@ -105,6 +113,106 @@ def program(path):
 
 def empty(path):
     path.write_bytes(b"")
+
+
+LEVELS = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # become 0 to 255
+
+
+def tiff(values, bits, photometric):
+    "A grey TIFF as other programs write it: `bits` per pixel, 0 black (1) or white (0)."
+    if bits == 12:  # two pixels in three bytes
+        a, b = (values.reshape(-1, 2) >> 4).T.astype(np.int64)
+        data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype("<u2").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + (8 + len(data)).to_bytes(4, "little")
+    return head + data + len(tags).to_bytes(2, "little") + entries + bytes(4)
+
+
+GREY = {
+    "a PNG": lambda path: Image.fromarray(LEVELS).save(path, "PNG"),
+    "a TIFF": lambda path: Image.fromarray(LEVELS).save(path, "TIFF"),
+    "a big-endian TIFF": lambda path: Image.fromarray(LEVELS.astype(">u2")).save(path, "TIFF"),
+    "a TIFF by another program": lambda path: path.write_bytes(tiff(LEVELS, 16, 1)),
+    "a TIFF where 0 is white": lambda path: path.write_bytes(tiff(65535 - LEVELS, 16, 0)),
+    "a TIFF of 12 bits": lambda path: path.write_bytes(tiff(LEVELS, 12, 1)),
+    "a PGM": lambda path: path.write_bytes(b"P5 16 16 65535\n" + LEVELS.astype(">u2").tobytes()),
+    "a PGM of 12 bits": lambda path: path.write_bytes(
+        b"P5 16 16 4095\n" + (LEVELS // 16).astype(">u2").tobytes()
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GREY)
+def test_more_than_eight_bits(what, tmp_path):
+    "Grey of 12 and 16 bits goes from black to white, level by level."
+    GREY[what](tmp_path / "grey.png")
+    grey = np.asarray(read_image(tmp_path / "grey.png"))
+    assert grey.shape == (16, 16, 3)
+    np.testing.assert_array_equal(grey, np.arange(256).reshape(16, 16, 1).repeat(3, 2))
+
+
+TRANSPARENT = {  # each has a red pixel on its left and a transparent one on its right
+    "RGBA": lambda: Image.fromarray(np.array([[[255, 0, 0, 255], [9, 9, 9, 0]]], np.uint8)),
+    "RGB, one color": lambda: Image.fromarray(np.array([[[255, 0, 0], [9, 9, 9]]], np.uint8)),
+    "a palette": lambda: TRANSPARENT["RGB, one color"]().quantize(2),
+    "LA": lambda: Image.fromarray(np.array([[[76, 255], [9, 0]]], np.uint8), "LA"),
+    "L, one grey": lambda: Image.fromarray(np.array([[76, 9]], np.uint8)),
+    "16 bits, one grey": lambda: Image.fromarray(np.array([[76 * 257, 9]], np.uint16)),
+}
+
+
+@pytest.mark.parametrize("what", TRANSPARENT)
+def test_transparency(what, tmp_path):
+    "What is transparent shows the white ground, and not the color that hides under it."
+    image = TRANSPARENT[what]()
+    hidden = image.getpixel((1, 0))
+    more = {} if image.mode in ("RGBA", "LA") else {"transparency": hidden}
+    image.save(tmp_path / "a.png", **more)
+    left, right = np.asarray(read_image(tmp_path / "a.png"))[0].tolist()
+    assert left in ([255, 0, 0], [76, 76, 76]) and right == [255, 255, 255]
+
+
+def test_numbers_without_black_and_white(tmp_path):
+    "Pixels of 32 bits, of floating point or in Lab are refused, with the file's name."
+    path = tmp_path / "a.tif"
+    for mode in ("I", "F", "LAB"):
+        Image.new(mode, (4, 4), 1 if mode != "LAB" else 0).save(path)
+        with pytest.raises(DamagedData, match=f"{path} cannot be decoded .*got mode {mode}"):
+            read_image(path)
+    signed = bytearray(tiff(LEVELS, 16, 1))
+    count = int.from_bytes(signed[4:8], "little")
+    signed[count : count + 2] = (10).to_bytes(2, "little")
+    signed[-4:] = struct.pack("<HHII", 339, 3, 1, 2) + bytes(4)  # SampleFormat: signed
+    path.write_bytes(signed)
+    with pytest.raises(DamagedData, match="got mode I"):
+        read_image(path)
+
+
+def test_every_mode_that_can_be_opened(tmp_path):
+    "An image of any mode is opened with its meaning, or refused; none becomes one flat color."
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    seen = set()
+    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"):
+        image = Image.fromarray(LEVELS) if mode == "I;16" else ramp.convert(mode)
+        for kind in ("png", "tiff", "bmp", "webp", "gif", "jpeg", "ppm"):
+            path = tmp_path / f"a.{kind}"
+            try:
+                image.save(path, kind)
+            except (OSError, KeyError, ValueError):
+                continue  # the format has no such mode
+            there = Image.open(path).mode
+            if there in ("I", "F") or (mode == "I;16" and there != mode):
+                continue  # refused, see above; or clipped when it was saved
+            seen.add((mode, kind))
+            grey = np.asarray(read_image(path)).mean(2).astype(int)
+            assert abs(grey[0, 0] - 0) < 16 and abs(grey[-1, -1] - 255) < 16, (mode, kind)
+            assert mode == "1" or abs(grey[8, 0] - 128) < 16, (mode, kind)
+    assert len(seen) > 30
 
 
 # How an experiment reads the pixels of photographs, before its first step of training
@@ -294,6 +402,14 @@ FOLDERS = {
         ),
         "1 files are not images, the first is 001.Bird_1/9.jpg.part",
     ),
+    "an image beside the classes": (
+        lambda f: shutil.copy(f / "3.jpg", f.parent / "loose.jpg"),
+        "1 images lie beside the folders of the classes and belong to none, the first is loose.jpg",
+    ),
+    "an image of a kind that is not read": (
+        lambda f: (f.parent / "loose.HEIC").write_bytes(b"x"),
+        "1 images lie beside the folders of the classes and belong to none, the first is loose.HEI",
+    ),
     "an empty class": (
         lambda f: (f.parent / "000").mkdir(),
         "1 folders have no images, the first is 000",
@@ -316,6 +432,175 @@ def test_folders(what, root):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(photos_from_folder(train, on_error="skip")) == 64  # the others, every one once
+
+
+def test_images_beside_the_parts(root):
+    "What lies beside train, val and test, or in a folder that no list of CUB names, is counted."
+    birds, parts = root / "CUB_200_2011" / "images", root / "mini-imagenet"
+    shutil.copy(birds / "001.Bird_1" / "3.jpg", parts / "loose.jpg")
+    said = "1 images lie beside the parts of the set and belong to none, the first is loose.jpg"
+    for split in (None, "train"):
+        with pytest.raises(DamagedData, match=said):
+            load_photos("mini_imagenet", root, split)
+    assert said in photo_faults("mini_imagenet", root, decode=False)[2][0]
+    (birds / "000.New").mkdir()
+    for place in (birds, birds / "000.New"):
+        shutil.copy(birds / "001.Bird_1" / "3.jpg", place / "loose.jpg")
+    faults = photo_faults("cub", root, decode=False)[2]
+    assert len(faults) == 1 and "2 images are in no list, the first is images/000.New" in faults[0]
+
+
+HIDDEN = {
+    "a notebook's copies": ".ipynb_checkpoints",
+    "a hidden folder in a class": ".thumbnails/deep",
+    "an archive's folder": "__MACOSX",
+    "a file server's folder": "@eaDir",
+}
+
+
+@pytest.mark.parametrize("level", ["", "001.Bird_1", "001.Bird_1/deep"])
+@pytest.mark.parametrize("what", HIDDEN)
+def test_folders_of_tools(what, level, root):
+    "What a tool has put beside the images is no image of the class: passed over, and told."
+    train = root / "mini-imagenet" / "train"
+    before = photos_from_folder(train)
+    for image in (train / "001.Bird_1").glob("*.jpg"):
+        copy = train / level / HIDDEN[what] / image.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, copy)
+    with pytest.warns(Noticed, match="1 hidden folders, or folders of a tool, hold images that"):
+        after = photos_from_folder(train)
+    assert after.paths == before.paths
+    assert after.classes == before.classes
+
+
+def test_images_that_are_there_twice(root):
+    "Copies are told by every reader and by `data check`, with their names; none is left out."
+    train, birds = root / "mini-imagenet" / "train", root / "CUB_200_2011" / "images"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none to begin with
+        photos_from_folder(train)
+        load_photos("cub", root)
+    shutil.copy(train / "001.Bird_1" / "3.jpg", train / "002.Bird_2" / "new.jpg")
+    shutil.copy(birds / "001.Bird_1" / "3.jpg", birds / "002.Bird_2" / "3.jpg")
+    said = "1 of {} images hold the same bytes as an earlier one, the first is {}, a copy of {}"
+    copy, first = "002.Bird_2/new.jpg", "001.Bird_1/3.jpg"
+    with pytest.warns(Noticed, match=said.format(65, copy, first)):
+        assert len(photos_from_folder(train)) == 65
+    copy, first = "images/002.Bird_2/3.jpg", "images/001.Bird_1/3.jpg"
+    with pytest.warns(Noticed, match=said.format(96, copy, first)):
+        assert len(load_photos("cub", root)) == 96
+    state = data_state("cub", root, decode=True)
+    assert state.state == "incomplete"  # of 11,788 images
+    assert [said.format(96, copy, first) in note for note in state.notes] == [True]
+
+
+@pytest.fixture
+def other_root(root, tmp_path):
+    "The same names, counts and sizes of files; other images."
+    other = shutil.copytree(root, tmp_path / "other")
+    for n, path in enumerate(sorted(other.rglob("*.jpg"))):
+        pixels = np.random.default_rng(n).integers(0, 256, (2, 32, 32, 3), np.uint8)
+        Image.fromarray(pixels[0]).save(root / path.relative_to(other), "BMP")
+        Image.fromarray(pixels[1]).save(path, "BMP")
+    return other
+
+
+def test_features_of_other_images(root, other_root, tmp_path):
+    "A cache of features is of these bytes: one of the same names and sizes is not taken for it."
+    one, two = (load_photos("mini_imagenet", place) for place in (root, other_root))
+    assert [p.stat().st_size for p in one.paths] == [p.stat().st_size for p in two.paths]
+    first, second = (
+        frozen_features(p, "pixels", 8, cache=tmp_path / "cache").values for p in (one, two)
+    )
+    alone = frozen_features(two, "pixels", 8, cache=tmp_path / "alone").values
+    assert torch.equal(second, alone) and not torch.equal(first, second)
+
+
+def test_runs_of_other_images(root, other_root, tmp_path):
+    """A finished run, or a checkpoint, of other images is refused with a sentence; a copy of the
+    images elsewhere is the same data; an entry that knows nothing of them is taken with another."""
+    plan = replace(PRESETS["smoke"], classes=0, cache=True)
+    known = dict(methods=["cnn"], plan=plan, device="cpu", output=tmp_path / "out")
+    (entry,) = sweep("mini_imagenet", root=root, **known)
+    assert len(entry.data) == 16
+    refused = f"{entry_name(entry)} was made from other data than is here now .* resume=False"
+    with pytest.raises(ValueError, match=refused):
+        sweep("mini_imagenet", root=other_root, **known)
+    copy = shutil.copytree(root, tmp_path / "copy")
+    assert sweep("mini_imagenet", root=copy, **known) == [entry]
+
+    file = run_folder(entry, tmp_path / "out") / "entry.json"
+    text = file.read_text()
+    file.unlink()  # as if it had been interrupted
+    with pytest.raises(ValueError, match=refused):
+        sweep("mini_imagenet", root=other_root, **known)
+    fields = json.loads(text)
+    del fields["data"]  # as entries were before
+    file.write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match="does not tell which data it was made from"):
+        (old,) = sweep("mini_imagenet", root=root, **known)
+    assert old.data == "" and entry_name(old) == entry_name(entry)
+    (anew,) = sweep("mini_imagenet", root=other_root, resume=False, **known)
+    assert anew.data not in ("", entry.data) and entry_name(anew) == entry_name(entry)
+
+
+def test_every_run_on_photographs_tells_its_data():
+    "Whoever reads photographs and records a run hands their fingerprint over."
+    places = [*(ROOT / "nbs").rglob("*.ipynb")]
+    found = 0
+    for place in places:
+        cells = json.loads(place.read_text())["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        readers = ("load_photos(", "photos_from_folder(", "load_splits(")
+        if "experiments" not in place.parts or not any(reader in text for reader in readers):
+            continue
+        tree = ast.parse(re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", text))
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "recorded_run":
+                assert "data" in [k.arg for k in call.keywords], (place.name, call.lineno)
+                found += 1
+    assert found > 8
+
+
+@pytest.mark.parametrize("pair", [("train", "test"), ("train", "val"), ("val", "test")])
+def test_parts_that_share_classes(pair, root):
+    "A class in two parts is refused wherever they are read, and named by `data check`."
+    parts = root / "mini-imagenet"
+    one = sorted((parts / pair[0]).iterdir())[0]
+    shutil.copytree(one, parts / pair[1] / one.name)
+    said = f"no class in common, but 1 are in two of them, the first is {one.name} in {pair[0]} and"
+    for read in (
+        lambda: load_photos("mini_imagenet", root),
+        lambda: load_photos("mini_imagenet", root, "test", on_error="skip"),
+        lambda: load_splits("mini_imagenet", root),
+        lambda: prepare("nsl_fewshot", dict(dataset="mini_imagenet", data_root=str(root))),
+    ):
+        with pytest.raises(DamagedData, match=said):
+            read()
+    assert said in photo_faults("mini_imagenet", root)[2][0]
+
+
+def test_images_that_are_learned_and_tested(root):
+    "Where the classes are the same, the images of the parts are compared by their bytes."
+    folder = root / "imagenet"
+    for n, part in enumerate(("train", "val")):
+        for c in "abc":
+            (folder / part / c).mkdir(parents=True)
+            for k in range(8):
+                noise = np.random.default_rng([n, ord(c), k]).integers(
+                    0, 256, (32, 32, 3), np.uint8
+                )
+                Image.fromarray(noise).save(folder / part / c / f"{k}.png")
+    load_splits("imagenet", root)
+    shutil.copy(folder / "train" / "a" / "3.png", folder / "val" / "a" / "5.png")
+    with pytest.raises(DamagedData, match="1 of 24 test images are training images, too, the fi"):
+        load_splits("imagenet", root)
+    bird = root / "mini-imagenet" / "train" / "001.Bird_1"
+    load_splits("mini_imagenet", root)
+    shutil.copy(bird / "1.jpg", bird / "7.jpg")  # the last sixth of each class is tested
+    with pytest.raises(DamagedData, match="test images are training images, too"):
+        load_splits("mini_imagenet", root)
 
 
 def test_half_a_download(tmp_path, monkeypatch):
