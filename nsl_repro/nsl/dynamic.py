@@ -23,6 +23,7 @@ from nsl_repro.kernels.reference import (
     check_geometry,
     check_image,
     geometry_of,
+    laid_out_as_conv2d,
     reference_dynamic_conv2d,
 )
 from .predictor import SharedPredictor, SimilarityPredictor
@@ -72,7 +73,9 @@ def _compute(
         y = reference_dynamic_conv2d(x, weight, M, *geometry)
     else:
         y = run_backend(x, weight, M, *geometry, backend)
-    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None, None]
+    return laid_out_as_conv2d(y, x, weight)
 
 
 @checked
@@ -86,7 +89,7 @@ def dynamic_conv2d(
     bias: Float[Tensor, " C_out"] | None = None,
     groups: int = 1,
     backend: str = "auto",  # the fastest here, or 'reference', 'c' (CPU with a compiler), 'triton'
-) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
+) -> Tensor:  # (B, C_out, H', W'), in memory as `F.conv2d` has it
     r"""Convolution under a similarity that changes from place to place: `y_f = sum_c w_fc^T M x_c`.
 
     With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or
