@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, NoReturn, cast
 from torch import nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..base.checks import checked
 from .dynamic import DynamicNSLConv2d
@@ -207,11 +209,35 @@ def to_nsl(
         _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options)
     return Conversion(model, converted, skipped)
 
+# %% ../../nbs/nsl/09_convert.ipynb #31929c00
+def _stay_still(module: nn.Module, args: tuple[Any, ...]) -> None:
+    "Before a forward pass: no statistics move while nothing here is trained."
+    if not any(p.requires_grad for p in module.parameters()):
+        module.training = False
+
+
+def _has_moving_buffers(module: nn.Module) -> bool:
+    "A norm with running statistics, or a spectral norm, whose vectors are improved by each use."
+    if "running_mean" in module._buffers and module._buffers["running_mean"] is not None:
+        return True
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
+
+
+def _hold_statistics(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    "In place; what belongs to a similarity of these kinds moves on."
+    ours = {part for m in model.modules() if isinstance(m, kinds) for part in m.modules()}
+    for m in model.modules():
+        held = _stay_still in m._forward_pre_hooks.values()
+        if m not in ours and not held and _has_moving_buffers(m):
+            m.register_forward_pre_hook(_stay_still, prepend=True)
+            _stay_still(m, ())
+
 # %% ../../nbs/nsl/09_convert.ipynb #86056e45
 @checked
 def similarity_parameters(
     model: nn.Module,
-    freeze: bool = False,  # let nothing else in the model be trained
+    freeze: bool = False,  # let nothing else in the model be trained or move, statistics included
 ) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
     "The parameters that decide how patches and filters are compared. Raises `ValueError` if none."
     kinds = NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor
@@ -228,4 +254,5 @@ def similarity_parameters(
         model.requires_grad_(False)
         for p in found:
             p.requires_grad_()
+        _hold_statistics(model, kinds)
     return [*found]
