@@ -9,16 +9,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import DeformConv2d
 
 from nsl_repro.nsl.convert import KINDS, similarity_parameters, to_nsl
 from nsl_repro.nsl.dynamic import DynamicNSLConv2d, dynamic_conv2d
 from nsl_repro.nsl.sphere import SphereConv2d
-from nsl_repro.nsl.static import StaticNSLConv2d
+from nsl_repro.nsl.static import NeuralSimilarity, StaticNSLConv2d, fold
 
 LAST = torch.channels_last
+
+
+class Own(nn.Conv2d):
+    "Might do anything in its forward."
+
+
+def pruned(conv):
+    return prune.random_unstructured(conv, "weight", 0.5)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
@@ -88,10 +100,91 @@ def test_nothing_frozen_moves_in_other_norms():
         nn.SyncBatchNorm(4).eval(),
     )
     net(torch.randn(2, 3, 12, 12))
-    model = to_nsl(net, where="0", inplace=True).model
+    model = to_nsl(net, where="0").model
     similarity_parameters(model, freeze=True)
     before = buffers(model)
     assert len(before) == 13
     for _ in range(2):
         model.train()(torch.randn(2, 3, 12, 12)).sum().backward()
     assert moved(model, before) == []
+
+
+def stir(model):
+    "At the identity there is little to fold."
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, NeuralSimilarity):
+                m.M_s.add_(0.3 * torch.randn_like(m.M_s))
+    return model
+
+
+def test_modes_survive_a_copy():
+    "A traced network is rebuilt by deepcopy, and was in training mode then."
+    net = resnet18(num_classes=5)
+    part = create_feature_extractor(net, ["layer1"]).eval()
+    part.get_submodule("layer1.0.bn1").train()
+    x = torch.randn(2, 3, 32, 32)
+    model = to_nsl(part, "static_uns").model
+    modes = {name: m.training for name, m in part.named_modules()}
+    for made in (model, fold(model)):
+        assert modes.items() <= {name: m.training for name, m in made.named_modules()}.items()
+    torch.testing.assert_close(model.eval()(x), part.eval()(x))
+
+
+@pytest.mark.parametrize("inplace", (False, True))
+@pytest.mark.parametrize("how", (old_weight_norm, old_spectral_norm, pruned))
+def test_a_weight_that_a_hook_computes(how, inplace):
+    "Left alone with a sentence, and the network can be copied after it has run."
+    net = nn.Sequential(how(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    y = net(x)
+    model, converted, skipped = to_nsl(net, inplace=inplace)
+    assert converted == ["1"] and "computed by a hook (pruning, an old" in skipped["0"]
+    torch.testing.assert_close(model(x), y)
+    assert type(fold(model)[1]) is nn.Conv2d
+    torch.testing.assert_close(fold(model)(x), y)
+
+
+@pytest.mark.parametrize("how", (old_weight_norm, old_spectral_norm, pruned))
+@pytest.mark.parametrize("kind", ("diagonal", "unconstrained"))
+def test_a_layer_folds_with_the_weight_that_a_hook_computes(how, kind):
+    layer = how(stir(StaticNSLConv2d(3, 4, 3, kind=kind))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    y, folded = layer(x), fold(layer)
+    assert type(folded) is nn.Conv2d and sorted(folded.state_dict()) == ["bias", "weight"]
+    for _ in range(2):
+        torch.testing.assert_close(folded(x), y)
+    assert (layer.weight != folded.weight).any()
+
+
+@pytest.mark.parametrize("make", (nn.Conv2d, Own))
+@pytest.mark.parametrize("kind", ("static_dns", "static_uns"))
+def test_one_weight_stays_one_weight(make, kind):
+    net = nn.Sequential(make(4, 4, 3, padding=1), nn.ReLU(), make(4, 4, 3, padding=1, stride=2))
+    net[2].weight = net[0].weight
+    x = torch.randn(2, 4, 8, 8)
+    model = stir(to_nsl(net, kind).model)
+    assert len(similarity_parameters(model)) == 1
+    folded = fold(model)
+    assert folded[0].weight is folded[2].weight
+    assert torch.equal(model[0].similarity.M_s, model[2].similarity.M_s) if make is nn.Conv2d else 1
+    torch.testing.assert_close(folded(x), model(x))
+
+
+def test_every_convolution_is_named():
+    "Also those of other libraries, which are no subclasses of PyTorch's."
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), DeformConv2d(4, 4, 3))
+    assert to_nsl(net).skipped == {"1": "it is a DeformConv2d, not a Conv2d"}
+    with pytest.raises(ValueError, match="1 because it is a DeformConv2d, not a Conv2d"):
+        to_nsl(net[1])
+
+
+def test_a_converted_subclass_is_saved_by_its_numbers():
+    "PyTorch does not pickle parametrized layers: by state_dict, or folded."
+    net = nn.Sequential(Own(3, 4, 3), nn.Conv2d(4, 4, 3))
+    model = to_nsl(net).model
+    with pytest.raises(RuntimeError, match="state_dict"):
+        pickle.dumps(model)
+    to_nsl(net).model.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 7, 7)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(fold(model)))(x), model(x))

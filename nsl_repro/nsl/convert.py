@@ -5,7 +5,6 @@
 # %% ../../nbs/nsl/09_convert.ipynb #123e6852
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -21,7 +20,7 @@ from ..base.checks import checked
 from .dynamic import DynamicNSLConv2d
 from .predictor import SharedPredictor, SimilarityPredictor
 from .shape import KernelShape
-from .static import NeuralSimilarity, StaticNSLConv2d
+from .static import NeuralSimilarity, StaticNSLConv2d, _copied
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
@@ -52,7 +51,7 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
     if conv.kernel_size == (1, 1):
         return "its kernel has one tap: the similarity would be one number"
     if not parametrized and "weight" not in conv._parameters:
-        return "its weight is computed by a hook (an old weight_norm or spectral_norm)"
+        return "its weight is computed by a hook (pruning, an old weight_norm or spectral_norm)"
     if kind.startswith("dynamic"):
         if parametrized:
             return "its weight is parametrized"
@@ -61,6 +60,15 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
     return ""
 
 # %% ../../nbs/nsl/09_convert.ipynb #48e0da11
+def _is_convolution(module: nn.Module) -> bool:
+    "Of PyTorch, or of another library and not made of those: it has a kernel and channels."
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return True
+    if not all(hasattr(module, n) for n in ("kernel_size", "in_channels", "out_channels")):
+        return False
+    return not any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+
+
 def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
     "By name. Raises `ValueError` if there is none."
     inside_predictors: set[nn.Module] = set()
@@ -70,7 +78,7 @@ def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {
         name: m
         for name, m in model.named_modules()
-        if isinstance(m, nn.modules.conv._ConvNd) and m not in inside_predictors
+        if _is_convolution(m) and m not in inside_predictors
     }
     if not found:
         name = type(model).__name__
@@ -101,10 +109,15 @@ def _selected(name: str, conv: nn.Module, where: _Where) -> bool:
     return any(fnmatchcase(name, p) for p in ([where] if isinstance(where, str) else where))
 
 # %% ../../nbs/nsl/09_convert.ipynb #5ade72c3
-def _give_static(conv: nn.Conv2d, form: str) -> None:
-    "In place."
+_Given = dict[int, NeuralSimilarity]  # by the identity of the weight
+
+
+def _give_static(conv: nn.Conv2d, form: str, given: _Given) -> None:
+    "In place; two convolutions with one weight get one similarity."
     like: dict[str, Any] = dict(device=conv.weight.device, dtype=conv.weight.dtype)
     similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
+    if (own := conv._parameters.get("weight")) is not None:
+        similarity = given.setdefault(id(own), similarity)
     if type(conv) is not nn.Conv2d:
         parametrize.register_parametrization(conv, "weight", similarity)
     else:
@@ -127,11 +140,11 @@ def _give_dynamic(conv: nn.Conv2d, form: str, options: dict[str, Any]) -> None:
     layer.backend, layer.shape, layer.predictor = "auto", None, predictor
 
 
-def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any]) -> None:
+def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any], given: _Given) -> None:
     "In place, one of `KINDS`."
     form = "diagonal" if kind.endswith("dns") else "unconstrained"
     if kind.startswith("static"):
-        _give_static(conv, form)
+        _give_static(conv, form, given)
     else:
         _give_dynamic(conv, form, options)
 
@@ -204,9 +217,10 @@ def to_nsl(
     converted = [name for name in convolutions if name not in skipped]
     _check_any(kind, converted, skipped)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copied(model)
+    given: dict[int, NeuralSimilarity] = {}
     for name in converted:
-        _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options)
+        _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options, given)
     return Conversion(model, converted, skipped)
 
 # %% ../../nbs/nsl/09_convert.ipynb #31929c00

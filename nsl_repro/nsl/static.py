@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..base.checks import checked
 from ..kernels.reference import check_geometry, check_image
@@ -156,6 +158,37 @@ class StaticNSLConv2d(nn.Conv2d):
         check_image(x, self.in_channels, *geometry, self.padding_mode)
         return self._conv_forward(x, self.similarity(self.weight), self.bias)
 
+# %% ../../nbs/nsl/03_static.ipynb #bd8b2e9a
+def _copied(model: nn.Module) -> nn.Module:
+    "A deep copy, each part in its mode; what a hook computed is copied as numbers."
+    memo: dict[int, Any] = {}
+    for m in model.modules():
+        for value in vars(m).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    twin = copy.deepcopy(model, memo)
+    parts = dict(twin.named_modules(remove_duplicate=False))
+    for name, m in model.named_modules(remove_duplicate=False):
+        if name in parts:
+            parts[name].training = m.training
+    return twin
+
+
+def _settle(layer: nn.Module) -> None:
+    "In place: the weight that a known hook computes becomes a parameter. Raises `ValueError`."
+    for hook in [*layer._forward_pre_hooks.values()]:
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight":
+            prune.remove(layer, "weight")
+        elif isinstance(hook, WeightNorm) and hook.name == "weight":
+            nn.utils.remove_weight_norm(layer)
+        elif isinstance(hook, SpectralNorm) and hook.name == "weight":
+            nn.utils.remove_spectral_norm(layer)
+    if "weight" not in layer._parameters:
+        raise ValueError(
+            "module must have weights that are parameters, or computed by weight_norm, "
+            f"spectral_norm or pruning, got a {type(layer).__name__} whose weight is neither."
+        )
+
 # %% ../../nbs/nsl/03_static.ipynb #94a60afd
 def _unparametrize(module: nn.Module) -> None:
     "In place: the class it had before it was parametrized, with its tensors as they are now."
@@ -182,12 +215,31 @@ def _similarities(layer: nn.Module) -> list[NeuralSimilarity]:
     return [m for m in layer.modules() if isinstance(m, NeuralSimilarity)]
 
 
+_Tied = dict[tuple[int, ...], tuple[Any, nn.Parameter]]  # what they were -> (that, folded)
+
+
+def _tie(layer: nn.Module, before: tuple[Any, ...], tied: _Tied) -> None:
+    "In place: one weight under one similarity stays one weight."
+    key = tuple(map(id, before))
+    _, folded = tied.setdefault(key, (before, cast(nn.Parameter, layer.weight)))
+    if folded.shape == layer._parameters["weight"].shape:  # type: ignore[union-attr]
+        layer.weight = folded
+
+# %% ../../nbs/nsl/03_static.ipynb #075fac2e
 @torch.no_grad()
-def _fold(layer: nn.Module) -> None:
+def _fold(layer: nn.Module, tied: _Tied) -> None:
     "In place: one layer, as it is in evaluation."
     similarities = [m.eval() for m in _similarities(layer)]
-    if similarities and parametrize.is_parametrized(layer):
+    if not similarities:
+        return
+    if parametrize.is_parametrized(layer):
+        parts = layer.get_submodule("parametrizations.weight")
+        before = *parts.parameters(recurse=False), *parts.children()
         _unparametrize(layer)
+    else:
+        raw = layer._parameters.get("weight")
+        _settle(layer)
+        before = layer.weight if raw is None else raw, *similarities
     if isinstance(layer, StaticNSLConv2d):
         folded = layer.similarity(layer.weight)
         layer.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
@@ -195,6 +247,7 @@ def _fold(layer: nn.Module) -> None:
         layer.__class__ = nn.Conv2d  # type: ignore[assignment]
     if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities):
         _shrink(layer)
+    _tie(layer, before, tied)
 
 
 @checked
@@ -203,10 +256,13 @@ def fold(
 ) -> nn.Module:  # a deep copy with plain convolutions, the same function
     """Every static similarity becomes part of a plain convolution: `W' = W M_s`. [paper, code]
 
-    A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`."""
-    module = copy.deepcopy(module)
+    A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`. A
+    pruned weight is folded as it is, and its mask is gone. Raises `ValueError` for a weight that an
+    unknown hook computes."""
+    module = _copied(module)
+    tied: _Tied = {}
     for layer in list(module.modules()):
-        _fold(layer)
+        _fold(layer, tied)
     return module
 
 # %% ../../nbs/nsl/03_static.ipynb #cebd64f4
