@@ -8,8 +8,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm
@@ -188,3 +189,126 @@ def test_a_converted_subclass_is_saved_by_its_numbers():
     to_nsl(net).model.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 7, 7)
     torch.testing.assert_close(pickle.loads(pickle.dumps(fold(model)))(x), model(x))
+
+
+class Masked(nn.Conv2d):
+    "Sees no tap after the center."
+
+    def forward(self, x):
+        self.weight.data[..., 2:] = 0
+        return super().forward(x)
+
+
+class Short(nn.Conv2d):
+    "A maximal norm for each filter, in training."
+
+    def forward(self, x):
+        if self.training:
+            self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=1)
+        return super().forward(x)
+
+
+class Inside(nn.Conv2d):
+    "Looks up its weight where a parametrization has none."
+
+    def forward(self, x):
+        return self._conv_forward(x, self._parameters["weight"], self.bias)
+
+
+class Hidden(nn.Conv2d):
+    "Has its weight twice."
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.copy = nn.Parameter(self.weight.detach().clone())
+
+    def forward(self, x):
+        return self._conv_forward(x, self.copy, self.bias)
+
+
+class Harmless(nn.Conv2d):
+    "Standardizes its weight, and draws random numbers."
+
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.dropout(self._conv_forward(x, w, self.bias), training=self.training)
+
+
+def with_hook(conv, hook, after=False):
+    register = conv.register_forward_hook if after else conv.register_forward_pre_hook
+    register(hook)
+    return conv
+
+
+def mask_by_hook(conv, *_):
+    conv.weight.data[..., 2:] = 0
+
+
+def only_look(conv, args):
+    return None
+
+
+CHANGED = {
+    "mask": lambda: Masked(3, 4, 3),
+    "norm": lambda: Short(3, 4, 3),
+    "hook": lambda: with_hook(nn.Conv2d(3, 4, 3), mask_by_hook),
+    "hook behind": lambda: with_hook(nn.Conv2d(3, 4, 3), mask_by_hook, after=True),
+    "hook of a subclass": lambda: with_hook(Own(3, 4, 3), mask_by_hook),
+}
+
+
+@pytest.mark.parametrize("kind", ("static_dns", "static_uns"))
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_layer_that_changes_its_weight_is_left_alone(case, kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(CHANGED[case](), nn.Conv2d(4, 4, 3)).train()
+    state = torch.random.get_rng_state()
+    before = net[0].weight.clone()
+    model, converted, skipped = to_nsl(net, kind)
+    assert torch.equal(state, torch.random.get_rng_state()) and torch.equal(before, net[0].weight)
+    assert converted == ["1"] and "is changed by its forward or a hook" in skipped["0"]
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(x), net(x))
+    torch.testing.assert_close(model(x), net(x))  # after the change as well
+
+
+@pytest.mark.parametrize("make", (Inside, Hidden))
+def test_a_layer_that_a_similarity_does_not_reach_is_left_alone(make):
+    net = nn.Sequential(make(3, 4, 3), nn.Conv2d(4, 4, 3))
+    _, converted, skipped = to_nsl(net)
+    assert converted == ["1"] and "its forward" in skipped["0"]
+
+
+def test_harmless_subclasses_and_hooks_are_converted():
+    net = nn.Sequential(Harmless(3, 4, 3), with_hook(nn.Conv2d(4, 4, 3), only_look), Own(4, 4, 3))
+    assert len(to_nsl(net).converted) == 3
+
+
+def test_fold_refuses_what_would_differ():
+    layer = with_hook(StaticNSLConv2d(3, 4, 3), mask_by_hook)
+    with pytest.raises(ValueError, match="a StaticNSLConv2d that has a hook that changes its wei"):
+        fold(nn.Sequential(layer))
+    masked = parametrize.register_parametrization(Masked(3, 4, 3), "weight", NeuralSimilarity(3))
+    with pytest.raises(ValueError, match="a Masked that changes its weight in its forward"):
+        fold(masked)
+    layer = StaticNSLConv2d(3, 4, 3)
+    add_hook_to_module(layer, ModelHook())
+    with pytest.raises(ValueError, match="has a forward of its own on the instance"):
+        fold(layer)
+    remove_hook_from_module(layer)
+    del layer.forward
+    assert type(fold(layer)) is nn.Conv2d
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_on_the_instance_is_left_alone(kind):
+    "Another class would have no effect there; without the hook it has."
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    add_hook_to_module(net[0], ModelHook())
+    model, converted, skipped = to_nsl(net, kind)
+    assert converted == ["1"] and "its forward was replaced on the instance" in skipped["0"]
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(x), net(x))
+    add_hook_to_module(model[1], ModelHook())  # after the conversion: nothing is lost
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in similarity_parameters(model))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, NoReturn, cast
 
+import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
@@ -20,7 +21,7 @@ from ..base.checks import checked
 from .dynamic import DynamicNSLConv2d
 from .predictor import SharedPredictor, SimilarityPredictor
 from .shape import KernelShape
-from .static import NeuralSimilarity, StaticNSLConv2d, _copied
+from .static import NeuralSimilarity, StaticNSLConv2d, _changes_weight, _copied, _tried
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
@@ -52,6 +53,8 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
         return "its kernel has one tap: the similarity would be one number"
     if not parametrized and "weight" not in conv._parameters:
         return "its weight is computed by a hook (pruning, an old weight_norm or spectral_norm)"
+    if type(conv) is nn.Conv2d and "forward" in vars(conv):
+        return "its forward was replaced on the instance (by hooks of accelerate, for instance)"
     if kind.startswith("dynamic"):
         if parametrized:
             return "its weight is parametrized"
@@ -148,6 +151,35 @@ def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any], given:
     else:
         _give_dynamic(conv, form, options)
 
+# %% ../../nbs/nsl/09_convert.ipynb #6b361df1
+def _why_not_static(conv: nn.Conv2d) -> str:
+    "Why a static similarity would not be right in this layer, found by trying; or nothing."
+    if _changes_weight(conv):
+        return "its weight is changed by its forward or a hook (a mask, a maximal norm)"
+    if type(conv) is nn.Conv2d or any(p.is_meta for p in conv.parameters()):
+        return ""
+    twin, other = (cast(nn.Conv2d, _copied(conv)) for _ in range(2))
+    for layer in (twin, other):
+        _give_static(layer, "diagonal", {})
+    with torch.no_grad():
+        for p in _similarity_of(other).parameters():
+            p.add_(1)
+    before, same, changed = (
+        _tried(m, False) for m in (cast(nn.Conv2d, _copied(conv)), twin, other)
+    )
+    if before is None:
+        return ""
+    if same is None or not torch.allclose(same, before, rtol=1e-3, atol=1e-5, equal_nan=True):
+        return "its forward gives something else where its weight is parametrized"
+    if changed is None or (torch.equal(changed, before) and before.any()):
+        return "its forward does not use its weight attribute: a similarity has no effect"
+    return ""
+
+
+def _similarity_of(conv: nn.Conv2d) -> NeuralSimilarity:
+    "The one that came last."
+    return [m for m in conv.modules() if isinstance(m, NeuralSimilarity)][-1]
+
 # %% ../../nbs/nsl/09_convert.ipynb #4ddb8875
 _OF_LAYER = ("self", "in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
 
@@ -214,6 +246,8 @@ def to_nsl(
             skipped[name] = why
         elif not _selected(name, conv, where):
             skipped[name] = "left out by `where`"
+        elif kind.startswith("static") and (why := _why_not_static(cast(nn.Conv2d, conv))):
+            skipped[name] = why
     converted = [name for name in convolutions if name not in skipped]
     _check_any(kind, converted, skipped)
     if not inplace:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from jaxtyping import Float
@@ -225,13 +226,82 @@ def _tie(layer: nn.Module, before: tuple[Any, ...], tied: _Tied) -> None:
     if folded.shape == layer._parameters["weight"].shape:  # type: ignore[union-attr]
         layer.weight = folded
 
+# %% ../../nbs/nsl/03_static.ipynb #25db56d2
+_NAMES = {"weight", "weight_orig", "data", "parameters", "named_parameters", "_parameters"}
+
+
+def _may_change_weights(hook: Callable[..., Any]) -> bool:
+    "By the names in its code; of an object nothing is known."
+    code = getattr(getattr(hook, "__func__", hook), "__code__", None)
+    return code is None or not _NAMES.isdisjoint(code.co_names)
+
+
+def _suspect(layer: nn.Module) -> bool:
+    "Whether a layer has a forward or hooks of its own that may change its weight."
+    hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+    own = type(layer)._conv_forward is not nn.Conv2d._conv_forward  # type: ignore[attr-defined]
+    known = type(layer).forward in (nn.Conv2d.forward, StaticNSLConv2d.forward)
+    return own or not known or any(map(_may_change_weights, hooks))
+
+
+@torch.no_grad()
+def _tried(layer: nn.Conv2d, training: bool) -> Tensor | None:
+    "The output for a fixed image, by the layer itself; None if it cannot be had."
+    like = next(layer.parameters())
+    generator = torch.Generator().manual_seed(0)
+    size = [2 * d * k + 2 for d, k in zip(_pair(layer.dilation), _pair(layer.kernel_size))]
+    x = torch.randn(2, layer.in_channels, *size, generator=generator).to(like)
+    devices = [] if like.device.type == "cpu" else [like.device]
+    try:
+        with torch.random.fork_rng(devices, device_type=like.device.type):
+            torch.manual_seed(0)
+            y = layer.train(training)(x)
+    except Exception:  # whatever a layer of another library needs
+        return None
+    return y if isinstance(y, Tensor) else None
+
+
+@torch.no_grad()
+def _changes_weight(layer: nn.Conv2d) -> bool:
+    "Whether a forward pass writes into the weight, tried on copies."
+    if not _suspect(layer) or any(p.is_meta for p in layer.parameters()):
+        return False
+    for training in (True, False):
+        trial = _copied(layer)
+        if (weight := trial._parameters.get("weight")) is None:
+            return False
+        generator = torch.Generator().manual_seed(1)
+        weight.copy_(5 * torch.randn(weight.shape, generator=generator))
+        before = weight.clone()
+        _tried(cast(nn.Conv2d, trial), training)
+        if not torch.equal(cast(Tensor, trial.weight), before):
+            return True
+    return False
+
 # %% ../../nbs/nsl/03_static.ipynb #075fac2e
+def _refuse(layer: nn.Module, why: str) -> NoReturn:
+    raise ValueError(
+        "module must have similarities that can be folded, got a "
+        f"{type(layer).__name__} that {why}: take that off first."
+    )
+
+
+def _check_foldable(layer: nn.Module) -> None:
+    "Raises `ValueError` for a layer that computes something else once it is folded."
+    if isinstance(layer, StaticNSLConv2d):
+        if "forward" in vars(layer):
+            _refuse(layer, "has a forward of its own on the instance")
+        if _changes_weight(layer):
+            _refuse(layer, "has a hook that changes its weight")
+
+# %% ../../nbs/nsl/03_static.ipynb #24ae1446
 @torch.no_grad()
 def _fold(layer: nn.Module, tied: _Tied) -> None:
     "In place: one layer, as it is in evaluation."
     similarities = [m.eval() for m in _similarities(layer)]
     if not similarities:
         return
+    _check_foldable(layer)
     if parametrize.is_parametrized(layer):
         parts = layer.get_submodule("parametrizations.weight")
         before = *parts.parameters(recurse=False), *parts.children()
@@ -248,6 +318,8 @@ def _fold(layer: nn.Module, tied: _Tied) -> None:
     if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities):
         _shrink(layer)
     _tie(layer, before, tied)
+    if type(layer) is not nn.Conv2d and _changes_weight(cast(nn.Conv2d, layer)):
+        _refuse(layer, "changes its weight in its forward")
 
 
 @checked
@@ -258,7 +330,7 @@ def fold(
 
     A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`. A
     pruned weight is folded as it is, and its mask is gone. Raises `ValueError` for a weight that an
-    unknown hook computes."""
+    unknown hook computes, or that a hook or a forward of the layer's own changes."""
     module = _copied(module)
     tied: _Tied = {}
     for layer in list(module.modules()):
