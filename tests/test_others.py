@@ -3,11 +3,13 @@ networks, weights that hooks and subclasses change, clones, tracing. A result is
 in words."""
 
 import copy
+import os
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from torch.nn.utils import parametrize, prune
@@ -312,3 +314,71 @@ def test_a_forward_on_the_instance_is_left_alone(kind):
     add_hook_to_module(model[1], ModelHook())  # after the conversion: nothing is lost
     model(x).sum().backward()
     assert all(p.grad is not None for p in similarity_parameters(model))
+
+
+DOZEN = [
+    "timm/resnet18",
+    "timm/tf_efficientnet_lite0",
+    "timm/mobilenetv3_small_050",
+    "timm/resnetv2_50",
+    "timm/repvgg_a0",
+    "timm/convnext_atto",
+    "timm/regnetx_002",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/squeezenet1_1",
+    "torchvision/densenet121",
+    "torchvision/efficientnet_b0",
+]
+MORE = {
+    "timm": """efficientnet_lite0 tf_mixnet_s mixnet_s mnasnet_050 fbnetc_100 ghostnet_050
+        hardcorenas_a lcnet_050 tinynet_e mobilenetv2_050 dla34 res2net50_26w_4s resnest14d skresnet18
+        seresnet50 resnext50_32x4d nf_resnet50 dm_nfnet_f0 resnetv2_50x1_bit gernet_s rexnet_100
+        selecsls42 cspresnet50 vovnet39a hrnet_w18_small xception41 inception_v3 inception_v4 vgg11_bn
+        mobileone_s0 fastvit_t8 repghostnet_050 edgenext_xx_small poolformer_s12 convmixer_768_32
+        regnety_002 eca_nfnet_l0 ese_vovnet19b_dw darknet53 halonet26t lambda_resnet26t
+        bat_resnext26ts visformer_tiny pit_ti_224 coat_tiny levit_128s twins_svt_small
+        efficientformer_l1 mobilevit_xxs cait_xxs24_224 densenet121 dpn68""",
+    "torchvision": """alexnet vgg11 vgg16_bn googlenet inception_v3 resnet50 resnext50_32x4d
+        wide_resnet50_2 mnasnet0_5 mobilenet_v2 regnet_x_400mf regnet_y_400mf convnext_tiny
+        efficientnet_v2_s swin_t maxvit_t""",
+}
+SOAK = os.environ.get("NSL_SOAK") == "1"
+ALL = [f"{library}/{name}" for library, names in MORE.items() for name in names.split()]
+
+
+def model_of(name):
+    library, name = name.split("/")
+    if library == "torchvision":
+        return torchvision.models.get_model(name, num_classes=5, **NO_AUX.get(name, {}))
+    return pytest.importorskip("timm").create_model(name, num_classes=5)
+
+
+NO_AUX = dict.fromkeys(("googlenet", "inception_v3"), dict(aux_logits=False, init_weights=False))
+LARGE = dict(inception_v3=160, pit_ti_224=224, coat_tiny=224, cait_xxs24_224=224, swin_t=224)
+LARGE |= dict(levit_128s=224, efficientformer_l1=224, maxvit_t=224, visformer_tiny=224)
+LARGE |= dict(twins_svt_small=224, halonet26t=128, inception_v4=160, fastvit_t8=128)
+
+
+@pytest.mark.parametrize("name", DOZEN + (ALL if SOAK else []))
+def test_any_model_converts_trains_and_folds(name):
+    "As before, whatever is refused elsewhere."
+    torch.manual_seed(0)
+    net = model_of(name).eval()
+    size = LARGE.get(name.split("/")[1], 64)
+    x = torch.randn(2, 3, size, size)
+    model, converted, skipped = to_nsl(net, "static_uns")
+    with torch.no_grad():
+        y = net(x)
+        torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5 * y.abs().max().item())
+    assert not [why for why in skipped.values() if "forward" in why or "hook" in why]
+    some = similarity_parameters(model, freeze=True)
+    before = buffers(model)
+    model.train()(x).square().sum().backward()
+    assert moved(model, before) == [] and all(p.grad is not None for p in some)
+    torch.optim.SGD(some, lr=1e-3).step()
+    learned = stir(model).eval()
+    with torch.no_grad():
+        y, folded = learned(x), fold(learned)
+        torch.testing.assert_close(folded(x), y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+    assert list(folded.state_dict()) == list(net.state_dict())
