@@ -22,6 +22,7 @@ from torchvision.ops import DeformConv2d
 
 from nsl_repro.nsl.convert import KINDS, similarity_parameters, to_nsl
 from nsl_repro.nsl.dynamic import DynamicNSLConv2d, dynamic_conv2d
+from nsl_repro.nsl.predictor import SharedPredictor
 from nsl_repro.nsl.sphere import SphereConv2d
 from nsl_repro.nsl.static import NeuralSimilarity, StaticNSLConv2d, fold
 
@@ -332,13 +333,14 @@ DOZEN = [
 ]
 MORE = {
     "timm": """efficientnet_lite0 tf_mixnet_s mixnet_s mnasnet_050 fbnetc_100 ghostnet_050
-        hardcorenas_a lcnet_050 tinynet_e mobilenetv2_050 dla34 res2net50_26w_4s resnest14d skresnet18
-        seresnet50 resnext50_32x4d nf_resnet50 dm_nfnet_f0 resnetv2_50x1_bit gernet_s rexnet_100
-        selecsls42 cspresnet50 vovnet39a hrnet_w18_small xception41 inception_v3 inception_v4 vgg11_bn
-        mobileone_s0 fastvit_t8 repghostnet_050 edgenext_xx_small poolformer_s12 convmixer_768_32
-        regnety_002 eca_nfnet_l0 ese_vovnet19b_dw darknet53 halonet26t lambda_resnet26t
-        bat_resnext26ts visformer_tiny pit_ti_224 coat_tiny levit_128s twins_svt_small
-        efficientformer_l1 mobilevit_xxs cait_xxs24_224 densenet121 dpn68""",
+        hardcorenas_a lcnet_050 tinynet_e mobilenetv2_050 dla34 res2net50_26w_4s resnest14d
+        skresnet18 seresnet50 resnext50_32x4d nf_resnet50 dm_nfnet_f0 resnetv2_50x1_bit
+        gernet_s rexnet_100 selecsls42 cspresnet50 vovnet39a hrnet_w18_small xception41
+        inception_v3 inception_v4 vgg11_bn mobileone_s0 fastvit_t8 repghostnet_050
+        edgenext_xx_small poolformer_s12 convmixer_768_32 regnety_002 eca_nfnet_l0
+        ese_vovnet19b_dw darknet53 halonet26t lambda_resnet26t bat_resnext26ts
+        visformer_tiny pit_ti_224 coat_tiny levit_128s twins_svt_small efficientformer_l1
+        mobilevit_xxs cait_xxs24_224 densenet121 dpn68""",
     "torchvision": """alexnet vgg11 vgg16_bn googlenet inception_v3 resnet50 resnext50_32x4d
         wide_resnet50_2 mnasnet0_5 mobilenet_v2 regnet_x_400mf regnet_y_400mf convnext_tiny
         efficientnet_v2_s swin_t maxvit_t""",
@@ -382,3 +384,83 @@ def test_any_model_converts_trains_and_folds(name):
         y, folded = learned(x), fold(learned)
         torch.testing.assert_close(folded(x), y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
     assert list(folded.state_dict()) == list(net.state_dict())
+
+
+class Two(nn.Module):
+    "Two layers and their core, registered last."
+
+    def __init__(self, **options):
+        super().__init__()
+        core = SharedPredictor(4, hidden=5, batchnorm="hidden", **options)
+        self.first = DynamicNSLConv2d(3, 4, 3, predictor=core)
+        self.second = DynamicNSLConv2d(4, 4, 3, predictor=core)
+        self.core = core
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+def clone(module, memo):
+    "By copies of `__dict__`, part by part, with parameters that are functions of the old ones."
+    twin = module.__new__(type(module))
+    twin.__dict__ = module.__dict__.copy()
+    for kind in ("_parameters", "_buffers"):
+        twin.__dict__[kind] = {}
+        for name, t in getattr(module, kind).items():
+            if t is not None and id(t) not in memo:
+                memo[id(t)] = t.clone()
+            twin.__dict__[kind][name] = None if t is None else memo[id(t)]
+    parts = {n: m if m is None else clone(m, memo) for n, m in module._modules.items()}
+    twin.__dict__["_modules"] = parts
+    return twin
+
+
+SHARED = [{}, dict(head="shared"), dict(adapters="size"), dict(adapt="fc", kind="unconstrained")]
+
+
+@pytest.mark.parametrize("options", SHARED)
+def test_a_clone_has_its_own_core(options):
+    "What is changed in a clone is seen by its layers, and the original stays."
+    net = Two(**options).eval()
+    x = torch.randn(2, 3, 9, 9)
+    y = net(x)
+    twin = clone(net, {})
+    torch.testing.assert_close(twin(x), y)
+    twin.core.m1.weight.add_(1.0)  # a step of an inner loop, seen by the layers
+    changed = twin(x)
+    assert not torch.allclose(changed, y) and torch.equal(net(x), y)
+    changed.sum().backward()
+    assert net.core.m1.weight.grad.abs().max() > 0
+    reference = copy.deepcopy(net)
+    with torch.no_grad():
+        reference.core.m1.weight.add_(1.0)
+    torch.testing.assert_close(reference(x), changed)
+
+
+@pytest.mark.parametrize("options", SHARED)
+def test_replicas_of_data_parallel_use_their_own_core(options):
+    "As `torch.nn.parallel.replicate` links them, on one device."
+    net = Two(**options)
+    modules = list(net.modules())
+    index = {m: i for i, m in enumerate(modules)}
+    replicas = [m._replicate_for_data_parallel() for m in modules]
+    for m, replica in zip(modules, replicas):
+        for name, part in m._modules.items():
+            replica._modules[name] = None if part is None else replicas[index[part]]
+    assert replicas[0].first.predictor.core is replicas[0].core is not net.core
+
+
+@pytest.mark.parametrize("options", SHARED)
+def test_a_core_is_listed_and_saved_once(options):
+    net, other = Two(**options), Two(**options)
+    state = net.state_dict()
+    assert not [name for name in state if "predictor.core" in name]
+    assert [n for n in state if n.startswith("core.m1")]
+    assert {n for n, _ in net.named_parameters()} <= set(state)
+    assert not [name for name, _ in net.named_modules(remove_duplicate=False) if "r.core" in name]
+    for assign in (False, True):
+        other.load_state_dict(state, assign=assign)
+        x = torch.randn(2, 3, 9, 9)
+        torch.testing.assert_close(other.eval()(x), net.eval()(x))
+    with pytest.raises(RuntimeError, match="core.m1.weight"):
+        other.load_state_dict({n: t for n, t in state.items() if n != "core.m1.weight"})
