@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from ..base.checks import checked
 from ..kernels.predictor import fuses, over_patch_norm
 from nsl_repro.kernels.reference import (
     CheckedConv2d,
+    as_one_call,
     check_geometry,
     check_image,
     laid_out_as_conv2d,
@@ -207,6 +209,8 @@ class SphereConv2d(CheckedConv2d):
             self.k = nn.Parameter(torch.full((out_channels,), 0.7, device=device, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "B C_in H W"] | Float[Tensor, "C_in H W"]) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return as_one_call(self, x)
         x, padding = self.padded(x)
         weight: Tensor = self.weight
         if self.normalise == "full":

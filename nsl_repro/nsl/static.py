@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NoReturn, cast
 
 import torch
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
@@ -18,7 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..base.checks import checked
-from ..kernels.reference import check_geometry, check_image
+from ..kernels.reference import as_one_call, check_geometry, check_image
 from .shape import KernelShape, _shrink
 
 # %% auto #0
@@ -155,6 +156,8 @@ class StaticNSLConv2d(nn.Conv2d):
     def forward(
         self, x: Float[Tensor, "B C_in H W"] | Float[Tensor, "C_in H W"]
     ) -> Tensor:  # (B, C_out, H', W')
+        if isinstance(x, torch.fx.Proxy):
+            return as_one_call(self, x)
         geometry = self.kernel_size, self.padding, self.dilation
         check_image(x, self.in_channels, *geometry, self.padding_mode)
         return self._conv_forward(x, self.similarity(self.weight), self.bias)
