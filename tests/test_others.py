@@ -378,9 +378,10 @@ def test_any_model_converts_trains_and_folds(name):
     assert not [why for why in skipped.values() if "forward" in why or "hook" in why]
     some = similarity_parameters(model, freeze=True)
     before = buffers(model)
-    model.train()(x).square().mean().backward()
+    model.train()(x).sin().mean().backward()
     assert moved(model, before) == [] and all(p.grad is not None for p in some)
-    torch.optim.SGD(some, lr=1e-6).step()
+    nn.utils.clip_grad_norm_(some, 0.01)
+    torch.optim.SGD(some, lr=0.1).step()
     learned = stir(model, 0.03).eval()
     with torch.no_grad():
         y, folded = learned(x), fold(learned)
@@ -534,3 +535,33 @@ def test_scripting_is_for_folded_networks(case):
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
     if case == "static":
         torch.testing.assert_close(torch.jit.script(fold(layer))(x), layer(x))
+
+
+class Adapted(nn.Module):
+    "A convolution with a low-rank adapter, as peft names its parts."
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Conv2d(3, 4, 3)
+        self.lora_A = nn.ModuleDict({"default": nn.Conv2d(3, 2, 3)})
+        self.lora_B = nn.ModuleDict({"default": nn.Conv2d(2, 4, 1)})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_adapters_are_left_alone():
+    _, converted, skipped = to_nsl(Adapted())
+    assert converted == ["base_layer"]
+    assert skipped["lora_A.default"] == "it belongs to an adapter (LoRA)"
+
+
+def test_who_reads_a_weight_folds_first():
+    "timm merges branches by their weights: right after folding, as the page says."
+    utils = pytest.importorskip("timm.utils.model")
+    net = model_of("timm/repvgg_a0").eval()
+    x = torch.randn(1, 3, 64, 64)
+    model = stir(to_nsl(net, "static_uns").model)
+    with torch.no_grad():
+        merged, y = utils.reparameterize_model(fold(model))(x), model(x)
+    torch.testing.assert_close(merged, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())

@@ -234,8 +234,9 @@ def to_nsl(
     """Give the convolutions of a model a similarity that starts at the identity: the output stays.
 
     `where` chooses convolutions, by a function of name and layer or by names ('layer4.*'). Static
-    ones fold back by `nsl_repro.fold`. Raises `ValueError` for an unknown kind or option, a name
-    that fits no convolution, or if nothing can be converted.
+    ones fold back by `nsl_repro.fold`: fold before another tool reads their weights. Raises
+    `ValueError` for an unknown kind or option, a name that fits no convolution, or if nothing can
+    be converted.
     """
     _check_options(kind, options)
     convolutions = _convolutions(model)
@@ -244,6 +245,8 @@ def to_nsl(
     for name, conv in convolutions.items():
         if why := _why_left_alone(conv, kind):
             skipped[name] = why
+        elif any(part.startswith("lora_") for part in name.split(".")):
+            skipped[name] = "it belongs to an adapter (LoRA)"
         elif not _selected(name, conv, where):
             skipped[name] = "left out by `where`"
         elif kind.startswith("static") and (why := _why_not_static(cast(nn.Conv2d, conv))):

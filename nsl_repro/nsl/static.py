@@ -122,6 +122,7 @@ class NeuralSimilarity(nn.Module):
 class StaticNSLConv2d(nn.Conv2d):
     """An `nn.Conv2d` with a static neural similarity: `y = conv(x, W M_s)`. [code]
 
+    Its `weight` is `W`: a tool that reads it needs the layer that `fold` makes.
     Raises `ValueError` as `NeuralSimilarity` does, and for numbers that no convolution can have."""
 
     kernel_size: tuple[int, int]  # torch has tuple[int, ...], and so for the next three
