@@ -744,7 +744,9 @@ def _conv(
 
 @_conv.register_fake
 def _(x, weight, M, stride, padding, dilation, backend):
-    return _channels_first(x.new_empty(len(x), *M.shape[-2:], len(weight), dtype=weight.dtype))
+    return _channels_first(
+        x.new_empty(x.shape[0], *M.shape[-2:], weight.shape[0], dtype=weight.dtype)
+    )
 
 # %% ../../nbs/kernels/02_cpu.ipynb #94554c9c
 @torch_library.custom_op(f"{_NAMES}::dynamic_conv2d_backward", mutates_args=())

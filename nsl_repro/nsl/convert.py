@@ -5,21 +5,23 @@
 # %% ../../nbs/nsl/09_convert.ipynb #123e6852
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, NoReturn, cast
 
+import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..base.checks import checked
 from .dynamic import DynamicNSLConv2d
 from .predictor import SharedPredictor, SimilarityPredictor
 from .shape import KernelShape
-from .static import NeuralSimilarity, StaticNSLConv2d
+from .static import NeuralSimilarity, StaticNSLConv2d, _changes_weight, _copied, _tried
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
@@ -50,7 +52,9 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
     if conv.kernel_size == (1, 1):
         return "its kernel has one tap: the similarity would be one number"
     if not parametrized and "weight" not in conv._parameters:
-        return "its weight is computed by a hook (an old weight_norm or spectral_norm)"
+        return "its weight is computed by a hook (pruning, an old weight_norm or spectral_norm)"
+    if type(conv) is nn.Conv2d and "forward" in vars(conv):
+        return "its forward was replaced on the instance (by hooks of accelerate, for instance)"
     if kind.startswith("dynamic"):
         if parametrized:
             return "its weight is parametrized"
@@ -59,6 +63,15 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
     return ""
 
 # %% ../../nbs/nsl/09_convert.ipynb #48e0da11
+def _is_convolution(module: nn.Module) -> bool:
+    "Of PyTorch, or of another library and not made of those: it has a kernel and channels."
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return True
+    if not all(hasattr(module, n) for n in ("kernel_size", "in_channels", "out_channels")):
+        return False
+    return not any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+
+
 def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
     "By name. Raises `ValueError` if there is none."
     inside_predictors: set[nn.Module] = set()
@@ -68,7 +81,7 @@ def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {
         name: m
         for name, m in model.named_modules()
-        if isinstance(m, nn.modules.conv._ConvNd) and m not in inside_predictors
+        if _is_convolution(m) and m not in inside_predictors
     }
     if not found:
         name = type(model).__name__
@@ -99,10 +112,15 @@ def _selected(name: str, conv: nn.Module, where: _Where) -> bool:
     return any(fnmatchcase(name, p) for p in ([where] if isinstance(where, str) else where))
 
 # %% ../../nbs/nsl/09_convert.ipynb #5ade72c3
-def _give_static(conv: nn.Conv2d, form: str) -> None:
-    "In place."
+_Given = dict[int, NeuralSimilarity]  # by the identity of the weight
+
+
+def _give_static(conv: nn.Conv2d, form: str, given: _Given) -> None:
+    "In place; two convolutions with one weight get one similarity."
     like: dict[str, Any] = dict(device=conv.weight.device, dtype=conv.weight.dtype)
     similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
+    if (own := conv._parameters.get("weight")) is not None:
+        similarity = given.setdefault(id(own), similarity)
     if type(conv) is not nn.Conv2d:
         parametrize.register_parametrization(conv, "weight", similarity)
     else:
@@ -125,13 +143,42 @@ def _give_dynamic(conv: nn.Conv2d, form: str, options: dict[str, Any]) -> None:
     layer.backend, layer.shape, layer.predictor = "auto", None, predictor
 
 
-def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any]) -> None:
+def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any], given: _Given) -> None:
     "In place, one of `KINDS`."
     form = "diagonal" if kind.endswith("dns") else "unconstrained"
     if kind.startswith("static"):
-        _give_static(conv, form)
+        _give_static(conv, form, given)
     else:
         _give_dynamic(conv, form, options)
+
+# %% ../../nbs/nsl/09_convert.ipynb #6b361df1
+def _why_not_static(conv: nn.Conv2d) -> str:
+    "Why a static similarity would not be right in this layer, found by trying; or nothing."
+    if _changes_weight(conv):
+        return "its weight is changed by its forward or a hook (a mask, a maximal norm)"
+    if type(conv) is nn.Conv2d or any(p.is_meta for p in conv.parameters()):
+        return ""
+    twin, other = (cast(nn.Conv2d, _copied(conv)) for _ in range(2))
+    for layer in (twin, other):
+        _give_static(layer, "diagonal", {})
+    with torch.no_grad():
+        for p in _similarity_of(other).parameters():
+            p.add_(1)
+    before, same, changed = (
+        _tried(m, False) for m in (cast(nn.Conv2d, _copied(conv)), twin, other)
+    )
+    if before is None:
+        return ""
+    if same is None or not torch.allclose(same, before, rtol=1e-3, atol=1e-5, equal_nan=True):
+        return "its forward gives something else where its weight is parametrized"
+    if changed is None or (torch.equal(changed, before) and before.any()):
+        return "its forward does not use its weight attribute: a similarity has no effect"
+    return ""
+
+
+def _similarity_of(conv: nn.Conv2d) -> NeuralSimilarity:
+    "The one that came last."
+    return [m for m in conv.modules() if isinstance(m, NeuralSimilarity)][-1]
 
 # %% ../../nbs/nsl/09_convert.ipynb #4ddb8875
 _OF_LAYER = ("self", "in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
@@ -187,8 +234,9 @@ def to_nsl(
     """Give the convolutions of a model a similarity that starts at the identity: the output stays.
 
     `where` chooses convolutions, by a function of name and layer or by names ('layer4.*'). Static
-    ones fold back by `nsl_repro.fold`. Raises `ValueError` for an unknown kind or option, a name
-    that fits no convolution, or if nothing can be converted.
+    ones fold back by `nsl_repro.fold`: fold before another tool reads their weights. Raises
+    `ValueError` for an unknown kind or option, a name that fits no convolution, or if nothing can
+    be converted.
     """
     _check_options(kind, options)
     convolutions = _convolutions(model)
@@ -197,21 +245,50 @@ def to_nsl(
     for name, conv in convolutions.items():
         if why := _why_left_alone(conv, kind):
             skipped[name] = why
+        elif any(part.startswith("lora_") for part in name.split(".")):
+            skipped[name] = "it belongs to an adapter (LoRA)"
         elif not _selected(name, conv, where):
             skipped[name] = "left out by `where`"
+        elif kind.startswith("static") and (why := _why_not_static(cast(nn.Conv2d, conv))):
+            skipped[name] = why
     converted = [name for name in convolutions if name not in skipped]
     _check_any(kind, converted, skipped)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copied(model)
+    given: dict[int, NeuralSimilarity] = {}
     for name in converted:
-        _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options)
+        _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options, given)
     return Conversion(model, converted, skipped)
+
+# %% ../../nbs/nsl/09_convert.ipynb #31929c00
+def _stay_still(module: nn.Module, args: tuple[Any, ...]) -> None:
+    "Before a forward pass: no statistics move while nothing here is trained."
+    if not any(p.requires_grad for p in module.parameters()):
+        module.training = False
+
+
+def _has_moving_buffers(module: nn.Module) -> bool:
+    "A norm with running statistics, or a spectral norm, whose vectors are improved by each use."
+    if "running_mean" in module._buffers and module._buffers["running_mean"] is not None:
+        return True
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
+
+
+def _hold_statistics(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    "In place; what belongs to a similarity of these kinds moves on."
+    ours = {part for m in model.modules() if isinstance(m, kinds) for part in m.modules()}
+    for m in model.modules():
+        held = _stay_still in m._forward_pre_hooks.values()
+        if m not in ours and not held and _has_moving_buffers(m):
+            m.register_forward_pre_hook(_stay_still, prepend=True)
+            _stay_still(m, ())
 
 # %% ../../nbs/nsl/09_convert.ipynb #86056e45
 @checked
 def similarity_parameters(
     model: nn.Module,
-    freeze: bool = False,  # let nothing else in the model be trained
+    freeze: bool = False,  # let nothing else in the model be trained or move, statistics included
 ) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
     "The parameters that decide how patches and filters are compared. Raises `ValueError` if none."
     kinds = NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor
@@ -228,4 +305,5 @@ def similarity_parameters(
         model.requires_grad_(False)
         for p in found:
             p.requires_grad_()
+        _hold_statistics(model, kinds)
     return [*found]

@@ -10,6 +10,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from ..kernels.cpu import choose_backend, run_backend
 from nsl_repro.kernels.reference import (
     CheckedConv2d,
     Geometry,
+    as_one_call,
     check_geometry,
     check_image,
     geometry_of,
+    laid_out_as_conv2d,
     reference_dynamic_conv2d,
 )
 from .predictor import SharedPredictor, SimilarityPredictor
@@ -62,17 +65,25 @@ def _check_similarity(M: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) 
         )
 
 # %% ../../nbs/nsl/07_dynamic.ipynb #ed07fcfc
+# older PyTorch does not tell: the graph has a kernel then, and runs where this library is
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.jit.is_tracing)
+
+
 def _compute(
     x: Tensor, weight: Tensor, M: Tensor, geometry: Geometry, bias: Tensor | None, backend: str
 ) -> Tensor:
     "`dynamic_conv2d` for arguments that are known to fit."
+    if backend == "auto" and (_is_exporting() or torch.jit.is_tracing()):
+        backend = "reference"  # what leaves this machine must not need its kernels
     if backend == "auto":
         backend = choose_backend(x, geometry.groups, weight.shape[2:].numel())
     if backend == "reference":
         y = reference_dynamic_conv2d(x, weight, M, *geometry)
     else:
         y = run_backend(x, weight, M, *geometry, backend)
-    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None, None]
+    return laid_out_as_conv2d(y, x, weight)
 
 
 @checked
@@ -86,7 +97,7 @@ def dynamic_conv2d(
     bias: Float[Tensor, " C_out"] | None = None,
     groups: int = 1,
     backend: str = "auto",  # the fastest here, or 'reference', 'c' (CPU with a compiler), 'triton'
-) -> Tensor:  # (B, C_out, H', W'), channels-last in memory
+) -> Tensor:  # (B, C_out, H', W'), in memory as `F.conv2d` has it
     r"""Convolution under a similarity that changes from place to place: `y_f = sum_c w_fc^T M x_c`.
 
     With `M` of ones (DNS) or identities (UNS) this is `F.conv2d`. Raises `ValueError` or
@@ -173,6 +184,8 @@ class DynamicNSLConv2d(CheckedConv2d):
         self.shape = shape
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Tensor:  # -> (B, C_out, H', W')
+        if isinstance(x, torch.fx.Proxy):
+            return as_one_call(self, x)
         x, padding = self.padded(x)
         weight, M = _on_live_taps(self.weight, self.predictor(x), self.shape)
         geometry = geometry_of(self.kernel_size, self.stride, padding, self.dilation, self.groups)

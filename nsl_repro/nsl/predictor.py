@@ -7,7 +7,7 @@ __all__ = ['SimilarityPredictor', 'SharedPredictor']
 
 # %% ../../nbs/nsl/06_predictor.ipynb #e322d385
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -215,8 +215,50 @@ def _to_centers(geometry: Geometry, kernel_size: tuple[int, int]) -> tuple[int, 
     left, right, top, bottom = geometry.padding
     return left - across, right - across, top - down, bottom - down
 
+# %% ../../nbs/nsl/06_predictor.ipynb #ab44ef2a
+def _drop_core(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    "After saving: the core is saved by the network."
+    for name in [name for name in state if name.startswith(f"{prefix}core.")]:
+        del state[name]
+    for name in [n for n in getattr(state, "_metadata", {}) if n.startswith(f"{prefix}core")]:
+        del state._metadata[name]  # type: ignore[attr-defined]
+
+
+def _add_core(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    "Before loading: the core is loaded by the network, and here by itself."
+    core = module.get_submodule("core")
+    state.update({f"{prefix}core.{name}": t for name, t in core.state_dict().items()})
+
+
+class _Guest(nn.Module):
+    "A module with a part `core` that belongs to the network."
+
+    core: Any
+
+    def _keep_out_of_state(self) -> None:
+        "Once, when it is built."
+        self.register_state_dict_post_hook(_drop_core)
+        self.register_load_state_dict_pre_hook(_add_core)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        yield from (pair for pair in super().named_children() if pair[0] != "core")
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        seen = set() if memo is None else memo
+        if self in seen:
+            return
+        if remove_duplicate:
+            seen.add(self)
+        yield prefix, self
+        for name, child in self._modules.items():
+            if child is not None and name != "core":
+                inner = f"{prefix}.{name}" if prefix else name
+                yield from child.named_modules(seen, inner, remove_duplicate)
+
 # %% ../../nbs/nsl/06_predictor.ipynb #123975b4
-class _LayerPredictor(SimilarityPredictor):
+class _LayerPredictor(_Guest, SimilarityPredictor):
     "A layer's part of a shared predictor. Made by `SharedPredictor.for_layer`."
 
     def __init__(
@@ -230,7 +272,8 @@ class _LayerPredictor(SimilarityPredictor):
         self.register_module("m1", None)  # the core's
         if core.head == "shared":
             self.register_module("m2", None)
-        self.core = (core,)  # in a tuple: held, but not registered a second time
+        self.core = core  # a part that is not the layer's own: see `_Guest`
+        self._keep_out_of_state()
         self.stride, self.dilation = geometry.stride, geometry.dilation
         self.shift: tuple[int, ...] = geometry.padding
         if core.adapt != "fc":
@@ -242,7 +285,7 @@ class _LayerPredictor(SimilarityPredictor):
 
     def adapted(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, width, H', W')
         "What the core looks at."
-        core = self.core[0]
+        core = self.core
         if any(self.shift):
             x = F.pad(x, self.shift)
         adapt: Any = core.shared_adapters[self.key] if core.adapters == "size" else self.adapt
@@ -251,7 +294,7 @@ class _LayerPredictor(SimilarityPredictor):
         return adapt(x[..., :: self.stride[0], :: self.stride[1]])
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C_in, H, W) -> M, as `SimilarityPredictor`
-        core = self.core[0]
+        core = self.core
         _check_together(core.m1.weight, next(self.parameters(), core.m1.weight))
         m2 = core.m2 if self.m2 is None else self.m2
         return self._similarity(self.adapted(x), core.m1, m2)

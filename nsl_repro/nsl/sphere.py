@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +18,13 @@ from torch.nn.modules.utils import _pair
 
 from ..base.checks import checked
 from ..kernels.predictor import fuses, over_patch_norm
-from ..kernels.reference import CheckedConv2d, check_geometry, check_image
+from nsl_repro.kernels.reference import (
+    CheckedConv2d,
+    as_one_call,
+    check_geometry,
+    check_image,
+    laid_out_as_conv2d,
+)
 
 # %% auto #0
 __all__ = ['patch_norm', 'filter_norm', 'angle_response', 'SphereConv2d']
@@ -164,7 +171,8 @@ def _angles(
     if groups == 1 and operator in ("none", "cosine") and fuses(x):
         dot = F.conv2d(x, weight, None, *geometry)
         size: tuple[int, int] = _pair(weight.shape[2:])
-        return over_patch_norm(dot, x, size, stride, padding, dilation, eps), dot.dtype
+        y = over_patch_norm(dot, x, size, stride, padding, dilation, eps)
+        return laid_out_as_conv2d(y, x, weight), dot.dtype
     dot, norm = _dot_and_norm(x, weight, stride, padding, dilation, groups, eps)
     return _response(dot * norm.reciprocal(), operator, k), dot.dtype
 
@@ -201,6 +209,8 @@ class SphereConv2d(CheckedConv2d):
             self.k = nn.Parameter(torch.full((out_channels,), 0.7, device=device, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "B C_in H W"] | Float[Tensor, "C_in H W"]) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return as_one_call(self, x)
         x, padding = self.padded(x)
         weight: Tensor = self.weight
         if self.normalise == "full":

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, cast
 
 import torch
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..base.checks import checked
-from ..kernels.reference import check_geometry, check_image
+from ..kernels.reference import as_one_call, check_geometry, check_image
 from .shape import KernelShape, _shrink
 
 # %% auto #0
@@ -118,6 +122,7 @@ class NeuralSimilarity(nn.Module):
 class StaticNSLConv2d(nn.Conv2d):
     """An `nn.Conv2d` with a static neural similarity: `y = conv(x, W M_s)`. [code]
 
+    Its `weight` is `W`: a tool that reads it needs the layer that `fold` makes.
     Raises `ValueError` as `NeuralSimilarity` does, and for numbers that no convolution can have."""
 
     kernel_size: tuple[int, int]  # torch has tuple[int, ...], and so for the next three
@@ -152,9 +157,42 @@ class StaticNSLConv2d(nn.Conv2d):
     def forward(
         self, x: Float[Tensor, "B C_in H W"] | Float[Tensor, "C_in H W"]
     ) -> Tensor:  # (B, C_out, H', W')
+        if isinstance(x, torch.fx.Proxy):
+            return as_one_call(self, x)
         geometry = self.kernel_size, self.padding, self.dilation
         check_image(x, self.in_channels, *geometry, self.padding_mode)
         return self._conv_forward(x, self.similarity(self.weight), self.bias)
+
+# %% ../../nbs/nsl/03_static.ipynb #bd8b2e9a
+def _copied(model: nn.Module) -> nn.Module:
+    "A deep copy, each part in its mode; what a hook computed is copied as numbers."
+    memo: dict[int, Any] = {}
+    for m in model.modules():
+        for value in vars(m).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    twin = copy.deepcopy(model, memo)
+    parts = dict(twin.named_modules(remove_duplicate=False))
+    for name, m in model.named_modules(remove_duplicate=False):
+        if name in parts:
+            parts[name].training = m.training
+    return twin
+
+
+def _settle(layer: nn.Module) -> None:
+    "In place: the weight that a known hook computes becomes a parameter. Raises `ValueError`."
+    for hook in [*layer._forward_pre_hooks.values()]:
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight":
+            prune.remove(layer, "weight")
+        elif isinstance(hook, WeightNorm) and hook.name == "weight":
+            nn.utils.remove_weight_norm(layer)
+        elif isinstance(hook, SpectralNorm) and hook.name == "weight":
+            nn.utils.remove_spectral_norm(layer)
+    if "weight" not in layer._parameters:
+        raise ValueError(
+            "module must have weights that are parameters, or computed by weight_norm, "
+            f"spectral_norm or pruning, got a {type(layer).__name__} whose weight is neither."
+        )
 
 # %% ../../nbs/nsl/03_static.ipynb #94a60afd
 def _unparametrize(module: nn.Module) -> None:
@@ -182,12 +220,100 @@ def _similarities(layer: nn.Module) -> list[NeuralSimilarity]:
     return [m for m in layer.modules() if isinstance(m, NeuralSimilarity)]
 
 
+_Tied = dict[tuple[int, ...], tuple[Any, nn.Parameter]]  # what they were -> (that, folded)
+
+
+def _tie(layer: nn.Module, before: tuple[Any, ...], tied: _Tied) -> None:
+    "In place: one weight under one similarity stays one weight."
+    key = tuple(map(id, before))
+    _, folded = tied.setdefault(key, (before, cast(nn.Parameter, layer.weight)))
+    if folded.shape == layer._parameters["weight"].shape:  # type: ignore[union-attr]
+        layer.weight = folded
+
+# %% ../../nbs/nsl/03_static.ipynb #25db56d2
+_NAMES = {"weight", "weight_orig", "data", "parameters", "named_parameters", "_parameters"}
+
+
+def _may_change_weights(hook: Callable[..., Any]) -> bool:
+    "By the names in its code; of an object nothing is known."
+    code = getattr(getattr(hook, "__func__", hook), "__code__", None)
+    return code is None or not _NAMES.isdisjoint(code.co_names)
+
+
+def _suspect(layer: nn.Module) -> bool:
+    "Whether a layer has a forward or hooks of its own that may change its weight."
+    hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
+    own = type(layer)._conv_forward is not nn.Conv2d._conv_forward  # type: ignore[attr-defined]
+    known = type(layer).forward in (nn.Conv2d.forward, StaticNSLConv2d.forward)
+    return own or not known or any(map(_may_change_weights, hooks))
+
+
 @torch.no_grad()
-def _fold(layer: nn.Module) -> None:
+def _tried(layer: nn.Conv2d, training: bool) -> Tensor | None:
+    "The output for a fixed image, by the layer itself; None if it cannot be had."
+    like = next(layer.parameters())
+    generator = torch.Generator().manual_seed(0)
+    size = [2 * d * k + 2 for d, k in zip(_pair(layer.dilation), _pair(layer.kernel_size))]
+    x = torch.randn(2, layer.in_channels, *size, generator=generator).to(like)
+    devices = [] if like.device.type == "cpu" else [like.device]
+    try:
+        with torch.random.fork_rng(devices, device_type=like.device.type):
+            torch.manual_seed(0)
+            y = layer.train(training)(x)
+    except Exception:  # whatever a layer of another library needs
+        return None
+    return y if isinstance(y, Tensor) else None
+
+
+@torch.no_grad()
+def _changes_weight(layer: nn.Conv2d) -> bool:
+    "Whether a forward pass writes into the weight, tried on copies."
+    if not _suspect(layer) or any(p.is_meta for p in layer.parameters()):
+        return False
+    for training in (True, False):
+        trial = _copied(layer)
+        if (weight := trial._parameters.get("weight")) is None:
+            return False
+        generator = torch.Generator().manual_seed(1)
+        weight.copy_(5 * torch.randn(weight.shape, generator=generator))
+        before = weight.clone()
+        _tried(cast(nn.Conv2d, trial), training)
+        if not torch.equal(cast(Tensor, trial.weight), before):
+            return True
+    return False
+
+# %% ../../nbs/nsl/03_static.ipynb #075fac2e
+def _refuse(layer: nn.Module, why: str) -> NoReturn:
+    raise ValueError(
+        "module must have similarities that can be folded, got a "
+        f"{type(layer).__name__} that {why}: take that off first."
+    )
+
+
+def _check_foldable(layer: nn.Module) -> None:
+    "Raises `ValueError` for a layer that computes something else once it is folded."
+    if isinstance(layer, StaticNSLConv2d):
+        if "forward" in vars(layer):
+            _refuse(layer, "has a forward of its own on the instance")
+        if _changes_weight(layer):
+            _refuse(layer, "has a hook that changes its weight")
+
+# %% ../../nbs/nsl/03_static.ipynb #24ae1446
+@torch.no_grad()
+def _fold(layer: nn.Module, tied: _Tied) -> None:
     "In place: one layer, as it is in evaluation."
     similarities = [m.eval() for m in _similarities(layer)]
-    if similarities and parametrize.is_parametrized(layer):
+    if not similarities:
+        return
+    _check_foldable(layer)
+    if parametrize.is_parametrized(layer):
+        parts = layer.get_submodule("parametrizations.weight")
+        before = *parts.parameters(recurse=False), *parts.children()
         _unparametrize(layer)
+    else:
+        raw = layer._parameters.get("weight")
+        _settle(layer)
+        before = layer.weight if raw is None else raw, *similarities
     if isinstance(layer, StaticNSLConv2d):
         folded = layer.similarity(layer.weight)
         layer.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
@@ -195,6 +321,9 @@ def _fold(layer: nn.Module) -> None:
         layer.__class__ = nn.Conv2d  # type: ignore[assignment]
     if type(layer) is nn.Conv2d and any(m.shape is not None for m in similarities):
         _shrink(layer)
+    _tie(layer, before, tied)
+    if type(layer) is not nn.Conv2d and _changes_weight(cast(nn.Conv2d, layer)):
+        _refuse(layer, "changes its weight in its forward")
 
 
 @checked
@@ -203,10 +332,13 @@ def fold(
 ) -> nn.Module:  # a deep copy with plain convolutions, the same function
     """Every static similarity becomes part of a plain convolution: `W' = W M_s`. [paper, code]
 
-    A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`."""
-    module = copy.deepcopy(module)
+    A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`. A
+    pruned weight is folded as it is, and its mask is gone. Raises `ValueError` for a weight that an
+    unknown hook computes, or that a hook or a forward of the layer's own changes."""
+    module = _copied(module)
+    tied: _Tied = {}
     for layer in list(module.modules()):
-        _fold(layer)
+        _fold(layer, tied)
     return module
 
 # %% ../../nbs/nsl/03_static.ipynb #cebd64f4

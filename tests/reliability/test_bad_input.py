@@ -521,6 +521,7 @@ PART = "takes a part of a container"
 NOT_HERE = {
     **dict.fromkeys(("check_counts", "check_geometry", "check_image", "CheckedConv2d"), OPERATOR),
     **dict.fromkeys(("Geometry", "geometry_of", "pad_amounts", "tap_views"), OPERATOR),
+    **dict.fromkeys(("laid_out_as_conv2d", "as_one_call"), OPERATOR),
     **dict.fromkeys(("reference_dynamic_conv2d", "run_backend"), OPERATOR),
     **dict.fromkeys(("some_images", "only_classes"), PART),
     **dict.fromkeys(("History", "Continued", "Watched", "Segmented"), LONG),
