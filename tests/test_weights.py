@@ -23,7 +23,7 @@ from nsl_repro.results.ledger import load_ledger, run_folder
 from nsl_repro.training.classify import train
 from nsl_repro.training.loop import load_checkpoint, make_accelerator
 from nsl_repro.training.recipe import RECIPES
-from nsl_repro.training.weights import TOLERANCE, Preprocessing, export, keep_model
+from nsl_repro.training.weights import TOLERANCE, Preprocessing, export, keep_model, to_onnx
 
 METHODS = ["static_dns", "dynamic_uns"]
 ELSEWHERE = """
@@ -241,3 +241,19 @@ def test_a_model_says_its_variant(tmp_path):
     keep_model(tmp_path, cnn9(**sizes), "cnn9", sizes, prepare)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["arguments"]["variant"] == "paper"
+
+
+class Several(torch.nn.Module):
+    def __init__(self, give):
+        super().__init__()
+        self.give = give
+
+    def forward(self, x):
+        return self.give(x, 2 * x)
+
+
+@pytest.mark.parametrize("give", [lambda *x: x, lambda *x: list(x), lambda x, y: dict(x=x, y=y)])
+def test_several_outputs_are_refused_by_onnx(tmp_path, give):
+    with pytest.raises(ValueError, match="^model must give one tensor to be written, got "):
+        to_onnx(Several(give), tmp_path / "model.onnx", torch.ones(2, 3))
+    assert not list(tmp_path.iterdir())

@@ -5,8 +5,10 @@
 # %% ../../nbs/pddm/04_plugins.ipynb #fa6ec82d
 from __future__ import annotations
 
+import inspect
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,30 +20,50 @@ from .mining import hard_quadruplets
 from .unit import PDDM, _full
 
 try:
+    import pytorch_metric_learning
+except ImportError as error:
+    raise ImportError(
+        "nsl_repro.pddm.plugins needs pytorch-metric-learning: pip install 'nsl_repro[metric]'"
+    ) from error
+try:
+    from pytorch_metric_learning import losses as _losses, miners as _miners
     from pytorch_metric_learning.distances import BaseDistance
     from pytorch_metric_learning.losses import BaseMetricLossFunction
     from pytorch_metric_learning.miners import BaseMiner
     from pytorch_metric_learning.utils import loss_and_miner_utils
 except ImportError as error:
+    _version = getattr(pytorch_metric_learning, "__version__", "of unknown version")
     raise ImportError(
-        "nsl_repro.pddm.plugins needs pytorch-metric-learning: pip install 'nsl_repro[metric]'"
+        "pytorch-metric-learning must be 2.5 or later and below 3 for nsl_repro.pddm.plugins, "
+        f"got {_version}, which is installed but fails: {error}."
     ) from error
 
 # %% auto #0
-__all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss']
+__all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss', 'Taken', 'library_outcomes']
 
 # %% ../../nbs/pddm/04_plugins.ipynb #b8c8f9e3
 @checked
 class PDDMDistance(BaseDistance):
-    "PDDM's score as a distance of pytorch-metric-learning, larger for closer."
+    """PDDM's score as a distance of pytorch-metric-learning, larger for closer.
+
+    Raises `ValueError` for `is_inverted=False`, or for a `power` other than 1."""
+
+    any_precision = True  # of embeddings, whatever the unit has
 
     def __init__(
         self,
         pddm: PDDM,  # the unit; its weights are this distance's parameters
         **kwargs: Any,  # as in `BaseDistance`
     ):
-        super().__init__(is_inverted=True, **kwargs)
+        for name, only in (("is_inverted", True), ("power", 1)):
+            if kwargs.get(name, only) != only:
+                wanted = f"{name} must be {only}, since a score is higher for closer and has a sign"
+                raise ValueError(f"{wanted}, got {kwargs[name]!r}.")
+        super().__init__(**kwargs | dict(is_inverted=True))
         self.pddm = pddm
+
+    def maybe_normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:
+        return super().maybe_normalize(_full(embeddings), dim=dim, **kwargs)  # never in half
 
     def forward(
         self, query_emb: Float[Tensor, "N d"], ref_emb: Float[Tensor, "M d"] | None = None
@@ -72,9 +94,9 @@ class _Score:
         return self.sign * self.distance.compute_mat(a, b)
 
 
-def _check_labels(embeddings: Tensor, labels: Tensor) -> None:
-    "Raises `ValueError` unless there is one label for each embedding."
-    if labels.shape != embeddings.shape[:1]:
+def _check_labels(embeddings: Tensor, labels: Tensor | None) -> None:
+    "Raises `ValueError` unless there is one label for each embedding, or none at all."
+    if labels is not None and labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"labels must be ({len(embeddings)},), as there are embeddings, "
             f"got {tuple(labels.shape)}."
@@ -86,6 +108,8 @@ class QuadrupletMiner(BaseMiner):
     """The paper's hard quadruplets as triplets: all (i, j, k), then all (j, i, l). [paper, ours]
 
     Raises `ValueError` for n that is not positive, or for reference embeddings."""
+
+    any_precision = True  # of embeddings, whatever its distance has
 
     def __init__(
         self,
@@ -128,7 +152,7 @@ def _hinges(
 ) -> tuple[Tensor, Tensor]:
     "E_m and E_e of each triplet, twice: a quadruplet is two triplets."
     a, p, n = triplets
-    normalised = loss.distance.maybe_normalize
+    normalised = loss.distance.maybe_normalize  # at least float32
     x, y = normalised(embeddings)[a], normalised(ref_emb)
     S_ap, S_an = [loss.distance.pairwise_distance(x, y[t]) for t in (p, n)]
     differences = [x - y[t] for t in (p, n)]
@@ -143,15 +167,37 @@ def _triplets(
     miner: BaseMiner,
     given: tuple[Tensor, ...] | None,
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     ref_emb: Tensor,
-    ref_labels: Tensor,
+    ref_labels: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Anchors, positives and negatives: what is given, pairs or triplets, or else what is mined."
+    other = None if ref_emb is embeddings else ref_emb
+    if given is None and labels is None:
+        raise ValueError("labels must be given where indices_tuple is not, got None for both.")
     if given is None:
-        other = None if ref_emb is embeddings else ref_emb
         given = miner(embeddings, labels, other, ref_labels)
+    elif other is not None:
+        _check_chosen(given, labels, ref_labels)
     return loss_and_miner_utils.convert_to_triplets(given, labels, ref_labels)
+
+
+def _check_chosen(
+    given: tuple[Tensor, ...], labels: Tensor | None, ref_labels: Tensor | None
+) -> None:
+    "Raises `ValueError` for all pairs of two sets: the mean over them is not this loss."
+    if len(given) != 4 or labels is None or ref_labels is None:
+        return
+    same = int((labels[:, None] == ref_labels).sum())
+    positive, negative = len(given[0]), len(given[2])
+    some = positive not in (same, same - len(labels)) or not positive
+    if some or negative != len(labels) * len(ref_labels) - same:
+        return
+    raise ValueError(
+        "indices_tuple must hold chosen pairs or triplets of embeddings and ref_emb, "
+        f"got all {positive} positive and {negative} negative pairs, as from "
+        "DistributedLossWrapper(efficient=True): hard quadruplets need efficient=False."
+    )
 
 
 def _zero(loss: BaseMetricLossFunction) -> dict:
@@ -170,7 +216,10 @@ class PDDMLoss(BaseMetricLossFunction):
 
     After a call, `metric` and `embedding` are E_m and E_e, averaged, without gradient.
 
-    Raises `ValueError` for unknown `heads`, or if it is to mine among reference embeddings."""
+    Raises `ValueError` for unknown `heads`, for all pairs as `indices_tuple`, or if it is to mine
+    without labels or among reference embeddings."""
+
+    any_precision = True  # of embeddings, whatever the unit has
 
     def __init__(
         self,
@@ -193,7 +242,7 @@ class PDDMLoss(BaseMetricLossFunction):
     def forward(
         self,
         embeddings: Float[Tensor, "N d"],
-        labels: Tensor,  # (N,) integers, on any device
+        labels: Tensor | None = None,  # (N,) integers, on any device; None: see `indices_tuple`
         indices_tuple: tuple[Tensor, ...] | None = None,  # a miner's; None: it mines itself
         ref_emb: Tensor | None = None,  # where a given tuple's positives and negatives are
         ref_labels: Tensor | None = None,
@@ -212,3 +261,129 @@ class PDDMLoss(BaseMetricLossFunction):
         self.metric, self.embedding = E_m.detach().mean(), E_e.detach().mean()
         E = {"both": E_m + self.lam * E_e, "metric": E_m, "embedding": E_e}[self.heads]
         return {"loss": {"losses": E, "indices": triplets, "reduction_type": "triplet"}}
+
+# %% ../../nbs/pddm/04_plugins.ipynb #70258117
+_NEEDED = dict(num_classes=6, embedding_size=8, descriptors_dim=8, l=8, margin=1.0, Tn=1.0)
+_SETTINGS = {"ContrastiveLoss": dict(pos_margin=1.0, neg_margin=0.0), "ManifoldLoss": dict(K=6)}
+
+
+def _wanted(kind: type) -> dict:
+    "What a class of the library must be told besides its distance."
+    found: dict = {}
+    for base in kind.__mro__:
+        for name, p in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+            if p.default is p.empty and name in _NEEDED:
+                found[name] = _NEEDED[name]
+    return found | _SETTINGS.get(kind.__name__, {})
+
+
+def _example() -> tuple[PDDM, Tensor, Tensor]:
+    "A unit with scores around 0.5, embeddings that tell something of their class, and labels."
+    g = torch.Generator().manual_seed(0)
+    unit, labels = PDDM(8), torch.arange(24) // 4
+    x = torch.randn(24, 8, generator=g) + 0.7 * torch.randn(6, 8, generator=g)[labels]
+    with torch.no_grad():
+        for p in unit.parameters():
+            p.copy_(0.4 * torch.randn(p.shape, generator=g))
+        S = PDDMDistance(unit)(x)
+        unit.W_s.weight *= 0.25 / S.std()
+        unit.W_s.bias += 0.5 - PDDMDistance(unit)(x).mean()
+    return unit, x, labels
+
+
+def _right_way(unit: PDDM, x: Tensor, labels: Tensor) -> float:
+    "How often a pair of one class has a higher score than a pair of two."
+    with torch.no_grad():
+        S = PDDMDistance(unit)(x)
+    same = labels[:, None] == labels
+    return (S[same.triu(1)][:, None] > S[~same]).float().mean().item()
+
+# %% ../../nbs/pddm/04_plugins.ipynb #7fe4e1f6
+class Taken(NamedTuple):
+    "What a part of pytorch-metric-learning makes of a `PDDMDistance` or a `PDDMLoss`."
+
+    name: str  # of the class, and of the loss within a wrapper
+    kind: str  # 'loss', 'miner' or 'wrapper'
+    outcome: str  # 'trains' (of miners: 'uses'), 'misleads', 'ignores' or 'refuses'
+    why: str  # the library's own words where it refuses, else ''
+
+
+def _trained(loss: torch.nn.Module, unit: PDDM, x: Tensor, labels: Tensor, *batch: Tensor) -> str:
+    "The outcome of sixty steps of a loss."
+    before = unit.W_u.weight.detach().clone()
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
+    for _ in range(60):
+        E = loss(*batch)
+        if not E.requires_grad:  # nothing left to learn
+            break
+        optimizer.zero_grad()
+        E.backward()
+        optimizer.step()
+    if torch.equal(before, unit.W_u.weight):
+        return "ignores"
+    alone = len(list(loss.parameters())) == len(list(unit.parameters()))
+    return "misleads" if alone and _right_way(unit, x, labels) < 0.4 else "trains"
+
+
+def _mined(kind: type, unit: PDDM, x: Tensor, labels: Tensor) -> str:
+    "Whether a miner finds others when the unit is turned upside down."
+    miner = kind(**_wanted(kind), distance=PDDMDistance(unit))
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append([i.tolist() for i in miner(x, labels) or ()])
+        with torch.no_grad():
+            unit.W_s.weight.neg_()
+            unit.W_s.bias.copy_(1 - unit.W_s.bias)
+    return "ignores" if found[0] == found[1] else "uses"
+
+# %% ../../nbs/pddm/04_plugins.ipynb #5b602e88
+def _parts() -> Iterator[tuple[str, type]]:
+    "The losses and miners of the installed library, without their base classes."
+    bases = (BaseMetricLossFunction, _losses.GenericPairLoss, BaseMiner)
+    for kind, module, base in (("loss", _losses, bases[0]), ("miner", _miners, bases[2])):
+        for part in vars(module).values():
+            if isinstance(part, type) and issubclass(part, base) and part not in bases:
+                yield kind, part
+
+
+def _asked(kind: str, part: type) -> str:
+    "The outcome for one of `_parts`."
+    unit, x, labels = _example()
+    if kind == "miner":
+        return _mined(part, unit, x, labels)
+    loss = part(**_wanted(part), distance=PDDMDistance(unit))
+    batch = (x,) if part is _losses.ManifoldLoss else (x, labels)  # it makes classes of its own
+    return _trained(loss, unit, x, labels, *batch)
+
+
+def _wrapped(part: type, ours: bool) -> str:
+    "The outcome for a wrapper of losses around `PDDMLoss`, or around a loss by `PDDMDistance`."
+    unit, x, labels = _example()
+    loss = PDDMLoss(unit) if ours else _losses.TripletMarginLoss(distance=PDDMDistance(unit))
+    if part is _losses.CrossBatchMemory:
+        return _trained(part(loss, 8, memory_size=48), unit, x, labels, x, labels)
+    if part is _losses.SelfSupervisedLoss:
+        return _trained(part(loss), unit, x, labels, x, x + 0.5)
+    return _trained(part([loss]), unit, x, labels, x, labels)
+
+# %% ../../nbs/pddm/04_plugins.ipynb #02a44640
+@checked
+def library_outcomes() -> list[Taken]:  # losses, miners, then wrappers
+    "What each loss, miner and wrapper of the installed pytorch-metric-learning does to a unit."
+    wrappers = (_losses.MultipleLosses, _losses.CrossBatchMemory, _losses.SelfSupervisedLoss)
+    asked = [(kind, part, part.__name__, None) for kind, part in _parts()]
+    for part in wrappers:
+        for ours, name in ((False, "any with PDDMDistance"), (True, "PDDMLoss")):
+            asked.append(("wrapper", part, f"{part.__name__} of {name}", ours))
+    found = []
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        for kind, part, name, ours in asked:
+            torch.manual_seed(0)
+            try:
+                outcome, why = _asked(kind, part) if ours is None else _wrapped(part, ours), ""
+            except Exception as e:  # whatever it is that the library raises
+                outcome, why = "refuses", str(e).strip().splitlines()[0]
+            found.append(Taken(name, kind, outcome, why))
+    return found

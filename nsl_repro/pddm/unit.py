@@ -150,7 +150,7 @@ class _AllPairs(torch.autograd.Function):
             dtype=torch.get_autocast_dtype(device),
             enabled=torch.is_autocast_enabled(device),
         )
-        S = a.new_empty(len(a), len(b), dtype=torch.promote_types(a.dtype, weights[0].dtype))
+        S = _full(weights[0].new_empty(len(a), len(b)))  # of the unit's precision, as in `_score`
         for I, J in _tiles(len(a), len(b), size, symmetric):
             S[I, J] = _tile(normalise_pair, a[I], p[I], b[J], q[J], *weights)
         return S.triu() + S.triu(1).T if symmetric else S
@@ -192,7 +192,9 @@ def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None, chunk: int | None) -> Tenso
     if chunk < 1:
         raise ValueError(f"chunk must be a positive number of pairs, got {chunk}.")
     # inference tensors could not be kept for the backward pass
-    a, b = (_full(x.clone() if x.is_inference() else x) for x in (a, b))
+    a, b = (x.clone() if x.is_inference() else x for x in (a, b))
+    dtype = _full(a[:0, :0] + b[:0, :0]).dtype  # rows of two precisions meet in the finer one
+    a, b = a.to(dtype), b.to(dtype)
     p, q = [_full(_linear(x, pddm.W_v.weight)) for x in (a, b)]
     size = _tile_size(len(a), symmetric, chunk)
     weights = (pddm.W_v.bias, *_weights(pddm))

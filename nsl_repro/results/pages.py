@@ -284,7 +284,8 @@ def _cost_row(runs: list[Entry], device: str, metrics: Iterable[str]) -> list[st
     cells = []
     for metric in metrics:
         values = [e.metrics[metric] for e in runs if metric in e.metrics]
-        cells.append(_plus_minus(mean_interval(values), ".2f") if values else "")
+        told = _plus_minus(mean_interval(values), ".2f") if values else ""
+        cells.append(told + " (one run)" * (len(values) == 1))
     return [method_style(runs[0].method).label, device, *cells]
 
 

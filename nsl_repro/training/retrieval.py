@@ -21,6 +21,24 @@ __all__ = ['nearest', 'recall_at_k', 'map_at_r', 'nmi', 'evaluate_retrieval', 's
            'plot_neighbours']
 
 # %% ../../nbs/training/06_retrieval.ipynb #ad2fed8b
+def _tensor(x: Tensor | np.ndarray | list | None, name: str) -> Tensor | None:
+    "What torch can hold, as a tensor. Raises `TypeError`, with the argument's name, for the rest."
+    try:
+        if isinstance(x, np.ndarray) and (not x.dtype.isnative or min(x.strides, default=0) < 0):
+            x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
+        return None if x is None else torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
+        raise TypeError(f"{name} must be what torch can hold, got {described(x)}.") from e
+
+
+def _wide(x: Tensor) -> Tensor:
+    "In float64: on its device, or on the CPU where its device has none."
+    return (x.cpu() if x.device.type in _NO_FLOAT64 else x).double()
+
+
+_NO_FLOAT64 = ("mps",)  # kinds of devices
+
+
 def _check_finite(x: Tensor, name: str) -> None:
     bad = (~x.isfinite()).any(1).nonzero()
     if len(bad):
@@ -42,26 +60,38 @@ def _unknown(score: str | Callable, what: str) -> ValueError:
     return ValueError(f"score must be 'euclidean', 'cosine' or {what}, got {described(score)}.")
 
 # %% ../../nbs/training/06_retrieval.ipynb #0b09280d
-def _euclidean_scorer(gallery: Tensor) -> Callable[[Tensor], Tensor]:
-    g = gallery.double()
+def _directions(x: Tensor) -> Tensor:
+    "Rows of length 1, however short or long they were; 0 stays 0."
+    if x.shape[1]:
+        largest = x.abs().amax(1, keepdim=True)
+        x = x / largest.masked_fill(largest == 0, 1)
+    return F.normalize(x, dim=1)
+
+
+def _product_scorer(score: str, gallery: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    "Scores (n, M) of one matrix product, and how far each row may be off: (n, 1)."
+    if score not in ("euclidean", "cosine"):
+        raise _unknown(score, "a function of queries and images")
+    x = gallery if gallery.device.type in _NO_FLOAT64 else gallery.double()
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    error = 4 * (x.shape[1] + 8) * torch.finfo(x.dtype).eps  # of a product, as a share of |a||b|
+    g = _directions(x) if score == "cosine" else x
     g2 = g.square().sum(1)
+    most = g2.max() if len(g) else g2.sum()
 
-    def negative_distances(a: Tensor) -> Tensor:
-        a = a.double()
+    def scores(a: Tensor) -> tuple[Tensor, Tensor]:
+        a = a.to(x.dtype)
+        if score == "cosine":
+            a = _directions(a)
+            return a @ g.T, torch.full_like(a[:, :1].sum(1, keepdim=True), error)
         a2 = a.square().sum(1, keepdim=True)
-        D = (a @ g.T).mul_(-2).add_(g2).add_(a2)  # |a - b|^2
-        return D.masked_fill_(D < 1e-12 * (a2 + g2), 0).neg_().float()
+        return (a @ g.T).mul_(2).sub_(g2).sub_(a2), error * (a2 + most)  # -|a - b|^2
 
-    return negative_distances
+    return scores
 
 
-def _row_scorer(score: str | Callable, gallery: Tensor) -> Callable[[Tensor], Tensor]:
-    "Scores some queries (n, D) with the whole gallery: (n, M) float32, higher is nearer."
-    if score == "euclidean":
-        return _euclidean_scorer(gallery)
-    if score == "cosine":
-        g = F.normalize(gallery.double(), dim=1)
-        return lambda a: (F.normalize(a.double(), dim=1) @ g.T).float()
+def _row_scorer(score: Callable, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+    "Scores some queries (n, D) with the whole gallery: (n, M), higher is nearer."
     matrix = getattr(score, "matrix", score)
     if isinstance(score, type) or not callable(matrix):
         raise _unknown(score, "a function of queries and images")
@@ -73,7 +103,7 @@ def _row_scorer(score: str | Callable, gallery: Tensor) -> Callable[[Tensor], Te
                 f"score must give ({len(a)}, {len(gallery)}) for {len(a)} queries and "
                 f"{len(gallery)} images, got {tuple(S.shape)}."
             )
-        return S.float()
+        return S.to(torch.promote_types(S.dtype, torch.float32))
 
     return rows
 
@@ -95,11 +125,26 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/training/06_retrieval.ipynb #8c14873e
 def _negative_squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    return -(a.double() - b.double()).square().sum(1)
+    return -(_wide(a) - _wide(b)).square().sum(1)
+
+
+def _unit_scale(x: Tensor) -> Tensor:
+    "Rows times a power of two, which rounds nothing: their largest entry is between 1/2 and 1."
+    x = _wide(x)
+    power = x.abs().amax(1, keepdim=True).frexp().exponent
+    return x.ldexp(-power.double().div(2).floor()).ldexp(-power.double().div(2).ceil())
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    return F.cosine_similarity(a.double(), b.double(), dim=1)
+    "cos = sgn(ab) sqrt((ab)^2 / b^2 / a^2): for integers the first quotient is that of its value."
+    if not a.shape[1]:
+        return _wide(a).sum(1)
+    a, b = _unit_scale(a), _unit_scale(b)
+    ab, a2, b2 = (a * b).sum(1), a.square().sum(1), b.square().sum(1)
+    tiny = torch.finfo(ab.dtype).eps * (a * b).abs().sum(1)  # what rounding cannot tell from zero
+    square = ab.square() / b2.masked_fill(b2 == 0, 1) / a2.masked_fill(a2 == 0, 1)
+    cosine = ab.sign() * square.sqrt().clamp(max=1)
+    return cosine.masked_fill(ab.abs() <= tiny, 0)
 
 
 _OF_PAIRS = {"euclidean": _negative_squared_distances, "cosine": _cosines}
@@ -112,6 +157,7 @@ def _pair_scores(
     if isinstance(score, str) and score not in _OF_PAIRS:
         raise _unknown(score, "a function of pairs")
     pair = _OF_PAIRS[score] if isinstance(score, str) else score
+    own = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     parts = []
     for some, others in zip(i.split(chunk), j.split(chunk)):
         parts.append(pair(a[some], b[others]))
@@ -120,9 +166,26 @@ def _pair_scores(
                 "score must give one number per pair, "
                 f"got {tuple(parts[-1].shape)} for {len(some)} pairs."
             )
-    return torch.cat(parts).float()
+    S = torch.cat(parts)
+    if isinstance(score, str):  # computed in float64, known as well as the embeddings are
+        return S.to(own).to(a.device)
+    return S.to(torch.promote_types(S.dtype, torch.float32))
 
 # %% ../../nbs/training/06_retrieval.ipynb #095f6c3c
+def _settled(
+    score: str, proposed: tuple[Tensor, Tensor], a: Tensor, gallery: Tensor, k: int
+) -> Tensor:
+    "The true scores of whoever may be among the k nearest, -inf for all others: (n, M)."
+    scores, error = proposed
+    last = scores.topk(k).values[:, -1:] - 2 * error
+    query, image = (scores >= last).nonzero(as_tuple=True)
+    chunk = max(1, 2**20 // max(a.shape[1], 1))
+    true = _pair_scores(score, a, query, gallery, image, chunk)
+    scores = torch.full_like(scores, -torch.inf, dtype=true.dtype)
+    scores[query, image] = true
+    return scores
+
+
 def _reranked(
     score: Any, a: Tensor, gallery: Tensor, values: Tensor, indices: Tensor, n: int
 ) -> tuple[Tensor, Tensor]:
@@ -181,14 +244,18 @@ def _ranked(
     most = len(gallery) - own
     _check_search(k, most, queries, score, rerank, chunk)
     n = int(min(rerank or 0, most))
-    rows = _row_scorer("euclidean" if n else score, gallery)
+    named = "euclidean" if n else score if isinstance(score, str) else ""
+    rows = _product_scorer(named, gallery) if named else _row_scorer(score, gallery)
     chunk = chunk or max(1, 2**23 // max(len(gallery), 1))
     for start in range(0, len(queries), chunk):
         a = queries[start : start + chunk]
-        scores = rows(a)
+        found = rows(a)
+        scores: Tensor = found[0] if named else found
         if own:
             each = torch.arange(len(a), device=a.device)
             scores[each, start + each] = -torch.inf
+        if named:
+            scores = _settled(named, found, a, gallery, max(k, n))
         values, indices = _top(scores, max(k, n))
         if n:
             values, indices = _reranked(score, a, gallery, values, indices, n)
@@ -204,16 +271,16 @@ def nearest(
     score: Any = "euclidean",  # 'euclidean', 'cosine', a function, or what has a `matrix`
     rerank: int | None = None,  # order so many Euclidean neighbors by the score; None: score all
     chunk: int | None = None,  # queries at a time; None: as many as make 8 million scores
-) -> tuple[Tensor, Tensor]:  # values float32, higher is nearer, and indices int64: (N, k) each
+) -> tuple[Tensor, Tensor]:  # values, float32 or of a float64 score, and indices: (N, k) each
     """The nearest images of each query, in order; among equals the lower index first.
 
     Raises `ValueError` for sizes that do not fit, a k that is too large, an unknown score, and
     embeddings or scores that are not finite."""
-    queries = torch.as_tensor(queries)
-    gallery = None if gallery is None else torch.as_tensor(gallery)
+    queries, gallery = _tensor(queries, "queries"), _tensor(gallery, "gallery")
     found = list(_ranked(queries, gallery, k, score, rerank, chunk))
     if not found:
-        found = [(torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))]
+        none = queries.new_empty(0, k)
+        found = [(none.to(torch.promote_types(none.dtype, torch.float32)), none.long())]
     return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
 
 # %% ../../nbs/training/06_retrieval.ipynb #64d0d817
@@ -251,7 +318,7 @@ def _counted(possible: Tensor, alone: str) -> Tensor:
 
 # %% ../../nbs/training/06_retrieval.ipynb #7994ec2e
 def _percent(x: Tensor) -> float:
-    return 100 * x.double().mean().item()
+    return 100 * _wide(x).mean().item()
 
 
 def _first_hit(hits: Tensor) -> Tensor:
@@ -284,7 +351,7 @@ def _average_precision(hits: Tensor, possible: Tensor) -> Tensor:
     "The inner sum of MAP@R, over R; 0 where R is 0: (N,)."
     r = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     wanted = hits & (r <= possible[:, None])  # right, and among the first R
-    return (wanted * hits.cumsum(1) / r.double()).sum(1) / possible.clamp(min=1)
+    return (_wide(wanted * hits.cumsum(1)) / _wide(r)).sum(1) / _wide(possible.clamp(min=1))
 
 
 @checked
@@ -304,7 +371,7 @@ def map_at_r(
             f"query can find of its class, got {indices.shape[-1]}."
         )
     precision = _average_precision(_hits(indices, labels, gallery_labels), possible)
-    return _percent(precision[_counted(possible, alone)])
+    return _percent(precision[_counted(possible, alone).to(precision.device)])
 
 # %% ../../nbs/training/06_retrieval.ipynb #e37a7d69
 @checked
@@ -317,7 +384,7 @@ def nmi(
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 
-    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
+    embeddings, labels = _tensor(embeddings, "embeddings"), _tensor(labels, "labels")
     _check_finite(embeddings, "embeddings")
     _check_labels(labels, embeddings)
     if not embeddings.numel():
@@ -350,7 +417,7 @@ def evaluate_retrieval(
     """Recall@K and MAP@R of one embedding under one score.
 
     Raises `ValueError` as `nearest` and `recall_at_k` do."""
-    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
+    embeddings, labels = _tensor(embeddings, "embeddings"), _tensor(labels, "labels")
     _check_finite(embeddings, "embeddings")
     _check_labels(labels, embeddings)
     labels = labels.to(embeddings.device)
@@ -367,7 +434,8 @@ def evaluate_retrieval(
         ranks.append(_first_hit(hits).masked_fill(~hits.any(1), behind))
         precisions.append(_average_precision(hits, possible[some]))
         start += len(indices)
-    first, precision = torch.cat(ranks)[counted], torch.cat(precisions)[counted]
+    precision = torch.cat(precisions)
+    first, precision = torch.cat(ranks)[counted], precision[counted.to(precision.device)]
     found = {f"recall_at_{K}": _percent(first < K) for K in ks} | {"map_at_r": _percent(precision)}
     if nmi:
         found["nmi"] = _nmi(embeddings, labels)
@@ -410,11 +478,11 @@ def score_pairs(
     score: str | Callable,  # 'euclidean', 'cosine', or (n, D), (n, D) -> (n,), such as a `PDDM`
     n: int = 20_000,  # pairs of each kind
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # (n,) float32: scores of positive pairs and of negative ones
+) -> tuple[Tensor, Tensor]:  # (n,): scores of positive pairs and of negative ones
     """Scores of random positive and negative pairs, each kind uniform over all its pairs.
 
     Raises `ValueError` if there is no positive pair or no negative one."""
-    x, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
+    x, labels = _tensor(embeddings, "embeddings"), _tensor(labels, "labels")
     _check_finite(x, "embeddings")
     _check_labels(labels, x)
     if n < 1:
@@ -428,7 +496,7 @@ def score_pairs(
 # %% ../../nbs/training/06_retrieval.ipynb #1b7eee4f
 def _both(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     "The scores of both kinds, checked and sorted."
-    positive, negative = positive.double().flatten(), negative.double().flatten()
+    positive, negative = _wide(positive).flatten(), _wide(negative).flatten()
     for name, scores in (("positive", positive), ("negative", negative)):
         if not scores.numel() or scores.isnan().any():
             raise ValueError(
@@ -439,7 +507,7 @@ def _both(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
 
 def _distribution(scores: Tensor, t: Tensor) -> Tensor:
     "F(t): the share of sorted scores that are at most t."
-    return torch.searchsorted(scores, t, right=True) / len(scores)
+    return torch.searchsorted(scores, t, right=True).double() / len(scores)
 
 
 @checked
@@ -462,7 +530,7 @@ def auroc(
     "Area under the ROC curve: how often a positive pair scores higher; a tie counts half."
     positive, negative = _both(positive, negative)
     lower, upper = (torch.searchsorted(negative, positive, right=right) for right in (False, True))
-    return 50 * ((lower + upper) / len(negative)).double().mean().item()
+    return 50 * ((lower + upper).double() / len(negative)).mean().item()
 
 # %% ../../nbs/training/06_retrieval.ipynb #cdef48f0
 @checked
