@@ -264,7 +264,9 @@ class PDDMLoss(BaseMetricLossFunction):
 
 # %% ../../nbs/pddm/04_plugins.ipynb #70258117
 _NEEDED = dict(num_classes=6, embedding_size=8, descriptors_dim=8, l=8, margin=1.0, Tn=1.0)
-_SETTINGS = {"ContrastiveLoss": dict(pos_margin=1.0, neg_margin=0.0), "ManifoldLoss": dict(K=6)}
+_SETTINGS: dict[str, dict] = {}
+_SETTINGS["ContrastiveLoss"] = dict(pos_margin=1.0, neg_margin=0.0)
+_SETTINGS["ManifoldLoss"] = dict(K=6)
 
 
 def _wanted(kind: type) -> dict:
@@ -287,7 +289,7 @@ def _example() -> tuple[PDDM, Tensor, Tensor]:
             p.copy_(0.4 * torch.randn(p.shape, generator=g))
         S = PDDMDistance(unit)(x)
         unit.W_s.weight *= 0.25 / S.std()
-        unit.W_s.bias += 0.5 - PDDMDistance(unit)(x).mean()
+        unit.W_s.bias.add_(0.5 - PDDMDistance(unit)(x).mean())
     return unit, x, labels
 
 
@@ -372,10 +374,11 @@ def _wrapped(part: type, ours: bool) -> str:
 def library_outcomes() -> list[Taken]:  # losses, miners, then wrappers
     "What each loss, miner and wrapper of the installed pytorch-metric-learning does to a unit."
     wrappers = (_losses.MultipleLosses, _losses.CrossBatchMemory, _losses.SelfSupervisedLoss)
+    asked: list[tuple[str, type, str, bool | None]]
     asked = [(kind, part, part.__name__, None) for kind, part in _parts()]
     for part in wrappers:
-        for ours, name in ((False, "any with PDDMDistance"), (True, "PDDMLoss")):
-            asked.append(("wrapper", part, f"{part.__name__} of {name}", ours))
+        for mine, name in ((False, "any with PDDMDistance"), (True, "PDDMLoss")):
+            asked.append(("wrapper", part, f"{part.__name__} of {name}", mine))
     found = []
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")

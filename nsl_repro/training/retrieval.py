@@ -21,12 +21,12 @@ __all__ = ['nearest', 'recall_at_k', 'map_at_r', 'nmi', 'evaluate_retrieval', 's
            'plot_neighbours']
 
 # %% ../../nbs/training/06_retrieval.ipynb #ad2fed8b
-def _tensor(x: Tensor | np.ndarray | list | None, name: str) -> Tensor | None:
+def _tensor(x: Tensor | np.ndarray | list, name: str) -> Tensor:
     "What torch can hold, as a tensor. Raises `TypeError`, with the argument's name, for the rest."
     try:
         if isinstance(x, np.ndarray) and (not x.dtype.isnative or min(x.strides, default=0) < 0):
             x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
-        return None if x is None else torch.as_tensor(x)
+        return torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise TypeError(f"{name} must be what torch can hold, got {described(x)}.") from e
 
@@ -90,7 +90,7 @@ def _product_scorer(score: str, gallery: Tensor) -> Callable[[Tensor], tuple[Ten
     return scores
 
 
-def _row_scorer(score: Callable, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+def _row_scorer(score: Any, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     "Scores some queries (n, D) with the whole gallery: (n, M), higher is nearer."
     matrix = getattr(score, "matrix", score)
     if isinstance(score, type) or not callable(matrix):
@@ -249,8 +249,8 @@ def _ranked(
     chunk = chunk or max(1, 2**23 // max(len(gallery), 1))
     for start in range(0, len(queries), chunk):
         a = queries[start : start + chunk]
-        found = rows(a)
-        scores: Tensor = found[0] if named else found
+        found: Any = rows(a)
+        scores = found[0] if named else found
         if own:
             each = torch.arange(len(a), device=a.device)
             scores[each, start + each] = -torch.inf
@@ -276,7 +276,8 @@ def nearest(
 
     Raises `ValueError` for sizes that do not fit, a k that is too large, an unknown score, and
     embeddings or scores that are not finite."""
-    queries, gallery = _tensor(queries, "queries"), _tensor(gallery, "gallery")
+    queries = _tensor(queries, "queries")
+    gallery = None if gallery is None else _tensor(gallery, "gallery")
     found = list(_ranked(queries, gallery, k, score, rerank, chunk))
     if not found:
         none = queries.new_empty(0, k)
