@@ -556,12 +556,78 @@ def test_adapters_are_left_alone():
     assert skipped["lora_A.default"] == "it belongs to an adapter (LoRA)"
 
 
-def test_who_reads_a_weight_folds_first():
-    "timm merges branches by their weights: right after folding, as the page says."
+class Reader(nn.Module):
+    "Uses the weights of its convolutions, by name and in a loop, as some models do."
+
+    def __init__(self, loop):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)])
+        self.own, self.loop = nn.Conv2d(3, 3, 3, padding=1), loop
+
+    def forward(self, x):
+        if self.loop:
+            for conv in self.convs:
+                x = F.conv2d(x, conv.weight, conv.bias, padding=1)
+            return x
+        return F.conv2d(x, self.own.weight, self.own.bias, padding=1)
+
+    @torch.no_grad()
+    def merged(self):
+        return self.own.weight + self.convs[0].weight
+
+
+@pytest.mark.parametrize("loop", (False, True))
+def test_a_parent_that_reads_a_weight(loop):
+    net, x = Reader(loop), torch.randn(2, 3, 6, 6)
+    model = stir(to_nsl(net, "static_uns").model)
+    layers = nn.Sequential(*model.convs) if loop else model.own
+    torch.testing.assert_close(model(x), layers(x), rtol=1e-4, atol=1e-5)
+    assert (model(x) - net(x)).abs().max() > 0.01
+    model(x).sum().backward()
+    read = [m for m in layers.modules() if isinstance(m, NeuralSimilarity)]
+    assert read and all(m.M_s.grad.any() for m in read)
+    folded = fold(model)
+    assert type(folded.own) is nn.Conv2d and {*folded.state_dict()} == {*net.state_dict()}
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folded.merged(), model.merged())
+    with pytest.raises(ValueError, match="3 because its weight is read by the forward of Reader"):
+        to_nsl(net, "dynamic_dns")
+
+
+def test_a_dynamic_layer_is_read_by_nobody():
+    class Merging(Reader):
+        def forward(self, x):
+            return self.own(x)
+
+    model, converted, _ = to_nsl(Merging(False), "dynamic_dns")
+    twin = pickle.loads(pickle.dumps(model.merged))
+    for merged in (model.merged, copy.deepcopy(model).merged, twin):
+        with pytest.raises(ValueError, match="merged of Merging must read weights that tell"):
+            merged()
+    assert len(converted) == 3 and model(torch.randn(1, 3, 5, 5)).shape == (1, 3, 5, 5)
+
+
+def test_branches_are_merged_with_their_similarity():
+    "timm merges branches by their weights: of a static similarity, folded or not."
     utils = pytest.importorskip("timm.utils.model")
     net = model_of("timm/repvgg_a0").eval()
     x = torch.randn(1, 3, 64, 64)
     model = stir(to_nsl(net, "static_uns").model)
+    for start in (model, fold(model)):
+        with torch.no_grad():
+            merged, y = utils.reparameterize_model(start)(x), model(x)
+        torch.testing.assert_close(merged, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+    with pytest.raises(ValueError, match="dynamic similarity changes with the input"):
+        utils.reparameterize_model(to_nsl(net, "dynamic_dns").model)
+
+
+def test_a_patch_embedding_is_resized_with_its_similarity():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
+    model = stir(to_nsl(net, "static_dns").model)
+    folded, x = fold(model), torch.randn(1, 3, 128, 128)
     with torch.no_grad():
-        merged, y = utils.reparameterize_model(fold(model))(x), model(x)
-    torch.testing.assert_close(merged, y, rtol=1e-3, atol=1e-4 * y.abs().max().item())
+        for m in (net, model, folded):
+            m.set_input_size(img_size=(128, 128), patch_size=(8, 8))
+        torch.testing.assert_close(model(x), folded(x), rtol=1e-4, atol=1e-5)
+        assert (model(x) - net(x)).abs().max() > 1e-3

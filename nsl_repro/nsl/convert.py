@@ -5,9 +5,12 @@
 # %% ../../nbs/nsl/09_convert.ipynb #123e6852
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
@@ -115,13 +118,13 @@ def _selected(name: str, conv: nn.Module, where: _Where) -> bool:
 _Given = dict[int, NeuralSimilarity]  # by the identity of the weight
 
 
-def _give_static(conv: nn.Conv2d, form: str, given: _Given) -> None:
-    "In place; two convolutions with one weight get one similarity."
+def _give_static(conv: nn.Conv2d, form: str, given: _Given, read: bool = False) -> None:
+    "In place, `read`: by others; two convolutions with one weight get one similarity."
     like: dict[str, Any] = dict(device=conv.weight.device, dtype=conv.weight.dtype)
     similarity = NeuralSimilarity(_pair(conv.kernel_size), form, **like).train(conv.training)
     if (own := conv._parameters.get("weight")) is not None:
         similarity = given.setdefault(id(own), similarity)
-    if type(conv) is not nn.Conv2d:
+    if read or type(conv) is not nn.Conv2d:
         parametrize.register_parametrization(conv, "weight", similarity)
     else:
         conv.__class__, conv.similarity = StaticNSLConv2d, similarity
@@ -143,13 +146,8 @@ def _give_dynamic(conv: nn.Conv2d, form: str, options: dict[str, Any]) -> None:
     layer.backend, layer.shape, layer.predictor = "auto", None, predictor
 
 
-def _give_similarity(conv: nn.Conv2d, kind: str, options: dict[str, Any], given: _Given) -> None:
-    "In place, one of `KINDS`."
-    form = "diagonal" if kind.endswith("dns") else "unconstrained"
-    if kind.startswith("static"):
-        _give_static(conv, form, given)
-    else:
-        _give_dynamic(conv, form, options)
+def _form(kind: str) -> str:
+    return "diagonal" if kind.endswith("dns") else "unconstrained"
 
 # %% ../../nbs/nsl/09_convert.ipynb #6b361df1
 def _why_not_static(conv: nn.Conv2d) -> str:
@@ -179,6 +177,72 @@ def _why_not_static(conv: nn.Conv2d) -> str:
 def _similarity_of(conv: nn.Conv2d) -> NeuralSimilarity:
     "The one that came last."
     return [m for m in conv.modules() if isinstance(m, NeuralSimilarity)][-1]
+
+# %% ../../nbs/nsl/09_convert.ipynb #9e1b8413
+_NO_NUMBERS = ("dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad")
+_SETS_UP = ("init", "reset", "load")  # methods that write weights before there is a similarity
+
+
+def _reads(code: CodeType) -> set[str]:
+    "Of which attributes of `self` a function reads the weight; '' stands for any other object."
+    found = set()
+    steps = list(dis.get_instructions(code))
+    for owner, name, step, use in zip(steps, steps[1:], steps[2:], steps[3:]):
+        if step.argval != "weight" or not step.opname.startswith("LOAD_ATTR"):
+            continue
+        if name.argval == "self" or use.argval in _NO_NUMBERS:
+            continue
+        of_self = name.opname.startswith("LOAD_ATTR") and owner.argval == "self"
+        found.add(name.argval if of_self else "")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found |= _reads(inner)
+    return found
+
+
+def _readers(kind: type[nn.Module]) -> dict[str, set[str]]:
+    "The methods of a class that read other modules' weights, and whose; PyTorch's own are known."
+    found = {}
+    for name in dir(kind):
+        method = inspect.getattr_static(kind, name)
+        method = inspect.unwrap(getattr(method, "__func__", method))
+        if not isinstance(method, FunctionType) or method.__module__.startswith("torch."):
+            continue
+        if not any(part in name for part in _SETS_UP) and (read := _reads(method.__code__)):
+            found[name] = read
+    return found
+
+# %% ../../nbs/nsl/09_convert.ipynb #d661a035
+class _Reading(NamedTuple):
+    module: nn.Module
+    method: str
+    convolutions: list[nn.Module]
+
+
+def _readings(model: nn.Module, convolutions: dict[str, nn.Module]) -> list[_Reading]:
+    "Who reads the weights of which of these convolutions."
+    ours, found = {*convolutions.values()}, []
+    readers = {kind: _readers(kind) for kind in {type(m) for m in model.modules()}}
+    for m in model.modules():
+        for method, attributes in readers[type(m)].items():
+            parts = [getattr(m, name, None) if name else m for name in sorted(attributes)]
+            below = {c for part in parts if isinstance(part, nn.Module) for c in part.modules()}
+            if read := [c for c in below - {m} if c in ours]:
+                found.append(_Reading(m, method, read))
+    return found
+
+
+def _refuse_to_read(reader: str, names: list[str], *args: Any, **kwargs: Any) -> NoReturn:
+    raise ValueError(
+        f"{reader} must read weights that tell what their layers do, got {', '.join(names)}, whose "
+        "dynamic similarity changes with the input."
+    )
+
+
+def _forbid(reading: _Reading, names: list[str]) -> None:
+    "In place: the method raises from now on."
+    reader = f"{reading.method} of {type(reading.module).__name__}"
+    setattr(reading.module, reading.method, partial(_refuse_to_read, reader, names))
 
 # %% ../../nbs/nsl/09_convert.ipynb #4ddb8875
 _OF_LAYER = ("self", "in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
@@ -222,6 +286,37 @@ def _check_any(kind: str, converted: list[str], skipped: dict[str, str]) -> None
         f"got {len(whys)} that cannot: {reasons}."
     )
 
+# %% ../../nbs/nsl/09_convert.ipynb #f60574ba
+def _why_not_here(
+    name: str, conv: nn.Module, kind: str, where: _Where, readings: list[_Reading]
+) -> str:
+    "Why a convolution cannot get such a similarity at its place in the model, or nothing."
+    if any(part.startswith("lora_") for part in name.split(".")):
+        return "it belongs to an adapter (LoRA)"
+    if not _selected(name, conv, where):
+        return "left out by `where`"
+    if kind.startswith("dynamic"):
+        for reader, method, read in readings:
+            if "forward" in method and conv in read:
+                return f"its weight is read by the {method} of {type(reader).__name__}"
+    return ""
+
+
+def _give(model: nn.Module, names: list[str], kind: str, options: dict[str, Any]) -> None:
+    "In place: the similarities of the convolutions of these names."
+    convolutions = {name: cast(nn.Conv2d, model.get_submodule(name)) for name in names}
+    readings = _readings(model, {**convolutions})
+    if kind.startswith("static"):
+        given: _Given = {}
+        read = {c for reading in readings for c in reading.convolutions}
+        for conv in convolutions.values():
+            _give_static(conv, _form(kind), given, conv in read)
+        return
+    for conv in convolutions.values():
+        _give_dynamic(conv, _form(kind), options)
+    for reading in readings:
+        _forbid(reading, [name for name, c in convolutions.items() if c in reading.convolutions])
+
 # %% ../../nbs/nsl/09_convert.ipynb #e055f87e
 @checked
 def to_nsl(
@@ -241,23 +336,17 @@ def to_nsl(
     _check_options(kind, options)
     convolutions = _convolutions(model)
     _check_names(convolutions, where)
+    readings = _readings(model, convolutions)
     skipped = {}
     for name, conv in convolutions.items():
-        if why := _why_left_alone(conv, kind):
-            skipped[name] = why
-        elif any(part.startswith("lora_") for part in name.split(".")):
-            skipped[name] = "it belongs to an adapter (LoRA)"
-        elif not _selected(name, conv, where):
-            skipped[name] = "left out by `where`"
-        elif kind.startswith("static") and (why := _why_not_static(cast(nn.Conv2d, conv))):
+        why = _why_left_alone(conv, kind) or _why_not_here(name, conv, kind, where, readings)
+        if why or (kind.startswith("static") and (why := _why_not_static(cast(nn.Conv2d, conv)))):
             skipped[name] = why
     converted = [name for name in convolutions if name not in skipped]
     _check_any(kind, converted, skipped)
     if not inplace:
         model = _copied(model)
-    given: dict[int, NeuralSimilarity] = {}
-    for name in converted:
-        _give_similarity(cast(nn.Conv2d, model.get_submodule(name)), kind, options, given)
+    _give(model, converted, kind, options)
     return Conversion(model, converted, skipped)
 
 # %% ../../nbs/nsl/09_convert.ipynb #31929c00
