@@ -31,7 +31,7 @@ def generator_for(
 # %% ../../nbs/data/01_draws.ipynb #fa9e3be0
 @lru_cache(maxsize=4)
 def _epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=generator_for(seed, "order", epoch))
+    return torch.randperm(n, generator=generator_for(seed, "order", epoch), device="cpu")
 
 
 def _check_batch(n: int, batch_size: int) -> None:
@@ -92,7 +92,7 @@ def stratified_indices(
     N = len(labels)
     if not 0 <= n <= N:
         raise ValueError(f"n must be between 0 and the {N} images there are, got {n}.")
-    order = torch.randperm(N, generator=generator_for(seed, "subset"))
+    order = torch.randperm(N, generator=generator_for(seed, "subset"), device="cpu")
     order = order[labels[order].argsort(stable=True)]  # class by class, shuffled within
     counts = labels.bincount()
     scaled = n * counts  # N times each class's share
@@ -100,5 +100,5 @@ def stratified_indices(
     lost = scaled - take * N
     take[lost.argsort(descending=True, stable=True)[: n - int(take.sum())]] += 1
     first = counts.cumsum(0) - counts  # where each class begins in the order
-    rank = torch.arange(N) - first.repeat_interleave(counts)  # place within the class
+    rank = torch.arange(N, device="cpu") - first.repeat_interleave(counts)  # place within the class
     return order[rank < take.repeat_interleave(counts)].sort().values

@@ -86,8 +86,9 @@ class Backbone(nn.Module):
         if dim is not None and dim < 1:
             raise ValueError(f"dim must be positive or None, got {dim}.")
         self.net, self.name, self.dim, self.weights = net, name, dim, weights
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        of_channels = torch.tensor([mean, std], device="cpu")[..., None, None]
+        self.register_buffer("mean", of_channels[0].clone(), persistent=False)
+        self.register_buffer("std", of_channels[1].clone(), persistent=False)
 
     def forward(
         self,
@@ -341,7 +342,7 @@ class _Cache:
     def read(self) -> Tensor:  # (n, D), mapped
         shape = (self.state.rows(), self.state.dim)
         if not shape[0]:
-            return torch.zeros(shape)
+            return torch.zeros(shape, device="cpu")
         return torch.from_numpy(np.memmap(self.rows, "<f4", "c", shape=shape))
 
 # %% ../../nbs/data/06_features.ipynb #ff772b77
@@ -420,7 +421,7 @@ def _features(store: _Cache, photos: PhotoSet, skip: bool) -> Features:
         if not skip:
             raise DamagedData(f"{what}; {_SKIP}.")
         warnings.warn(f"{what}; skipped.", stacklevel=3)
-    keep = torch.ones(len(photos), dtype=torch.bool)
+    keep = torch.ones(len(photos), dtype=torch.bool, device="cpu")
     keep[damaged] = False
     kept = keep.nonzero().flatten()
     return Features(store.read(), kept, photos.labels[kept])

@@ -100,7 +100,7 @@ def hold_out(
 ) -> tuple[ImageSet, ImageSet]:  # the rest and the held-out images, both in their old order
     "Split off `n` images, stratified: the same ones for the same seed, whatever the machine."
     held = stratified_indices(dataset.labels, n, seed)
-    kept = torch.ones(len(dataset), dtype=torch.bool)
+    kept = torch.ones(len(dataset), dtype=torch.bool, device="cpu")
     kept[held] = False
     return dataset.subset(kept.nonzero().flatten()), dataset.subset(held)
 
@@ -136,7 +136,7 @@ def _load_cifar(name: str, root: str | os.PathLike | None, train: bool) -> Image
     except (OSError, RuntimeError) as error:  # it vanished or changed since it was checked
         raise DataNotFound(f"{name} could not be read from {data_root(root)} ({error}).") from error
     images = torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(images, torch.tensor(half.targets), tuple(half.classes))
+    return ImageSet(images, torch.tensor(half.targets, device="cpu"), tuple(half.classes))
 
 
 @checked
@@ -212,8 +212,8 @@ def to_device(
 def _draw(n: int, seed: int, step: int, pad: int, flip: bool) -> Tensor:  # (3, n), on the CPU
     "Where each crop starts (top, left), and whether it is mirrored."
     g = generator_for(seed, "augment", step)
-    start = torch.randint(2 * pad + 1, (2, n), generator=g)
-    flips = torch.randint(2, (1, n), generator=g) * flip  # drawn in any case
+    start = torch.randint(2 * pad + 1, (2, n), generator=g, device="cpu")
+    flips = torch.randint(2, (1, n), generator=g, device="cpu") * flip  # drawn in any case
     return torch.cat([start, flips])
 
 

@@ -330,7 +330,7 @@ def _photo_set(
             fault.tell(what)
     there = {rows.keys[i] for i in kept}
     number = {key: i for i, key in enumerate(key for key in classes if key in there)}
-    labels = torch.tensor([number[rows.keys[i]] for i in kept], dtype=torch.int64)
+    labels = torch.tensor([number[rows.keys[i]] for i in kept], dtype=torch.int64, device="cpu")
     names = tuple(str(classes[key]) for key in number)
     boxes = None
     if rows.boxes is not None:
@@ -591,8 +591,8 @@ def only_classes(
     if len(set(classes)) < len(classes) or not all(0 <= c <= last for c in classes):
         wanted = f"classes must be different labels in 0..{last} ({photos.name})"
         raise ValueError(f"{wanted}, got {', '.join(map(str, classes))}.")
-    number = torch.full((len(photos.classes),), -1)
-    number[list(classes)] = torch.arange(len(classes))
+    number = torch.full((len(photos.classes),), -1, device="cpu")
+    number[list(classes)] = torch.arange(len(classes), device="cpu")
     part = photos.subset((number[photos.labels] >= 0).nonzero().flatten())
     names = tuple(photos.classes[c] for c in classes)
     return replace(part, labels=number[part.labels], classes=names)
@@ -615,7 +615,8 @@ def hold_out_classes(
     "Take `n` classes out for validation: the same ones for the same seed, whatever the machine."
     if not 0 < n < len(photos.classes):
         raise ValueError(f"n must be between 1 and {len(photos.classes) - 1}, got {n}.")
-    order = torch.randperm(len(photos.classes), generator=generator_for(seed, "classes")).tolist()
+    g = generator_for(seed, "classes")
+    order = torch.randperm(len(photos.classes), generator=g, device="cpu").tolist()
     return only_classes(photos, sorted(order[n:])), only_classes(photos, sorted(order[:n]))
 
 # %% ../../nbs/data/04_photos.ipynb #e66f57f1

@@ -61,7 +61,8 @@ def _last_sixth(
     count = labels.bincount()
     rank = torch.empty_like(labels)
     order = labels.argsort(stable=True)
-    rank[order] = torch.arange(len(labels)) - (count.cumsum(0) - count).repeat_interleave(count)
+    first = (count.cumsum(0) - count).repeat_interleave(count)
+    rank[order] = torch.arange(len(labels), device="cpu") - first
     return rank >= (5 * count // 6)[labels]
 
 
@@ -139,9 +140,9 @@ def load_splits(
         photos, test, used = read(root, classes)
         check_disjoint(photos, test)
         data = fingerprint(photos, test)
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device="cpu")
         train = some_images(photos, train_images)
-    held = torch.zeros(len(train), dtype=torch.bool)
+    held = torch.zeros(len(train), dtype=torch.bool, device="cpu")
     held[stratified_indices(train.labels, max(1, min(10_000, len(train) // 10)))] = True
     validation = some_images(train.subset(held.nonzero().flatten()), validation_images)
     train, tested = train.subset((~held).nonzero().flatten()), some_images(test, test_images)

@@ -60,11 +60,11 @@ def _check_options(kind: str, init: str, size: tuple[int, int]) -> None:
 def _reset(M_s: Tensor, init: str, width: int) -> None:
     "Back to the initial similarity, in place."
     if init == "eye3":
-        M_s.copy_(torch.eye(width).flatten())
+        M_s.copy_(torch.eye(width, device=M_s.device).flatten())
     elif M_s.dim() == 1:
         M_s.fill_(1)
     else:
-        nn.init.eye_(M_s)
+        M_s.zero_().fill_diagonal_(1)
 
 # %% ../../nbs/nsl/03_static.ipynb #27be32c9
 @checked
@@ -254,7 +254,7 @@ def _tried(layer: nn.Conv2d, training: bool) -> Tensor | None:
     like = next(layer.parameters())
     generator = torch.Generator().manual_seed(0)
     size = [2 * d * k + 2 for d, k in zip(_pair(layer.dilation), _pair(layer.kernel_size))]
-    x = torch.randn(2, layer.in_channels, *size, generator=generator).to(like)
+    x = torch.randn(2, layer.in_channels, *size, generator=generator, device="cpu").to(like)
     devices = [] if like.device.type == "cpu" else [like.device]
     try:
         with torch.random.fork_rng(devices, device_type=like.device.type):
@@ -275,7 +275,7 @@ def _changes_weight(layer: nn.Conv2d) -> bool:
         if (weight := trial._parameters.get("weight")) is None:
             return False
         generator = torch.Generator().manual_seed(1)
-        weight.copy_(5 * torch.randn(weight.shape, generator=generator))
+        weight.copy_(5 * torch.randn(weight.shape, generator=generator, device="cpu"))
         before = weight.clone()
         _tried(cast(nn.Conv2d, trial), training)
         if not torch.equal(cast(Tensor, trial.weight), before):

@@ -117,7 +117,7 @@ def gradient_flow(
 
     Raises `ValueError` if times do not increase from 0, start is empty, or tol is not positive,
     `RuntimeError` if the integration fails."""
-    at = torch.as_tensor(times, dtype=torch.float64)
+    at = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if not start:
         raise ValueError("start must hold at least one tensor, got none.")
     if not 0 < tol < math.inf:
@@ -193,7 +193,7 @@ def singular_value_path(
         )
     if start == 0 and alpha == 0:
         raise ValueError("start must be positive where alpha is 0 (nothing stays nothing), got 0.")
-    times = torch.as_tensor(times, dtype=torch.float64)
+    times = times.double()
     c, v = (alpha**2 + 4 * goal**2) ** 0.5, 2 * start + (alpha**2 + 4 * start**2) ** 0.5
     top, bottom = 2 * goal + c, alpha**2 / (2 * goal + c)  # v_+ and -v_-
     above, below = v - top, v + bottom  # v_0 - v_+ and v_0 - v_-

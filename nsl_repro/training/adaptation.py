@@ -133,7 +133,7 @@ class Classifier(nn.Module):
 def _second_seed(seed: int) -> int:
     "The seed of the second phase's batches."
     g = generator_for(seed, "then everything")
-    return int(torch.randint(2**31, (), generator=g))
+    return int(torch.randint(2**31, (), generator=g, device="cpu"))
 
 
 def _joined(first: TrainResult, second: TrainResult, steps: Sequence[int]) -> TrainResult:

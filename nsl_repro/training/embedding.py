@@ -69,10 +69,12 @@ def class_batches(
     order, counts = labels.argsort(stable=True), labels.bincount()
     present, starts = counts.nonzero().flatten(), counts.cumsum(0) - counts
     g, rows = generator_for(seed, "classes", step), []
-    chosen = present[torch.randperm(len(present), generator=g)[: batch_size // per_class]]
+    drawn = torch.randperm(len(present), generator=g, device="cpu")
+    chosen = present[drawn[: batch_size // per_class]]
     for c in chosen.tolist():
         n = int(counts[c])
-        rounds = [torch.randperm(n, generator=g) for _ in range(math.ceil(per_class / n))]
+        times = range(math.ceil(per_class / n))
+        rounds = [torch.randperm(n, generator=g, device="cpu") for _ in times]
         rows.append(order[starts[c] + torch.cat(rounds)[:per_class]])
     return torch.cat(rows)
 
@@ -141,7 +143,7 @@ def embed(
     "The embeddings of a whole set."
     training = net.training
     net.eval()
-    pieces = [torch.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    pieces = torch.arange(n, device="cpu").split(batch_size) if n else ()
     parts = [net(inputs(rows, None).to(device)) for rows in pieces]
     net.train(training)
     return torch.cat(parts) if parts else torch.empty(0, net.linear.out_features, device=device)
@@ -156,7 +158,7 @@ def photo_tensor(
     "All images, decoded in threads. Raises `DamagedData` or `DataNotFound`, which name an image."
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}.")
-    out = torch.empty(len(photos), 3, size, size, dtype=torch.uint8)
+    out = torch.empty(len(photos), 3, size, size, dtype=torch.uint8, device="cpu")
 
     def read(i):
         image = photos.image(i, crop).resize((size, size), Image.Resampling.BILINEAR)
@@ -191,11 +193,12 @@ def random_crops(
     "A crop at a random place of every image, half of them mirrored; the same on every device."
     _fits(images, size)
     g, (B, _, H, W) = generator_for(seed, "crops", step), images.shape
-    top = torch.randint(H - size + 1, (B, 1), generator=g)
-    left = torch.randint(W - size + 1, (B, 1), generator=g)
-    mirrored = torch.randint(2, (B, 1), generator=g).bool()
-    rows = top + torch.arange(size)
-    columns = left + torch.where(mirrored, torch.arange(size).flip(0), torch.arange(size))
+    top = torch.randint(H - size + 1, (B, 1), generator=g, device="cpu")
+    left = torch.randint(W - size + 1, (B, 1), generator=g, device="cpu")
+    mirrored = torch.randint(2, (B, 1), generator=g, device="cpu").bool()
+    along = torch.arange(size, device="cpu")
+    rows = top + along
+    columns = left + torch.where(mirrored, along.flip(0), along)
     rows, columns = to_device(torch.stack([rows, columns]), images.device)
     b = torch.arange(B, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[b, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -438,7 +441,8 @@ def trials(
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
     if n > len(grid):
         raise ValueError(f"n must be at most {len(grid)}, the settings of {method}, got {n}.")
-    order = torch.randperm(len(grid) - 1, generator=generator_for(seed, f"trials {method}"))
+    g = generator_for(seed, f"trials {method}")
+    order = torch.randperm(len(grid) - 1, generator=g, device="cpu")
     return [grid[0], *(grid[1 + i] for i in order[: n - 1].tolist())]
 
 # %% ../../nbs/training/05_embedding.ipynb #4420ec61
@@ -482,7 +486,7 @@ def _seeded(seed: int, step: int) -> Iterator[None]:
     "What is drawn inside depends on nothing else, and changes nothing outside."
     with torch.random.fork_rng(devices=[]):
         g = generator_for(seed, "loss", step)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=g)))
+        torch.manual_seed(int(torch.randint(2**62, (), generator=g, device="cpu")))
         yield
 
 

@@ -89,8 +89,10 @@ class EpisodeSampler:
         if i < 0:
             raise ValueError(f"i must be at least 0, got {i}.")
         g, n = generator_for(self.seed, "episode", i), self.shot + self.query
-        chosen = [self.rows[c] for c in torch.randperm(len(self.rows), generator=g)[: self.way]]
-        rows = torch.stack([r[torch.randperm(len(r), generator=g)[:n]] for r in chosen])
+        classes = torch.randperm(len(self.rows), generator=g, device="cpu")[: self.way]
+        chosen = [self.rows[c] for c in classes]
+        orders = [torch.randperm(len(r), generator=g, device="cpu") for r in chosen]
+        rows = torch.stack([r[order[:n]] for r, order in zip(chosen, orders)])
         return rows, self.labels.cpu()[rows[:, 0]]
 
     def batch(self, numbers: Sequence[int]) -> Episode:  # with a leading dimension
@@ -123,7 +125,7 @@ def image_set(
     if per_class:
         rows = [_spread(r, min(per_class, len(r))) for r in rows]
     photos = photos.subset(torch.cat(rows).sort().values)
-    images = torch.empty(len(photos), 3, size, size, dtype=torch.uint8)
+    images = torch.empty(len(photos), 3, size, size, dtype=torch.uint8, device="cpu")
 
     def read(i):
         image = photos.image(i, crop=photos.boxes is not None)
@@ -137,7 +139,7 @@ def image_set(
 
 
 def _spread(rows: Tensor, n: int) -> Tensor:  # n of them, evenly spaced
-    return rows[(torch.arange(n) * len(rows)) // n]
+    return rows[(torch.arange(n, device="cpu") * len(rows)) // n]
 
 # %% ../../nbs/training/07_fewshot.ipynb #014a69d4
 @checked

@@ -375,7 +375,7 @@ class StepStatistics:
     def _read(self) -> Tensor:
         "All in one vector, to be communicated at once; counters are exact in float64."
         values = [b.flatten().double() for b in self.buffers]
-        return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)
+        return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     def _write(self, values: Tensor) -> None:

@@ -269,7 +269,7 @@ def _gradients(model: nn.Module) -> list[Tensor]:
 
 def _look(loss: Tensor, model: nn.Module, accelerator: Accelerator | None) -> tuple[float, float]:
     "In how many processes the loss is not finite, and in how many a gradient."
-    gradients = _gradients(model)
+    gradients = _gradients(model) or [torch.zeros_like(loss)]
 
     def counts(power: float) -> list[float]:
         norm = torch.nn.utils.get_total_norm(gradients, power)
@@ -721,7 +721,8 @@ def _recordable(optimizer: Any, fused: bool) -> None:
     "Let the optimizer read its learning rate, and count its steps, on the device."
     for group in optimizer.param_groups:
         p = group["params"][0]
-        rate = torch.tensor(float(group["lr"]), dtype=torch.float32 if fused else torch.float64)
+        precision = torch.float32 if fused else torch.float64
+        rate = torch.tensor(float(group["lr"]), dtype=precision, device="cpu")
         group["lr"] = rate.to(p.device)
         if fused:
             group |= dict(fused=True, foreach=False)
@@ -947,7 +948,8 @@ class _Repeated(_Settled):
         dtype = torch.float32 if device.type == "cuda" else torch.float64
 
         def with_rates(first: int, last: int) -> tuple[Tensor, ...]:
-            return *draw(first, last), torch.tensor([*map(rate, range(first, last))], dtype=dtype)
+            rates = [*map(rate, range(first, last))]
+            return *draw(first, last), torch.tensor(rates, dtype=dtype, device="cpu")
 
         tables = _Tables(with_rates, self.steps, device, self.at_once)
         recorder = _recorder(self.accelerator, device)

@@ -26,7 +26,7 @@ def _tensor(x: Tensor | np.ndarray | list, name: str) -> Tensor:
     try:
         if isinstance(x, np.ndarray) and (not x.dtype.isnative or min(x.strides, default=0) < 0):
             x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
-        return torch.as_tensor(x)
+        return x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise TypeError(f"{name} must be what torch can hold, got {described(x)}.") from e
 
@@ -460,9 +460,9 @@ def _draw_pairs(
                 f"labels must make at least one {kind} pair, "
                 f"got classes of {count.tolist()[:10]} images."
             )
-        drawn = torch.randint(int(total[-1]), (n,), generator=g)
+        drawn = torch.randint(int(total[-1]), (n,), generator=g, device="cpu")
         i = torch.searchsorted(total, drawn, right=True)  # as often as it has partners
-        j = (torch.rand(n, generator=g, dtype=torch.float64) * partners[i]).long()
+        j = (torch.rand(n, generator=g, dtype=torch.float64, device="cpu") * partners[i]).long()
         if kind == "positive":
             j = start[i] + j + (start[i] + j >= i)  # step over itself...
         else:

@@ -154,7 +154,7 @@ def similarity_summary(
 def _all_whole(photos: PhotoSet, accelerator: Accelerator) -> None:
     "Raise `DamagedData` in every process if a photograph cannot be decoded."
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine = photos.subset(torch.arange(rank, len(photos), world))
+    mine = photos.subset(torch.arange(rank, len(photos), world, device="cpu"))
     found = image_damages(mine, False, bar=accelerator.is_main_process)
     damages = gather_object([damage for damage in found if damage])
     if damages:
