@@ -206,7 +206,7 @@ def _readers(kind: type[nn.Module]) -> dict[str, set[str]]:
     for name in dir(kind):
         method = inspect.getattr_static(kind, name)
         method = inspect.unwrap(getattr(method, "__func__", method))
-        if not isinstance(method, FunctionType) or method.__module__.startswith("torch."):
+        if not isinstance(method, FunctionType) or (method.__module__ or "").startswith("torch."):
             continue
         if not any(part in name for part in _SETS_UP) and (read := _reads(method.__code__)):
             found[name] = read

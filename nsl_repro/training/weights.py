@@ -23,6 +23,7 @@ from safetensors.torch import load as read_tensors, save as tensor_bytes
 from torch import Tensor, nn
 
 import nsl_repro
+from ..base.checks import described
 from ..base.files import project_root, user_path
 from ..base.files import make_folder, write_whole
 from ..data.features import load_backbone
@@ -411,13 +412,16 @@ def to_onnx(
 ) -> float:  # largest difference between onnxruntime and PyTorch, as a share of the largest output
     """Write an ONNX file and run it: static similarities folded, any batch size.
 
-    Raises `ImportError` if onnx or onnxruntime is missing, `ValueError` for a model that ONNX's
-    operators cannot express, `RuntimeError` if the file does not give the same outputs."""
+    Raises `ImportError` if onnx or onnxruntime is missing, `ValueError` for several outputs or a
+    model that ONNX's operators cannot express, `RuntimeError` if the file gives other outputs."""
     _need("onnx", "onnxruntime")
     example = example if isinstance(example, tuple) else (example,)
     if not example or any(len(x) < 1 for x in example):
         raise ValueError("example must hold at least one row, got none.")
     model, path = _for_onnx(model), user_path(path)
+    with torch.no_grad():
+        if not isinstance(given := model(*example), Tensor):
+            raise ValueError(f"model must give one tensor to be written, got {described(given)}.")
     names = ["input"] if len(example) == 1 else [f"input{n}" for n in range(len(example))]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

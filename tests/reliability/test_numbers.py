@@ -325,6 +325,7 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
     **dict.fromkeys(
         ("fold", "shrink", "kernel_shapes"), "takes weights apart, outside of any forward pass"
     ),
+    "library_outcomes": "a table of words",
     "KernelShape": "its gates are exactly 0 or 1",
     **dict.fromkeys(("hard_quadruplets", "QuadrupletMiner"), "finds indices"),
     **dict.fromkeys(("image_set", "adapted_names"), "no floating-point tensors"),

@@ -341,6 +341,7 @@ REVIEWED = {  # (file, call): why
         "tests/test_distributed.py",
         "exec",
     ): "a text in that file, shared with the processes it starts",
+    ("tests/test_others.py", "pickle.loads"): "a network that the test has just pickled",
     ("tests/test_bench.py", "exec"): "a cell of bench_dynamic, with its counters",
     ("tests/test_colab.py", "exec"): "the cell that this project shows to Colab, with pip replaced",
     ("tests/reliability/test_trust.py", "pickle.load"): "the canary sings",
