@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'PLANNED', 'Study', 'LEAST_SEEDS', 'NOT_YET', 'Planned', 'Question', 'System', 'find_system', 'systems',
            'run_study', 'question_estimate', 'judge', 'Row', 'map_rows', 'map_table', 'plot_map']
 
-# %% ../../nbs/atlas/04_registry.ipynb #ca5af1ac
+# %% ../../nbs/atlas/04_registry.ipynb #8ec3f905
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +16,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from .bench import BENCHES, BUDGETS, load_bench
 from ..base.checks import checked
@@ -158,7 +160,7 @@ def _effect(q: Question, metrics: dict[str, float]) -> float:
     difference = metrics[q.ours] - (metrics[q.rival] if q.rival else 0.0)
     return -difference if q.lower_is_better else difference
 
-# %% ../../nbs/atlas/04_registry.ipynb #2b197790
+# %% ../../nbs/atlas/04_registry.ipynb #7585a946
 @checked
 def run_study(
     system: System,
@@ -188,7 +190,7 @@ def run_study(
         preset=preset,
         seed=seed,
         parameters=dict(system=system.name, **budget, **dict(system.parameters)),
-        device="cpu",
+        device=f"cpu, {torch.get_num_threads()} threads",
         data=bench.data if bench else "",
     )
 
