@@ -205,7 +205,7 @@ def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
         found.append(auroc(matrix(inside, inside)[*pairs], matrix(inside, outside).flatten()))
     return dict(verification=torch.tensor(found, dtype=torch.float64))
 
-# %% ../../nbs/atlas/03_bench.ipynb #ea7e1255
+# %% ../../nbs/atlas/03_bench.ipynb #9d7b5371
 _SCORES = dict(retrieval=_retrieval, classification=_classification, verification=_verification)
 
 
@@ -223,6 +223,11 @@ def class_scores(
     unknown = [kind for kind in kinds if kind not in _SCORES]
     if unknown or not kinds:
         raise ValueError(f"kinds must be of {', '.join(_SCORES)}, got {', '.join(unknown)}.")
+    if not z.isfinite().all():
+        raise ValueError(
+            f"z must be finite, got {int((~z.isfinite()).sum())} numbers that are not."
+        )
+    y = y.long()
     count = y.bincount() if len(y) and y.min() >= 0 else torch.zeros(1)
     if len(count) < 2 or count.min() < 2:
         wanted = "labels 0, 1, ... with two or more images of each of two or more classes"
@@ -234,7 +239,7 @@ def class_scores(
         found |= _SCORES[kind](z, y, score)
     return found
 
-# %% ../../nbs/atlas/03_bench.ipynb #fd1c62de
+# %% ../../nbs/atlas/03_bench.ipynb #679c53ef
 @checked
 def class_interval(
     values: Float[Tensor, " C"],  # one per class, or the difference of two models, class by class
@@ -248,10 +253,10 @@ def class_interval(
     values, g = values.double(), generator_for(seed, "class bootstrap")
     drawn = torch.randint(len(values), (draws, len(values)), generator=g)
     means = values[drawn].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = means.quantile(values.new_tensor([0.025, 0.975])).tolist()
     return Interval(values.mean().item(), (high - low) / 2)
 
-# %% ../../nbs/atlas/03_bench.ipynb #ef973d1f
+# %% ../../nbs/atlas/03_bench.ipynb #d8619ab3
 @checked
 class BenchNet(EmbeddingNet):
     "A linear or two-layer embedding of features."
@@ -263,13 +268,17 @@ class BenchNet(EmbeddingNet):
         hidden: int = 0,  # width of a layer between; 0: none
         unit: bool = True,  # on the unit sphere
     ):
-        if hidden < 0:
-            raise ValueError(f"hidden must be at least 0, got {hidden}.")
+        if hidden < 0 or in_dim < 1:
+            got = f"{hidden} and {in_dim}"
+            raise ValueError(f"hidden must be at least 0 and in_dim at least 1, got {got}.")
         super().__init__(hidden or in_dim, dim)
         self.between = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU()) if hidden else None
         self.unit = unit
 
     def forward(self, x: Float[Tensor, "B in_dim"]) -> Tensor:  # (B, dim)
+        first = self.between[0] if self.between else self.linear
+        if x.shape[1] != first.in_features:
+            raise ValueError(f"x must be (B, {first.in_features}), got {tuple(x.shape)}.")
         z = self.linear(self.between(x) if self.between else x)
         return F.normalize(z, dim=1) if self.unit else z
 

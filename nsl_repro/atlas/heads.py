@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..base.checks import checked
 from ..training.fewshot import prototypical_logits
 
-# %% ../../nbs/atlas/02_heads.ipynb #dc0a5bbc
+# %% ../../nbs/atlas/02_heads.ipynb #617688a8
 @checked
 class MarginHead(nn.Module):
     "Logits by the cosine with one vector per class; the own class behind a margin."
@@ -53,6 +53,7 @@ class MarginHead(nn.Module):
         cosine = prototypical_logits(z, self.weight, "cosine", 1.0)
         if self.margin is not None and labels is not None and self.training and len(z):
             _check_classes(labels, cosine.shape[1])
+            labels = labels.long()
             own = cosine.gather(1, labels[:, None])
             cosine = cosine.scatter(1, labels[:, None], self.margin(own).to(cosine.dtype))
         return self.scale * cosine
@@ -63,10 +64,15 @@ def _check_classes(labels: Tensor, classes: int) -> None:
         found = f"{labels.min()} to {labels.max()}"
         raise ValueError(f"labels must be in 0..{classes - 1}, got {found}.")
 
-# %% ../../nbs/atlas/02_heads.ipynb #0af20490
+# %% ../../nbs/atlas/02_heads.ipynb #53423cdd
 @checked
 def euclidean_table(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Tensor:  # (n, m)
-    "Distances without the cancellation of the product form."
+    """Distances without the cancellation of the product form, in float32 at least.
+
+    Raises `TypeError` if b is of another type than a."""
+    if a.dtype != b.dtype:
+        raise TypeError(f"b must be {a.dtype}, as a is, got {b.dtype}.")
+    a, b = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (a, b))
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -94,7 +100,7 @@ class DistanceHead(nn.Module):
             raise ValueError(f"z must be (B, {self.weight.shape[1]}), got {tuple(z.shape)}.")
         return -self.n * self.distance(z, self.weight).clamp(min=self.smallest).log()
 
-# %% ../../nbs/atlas/02_heads.ipynb #99b7a9e0
+# %% ../../nbs/atlas/02_heads.ipynb #7184f2ab
 @checked
 class HeadObjective(nn.Module):
     "A head and a loss on its logits, as one objective of embeddings and labels."
@@ -111,4 +117,4 @@ class HeadObjective(nn.Module):
         takes: Any = (z, labels) if isinstance(self.head, MarginHead) else (z,)
         logits = self.head(*takes)
         _check_classes(labels, logits.shape[1])
-        return self.loss(logits, labels)
+        return self.loss(logits, labels.long())
