@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
            'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare']
 
-# %% ../../nbs/atlas/03_bench.ipynb #e8555772
+# %% ../../nbs/atlas/03_bench.ipynb #b50b075e
 import hashlib
 import io
 import math
@@ -27,13 +27,13 @@ from ..base.files import data_root, make_folder, write_whole
 from ..data.draws import generator_for
 from ..data.features import Backbone, frozen_features, load_backbone
 from ..data.images import ImageSet, load_dataset
-from ..data.photos import PhotoSet, fingerprint, load_photos
+from ..data.photos import fingerprint, load_photos
 from ..results.intervals import Interval
 from ..training.embedding import EmbeddingNet, batch_shape, train_embedding
 from ..training.fewshot import prototypes, prototypical_logits
 from ..training.retrieval import auroc, nearest
 
-# %% ../../nbs/atlas/03_bench.ipynb #9b39f528
+# %% ../../nbs/atlas/03_bench.ipynb #d9de5582
 class Part(NamedTuple):
     "Some classes of a bench."
 
@@ -73,8 +73,8 @@ def split_bench(
     order = torch.randperm(n_train, generator=generator_for(0, "classes"))
     test, held = labels >= n_train, torch.isin(labels, order[: max(2, n_train // 3)])
     masks = (~test & ~held, held, ~test, test)
-    parts = [_part(x, labels, mask.nonzero().flatten()) for mask in masks]
-    return Bench(name, *parts, data=data)
+    fit, choose, train, unseen = (_part(x, labels, mask.nonzero().flatten()) for mask in masks)
+    return Bench(name, fit, choose, train, unseen, data)
 
 # %% ../../nbs/atlas/03_bench.ipynb #fd9c02e2
 def _to_bytes(array: np.ndarray) -> bytes:
@@ -106,7 +106,7 @@ def image_features(
         write_whole(file, _to_bytes(torch.cat(parts).numpy()))
     return torch.from_numpy(np.load(file))
 
-# %% ../../nbs/atlas/03_bench.ipynb #1727ab50
+# %% ../../nbs/atlas/03_bench.ipynb #7148126d
 _PER_CLASS = {"mini_imagenet": 60, "cifar10": 300, "cifar100": 60}
 BENCHES = ("digits", "cub", "cars", "mini_imagenet", "cifar10", "cifar100")
 
@@ -135,9 +135,9 @@ def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
 def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
     both = load_dataset(name, root)
     if name == "digits":
-        images, labels = (torch.cat(t) for t in zip(*((s.images, s.labels) for s in both)))
+        pixels, labels = torch.cat([s.images for s in both]), torch.cat([s.labels for s in both])
         rows = first_of_each(labels, 16 if smoke else len(labels))
-        return load_backbone("pixels")(images[rows]), labels[rows], ""
+        return load_backbone("pixels")(pixels[rows]), labels[rows], ""
     images = both[0].subset(first_of_each(both[0].labels, 8 if smoke else _PER_CLASS[name]))
     where, size = data_root(root) / "cache" / "features", 32 if smoke else 96
     x = image_features(images, name, load_backbone(), size, where)
@@ -167,7 +167,7 @@ def load_bench(
         raise ValueError(f"name must be one of {', '.join(BENCHES)}, got {name!r}.")
     return _loaded(name, str(data_root(root)), bool(smoke))
 
-# %% ../../nbs/atlas/03_bench.ipynb #c00bddef
+# %% ../../nbs/atlas/03_bench.ipynb #a449ecdc
 def _by_class(values: Tensor, y: Tensor) -> Tensor:  # (C,) percent
     "The mean over the images of each class."
     return 100 * prototypes(values.double()[:, None], y, int(y.max()) + 1)[:, 0]
@@ -201,8 +201,8 @@ def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
     found, every = [], max(1, len(y) // 500)
     for c in range(int(y.max()) + 1):
         inside, outside = z[y == c], z[y != c][::every]
-        pairs = torch.triu_indices(len(inside), len(inside), 1)
-        found.append(auroc(matrix(inside, inside)[*pairs], matrix(inside, outside).flatten()))
+        i, j = torch.triu_indices(len(inside), len(inside), 1)
+        found.append(auroc(matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
     return dict(verification=torch.tensor(found, dtype=torch.float64))
 
 # %% ../../nbs/atlas/03_bench.ipynb #9d7b5371

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..base.checks import checked
 from ..training.fewshot import prototypical_logits
 
-# %% ../../nbs/atlas/02_heads.ipynb #617688a8
+# %% ../../nbs/atlas/02_heads.ipynb #fbb4b345
 @checked
 class MarginHead(nn.Module):
     "Logits by the cosine with one vector per class; the own class behind a margin."
@@ -36,8 +36,8 @@ class MarginHead(nn.Module):
             got = f"{dim}, {classes} and {scale}"
             raise ValueError(f"dim, classes and scale must be positive, got {got}.")
         if weight is not None and weight.shape != (classes, dim):
-            got = tuple(weight.shape)
-            raise ValueError(f"weight must be ({classes}, {dim}), got {got}.")
+            found = tuple(weight.shape)
+            raise ValueError(f"weight must be ({classes}, {dim}), got {found}.")
         self.margin, fixed = margin, weight is not None
         start = F.normalize(torch.randn(classes, dim), dim=1) if weight is None else weight.clone()
         self.weight = nn.Parameter(start, requires_grad=not fixed)

@@ -26,7 +26,7 @@ from ..results.intervals import Estimate, Interval, difference_estimate, mean_es
 from ..results.ledger import Entry, recorded_run
 from ..results.tables import Table
 
-# %% ../../nbs/atlas/04_registry.ipynb #1cb118c2
+# %% ../../nbs/atlas/04_registry.ipynb #cf233eab
 FAMILIES = {
     "I": "metric learning",
     "II": "heads and losses",
@@ -43,7 +43,7 @@ class Planned(NamedTuple):
     title: str
 
 
-PLANNED = (
+PLANNED: tuple[Planned, ...] = (
     Planned("I", "structured_bilinear", "GSSF"),
     Planned("I", "snr_distance", "SNR distance, DSML"),
     Planned("I", "pair_weighting", "Multi-similarity"),
