@@ -6,12 +6,13 @@
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
            'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare']
 
-# %% ../../nbs/atlas/03_bench.ipynb #b50b075e
+# %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
 import io
-import math
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from ..base.files import data_root, make_folder, write_whole
 from ..data.draws import generator_for
 from ..data.features import Backbone, frozen_features, load_backbone
 from ..data.images import ImageSet, load_dataset
-from ..data.photos import fingerprint, load_photos
+from ..data.photos import Noticed, fingerprint, load_photos
 from ..results.intervals import Interval
 from ..training.embedding import EmbeddingNet, batch_shape, train_embedding
 from ..training.fewshot import prototypes, prototypical_logits
@@ -106,7 +107,7 @@ def image_features(
         write_whole(file, _to_bytes(torch.cat(parts).numpy()))
     return torch.from_numpy(np.load(file))
 
-# %% ../../nbs/atlas/03_bench.ipynb #7148126d
+# %% ../../nbs/atlas/03_bench.ipynb #57f1d684
 _PER_CLASS = {"mini_imagenet": 60, "cifar10": 300, "cifar100": 60}
 BENCHES = ("digits", "cub", "cars", "mini_imagenet", "cifar10", "cifar100")
 
@@ -121,7 +122,9 @@ def first_of_each(
 
 
 def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
-    photos = load_photos(name, root)
+    with warnings.catch_warnings():  # copies of images are told where the data set is checked
+        warnings.simplefilter("ignore", Noticed)
+        photos = load_photos(name, root)
     if smoke:
         far = torch.isin(photos.labels, torch.linspace(0, len(photos.classes) - 1, 12).long())
         photos = photos.subset(far.nonzero().flatten())
@@ -337,7 +340,19 @@ BUDGETS = {
     "small": Budget(1000, 128, trials=8, segments=10),
 }
 
-# %% ../../nbs/atlas/03_bench.ipynb #7f241db4
+# %% ../../nbs/atlas/03_bench.ipynb #13c6f1df
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    "Trainings of a second or two need no progress bar each."
+    before = os.environ.get("NSL_PROGRESS")
+    os.environ["NSL_PROGRESS"] = before or "off"
+    try:
+        yield
+    finally:
+        os.environ.pop("NSL_PROGRESS")
+        os.environ.update({} if before is None else {"NSL_PROGRESS": before})
+
+# %% ../../nbs/atlas/03_bench.ipynb #ca3d2f14
 @dataclass
 class _Learned:
     "A trained arm."
@@ -374,7 +389,8 @@ def _learn(
 
     shape = batch_shape(part.y, budget.batch, budget.per_class)
     options = dict(steps=budget.steps, lr=lr, seed=seed, segments=budget.segments, **shape)
-    result = train_embedding(net, objective, inputs, part.y, measure=measure, **options)
+    with _no_bars():
+        result = train_embedding(net, objective, inputs, part.y, measure=measure, **options)
     done = [int(step) for step in result.curves["measured_step"]]
     if steps:
         net.load_state_dict(kept[done.index(steps)])
