@@ -37,6 +37,11 @@ SECTIONS = {  # in the order of reading: page, in the folder of its notebooks ->
     ),
     "kernels/index": ("Kernels", "The dynamic convolution at nearly the price of a convolution."),
     "experiments/index": ("Experiments", "One question of a paper per notebook, with its answer."),
+    "atlas/index": (
+        "Atlas",
+        "Other answers to the same question: one learned similarity per notebook, all on the same "
+        "benches, each with a claim that is judged.",
+    ),
     "data/index": (
         "Data",
         "Images, photographs and frozen features, and the order in which a training sees them.",

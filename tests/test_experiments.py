@@ -15,7 +15,6 @@ EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
 EMBEDDED = {"digits", "synthetic"}  # never missing
 EVERY_EXPERIMENT_HAS = {
     "dataset",
-    "methods",
     "preset",
     "seeds",
     "device",
@@ -24,6 +23,8 @@ EVERY_EXPERIMENT_HAS = {
     "resume",
     "download",
 }
+METHODS = {"atlas": "systems"}  # experiment -> what its methods are called there
+NO_PAPER = {"atlas"}  # the scale of the papers is not its question
 
 
 @pytest.fixture(params=EXPERIMENTS, ids=lambda path: path.stem)
@@ -33,13 +34,13 @@ def experiment(request):
 
 def test_parameters(experiment):
     parameters = read_parameters(experiment)
-    assert not (missing := EVERY_EXPERIMENT_HAS - set(parameters)), (
-        f"missing in the parameters cell: {missing}"
-    )
+    wanted = EVERY_EXPERIMENT_HAS | {METHODS.get(experiment.stem, "methods")}
+    assert not (missing := wanted - set(parameters)), f"missing in the parameters cell: {missing}"
     assert not (silent := [p.name for p in parameters.values() if not p.help]), (
         f"without a comment: {silent}"
     )
-    for word in ("smoke", "quick", "small", "paper"):
+    scales = ["smoke", "quick", "small", *(["paper"] if experiment.stem not in NO_PAPER else [])]
+    for word in scales:
         assert word in parameters["preset"].expects
 
 
@@ -49,13 +50,17 @@ def datasets(path):
 
 
 OTHER_VARIANT = {"nsl_stability": {"dns_no_bn"}}  # methods that the default variant has not
-FINDS_OUT = {"bench_dynamic", "nsl_kernel_shape"}  # what this machine or this data set can run
+FINDS_OUT = {
+    "bench_dynamic",
+    "nsl_kernel_shape",
+    "atlas",
+}  # what this machine or this data set can run
 
 
 def methods(path, dataset):
     """What to ask for, and what must then be in the ledger. An empty default means all methods,
     except where the notebook finds out which ones it can run."""
-    offered = read_parameters(path)["methods"]
+    offered = read_parameters(path)[METHODS.get(path.stem, "methods")]
     everything = list(get_args(get_args(offered.type)[0]))
     everything = [m for m in everything if m not in OTHER_VARIANT.get(path.stem, ())]
     if not offered.default:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
+from nsl_repro.atlas import bench, heads, pair_weighting, pairs
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
@@ -500,6 +501,47 @@ GOOD = {
     ),
     "described": (checks.described, dict(value=3)),
     "StepStatistics": (imagenet.StepStatistics, dict(model=small())),
+    "pair_masks": (pairs.pair_masks, dict(labels=y)),
+    "cosine_table": (pairs.cosine_table, dict(z=z)),
+    "masked_logsumexp": (pairs.masked_logsumexp, dict(x=draw(6, 8), mask=z > 0, one=True)),
+    "mean_of_all": (pairs.mean_of_all, dict(losses=draw(6, 8), mask=z > 0)),
+    "mean_of_hard": (pairs.mean_of_hard, dict(losses=draw(6, 8), mask=z > 0)),
+    "PairObjective.forward": (pairs.PairObjective(pair_weighting.contrastive), dict(z=z, labels=y)),
+    "MarginHead": (
+        heads.MarginHead,
+        dict(dim=8, classes=3, scale=4.0, weight=draw(3, 8), learn_scale=True),
+    ),
+    "MarginHead.forward": (
+        heads.MarginHead(8, 3, margin=lambda cosine: cosine - 0.1),
+        dict(z=z, labels=y),
+    ),
+    "euclidean_table": (heads.euclidean_table, dict(a=z, b=draw(3, 8))),
+    "DistanceHead": (heads.DistanceHead, dict(dim=8, classes=3, n=2.0, smallest=1e-4)),
+    "DistanceHead.forward": (heads.DistanceHead(8, 3), dict(z=z)),
+    "HeadObjective.forward": (heads.HeadObjective(heads.MarginHead(8, 3)), dict(z=z, labels=y)),
+    "split_bench": (
+        bench.split_bench,
+        dict(name="toy", x=draw(16, 8), labels=torch.arange(16) // 2, n_train=5),
+    ),
+    "class_scores": (
+        bench.class_scores,
+        dict(z=z, y=y, score="cosine", kinds=("retrieval", "verification")),
+    ),
+    "class_interval": (bench.class_interval, dict(values=draw(5), draws=20, seed=0)),
+    "BenchNet": (bench.BenchNet, dict(in_dim=8, dim=4, hidden=3, unit=False)),
+    "BenchNet.forward": (bench.BenchNet(8, 4), dict(x=z)),
+    "contradicted": (pair_weighting.contradicted, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "multi_similarity": (
+        pair_weighting.multi_similarity,
+        dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5, eps=0.1),
+    ),
+    "contrastive": (pair_weighting.contrastive, dict(S=z @ z.T, labels=y, margin=0.5)),
+    "triplet": (pair_weighting.triplet, dict(S=z @ z.T, labels=y, margin=0.1)),
+    "binomial_deviance": (
+        pair_weighting.binomial_deviance,
+        dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
+    ),
+    "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -530,6 +572,15 @@ NOT_HERE = {
     **dict.fromkeys(("Plan", "PlannedRun", "Round"), CONTAINER),
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
+    **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
+    **dict.fromkeys(("Planned", "Question", "System", "Row"), CONTAINER),
+    **dict.fromkeys(("pair_weights", "find_system"), CALLS),
+    **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
+    **dict.fromkeys(("image_features", "load_bench"), FILES),
+    **dict.fromkeys(("first_of_each", "start_at_components"), PART),
+    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table"), TEXT),
+    "systems": "takes no arguments",
+    "plot_map": PICTURE,
     "image_damages": FILES,
     "recording": CALLS,
     "method": "a decorator of the notebook's own functions",
