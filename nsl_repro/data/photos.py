@@ -115,6 +115,15 @@ def _check_set(n: int, labels: Tensor, classes: tuple[str, ...], boxes: Tensor |
     if boxes is not None and boxes.shape != (n, 4):
         raise ValueError(f"boxes must have shape ({n}, 4), got {tuple(boxes.shape)}.")
 
+
+def _in_words(labels: Tensor, classes: tuple[str, ...]) -> str:
+    "How many images there are, of how many classes, and how many of each."
+    words = f"{len(labels):,} images of {len(classes):,} classes"
+    if count := labels.bincount(minlength=len(classes)).tolist():
+        low, high = min(count), max(count)
+        words += f", {low} each" if low == high else f", {low} to {high} each"
+    return words
+
 # %% ../../nbs/data/04_photos.ipynb #3620eb45
 @dataclass(frozen=True, repr=False)
 class PhotoSet(Dataset):
@@ -145,10 +154,7 @@ class PhotoSet(Dataset):
         return self.labels.tolist()
 
     def __repr__(self) -> str:
-        words = f"{len(self):,} images of {len(self.classes):,} classes"
-        if count := self.labels.bincount(minlength=len(self.classes)).tolist():
-            low, high = min(count), max(count)
-            words += f", {low} each" if low == high else f", {low} to {high} each"
+        words = _in_words(self.labels, self.classes)
         return f"PhotoSet({self.name}: {'; skipped: '.join([words, *self.skipped])})"
 
     def transformed(self, transform: Callable[[Image.Image], Any]) -> "PhotoSet":
