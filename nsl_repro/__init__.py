@@ -3,6 +3,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
+    from .data.photos import photos_from_folder as photos_from_folder
     from .nsl.attention import GlobalNeuralSimilarity as GlobalNeuralSimilarity
     from .nsl.convert import similarity_parameters as similarity_parameters
     from .nsl.convert import to_nsl as to_nsl
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .training.weights import load as load
 
 _HOMES = {  # name -> its module, imported when it is asked for
+    "photos_from_folder": "data.photos",
     "GlobalNeuralSimilarity": "nsl.attention",
     "similarity_parameters": "nsl.convert",
     "to_nsl": "nsl.convert",
