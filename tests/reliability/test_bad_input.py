@@ -322,7 +322,11 @@ GOOD = {
         recipes.classification_loss,
         dict(logits=draw(6, 3), labels=y, recipe=recipe),
     ),
-    "parameter_groups": (recipes.parameter_groups, dict(model=small(), recipe=recipe)),
+    "recipe_groups": (recipes.recipe_groups, dict(model=small(), recipe=recipe)),
+    "parameter_groups": (
+        convert.parameter_groups,
+        dict(model=small(), weight_decay=0.1, vectors=False),
+    ),
     "regulariser": (
         recipes.regulariser,
         dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe),
