@@ -825,11 +825,18 @@ _ONNX = typer.Option(
 )
 
 
+_RELEASE = typer.Option(
+    metavar="FOLDER",
+    help="Put it into a release, too: a folder of models that `nsl_repro.load` takes by name.",
+)
+
+
 @app.command("export")
 def export_command(
     run: Annotated[str, _RUN],
     folder: Annotated[str, _MODEL] = "",
     onnx: Annotated[bool, _ONNX] = False,
+    release: Annotated[str, _RELEASE] = "",
     output: Annotated[str, _OUTPUT] = "",
 ) -> None:
     """Put the network of a finished run into a folder: weights, description, model card.
@@ -839,6 +846,7 @@ def export_command(
     Examples:
       nsl-repro export nsl_cifar__digits__quick__dynamic_dns__seed0
       nsl-repro export nsl_cifar__digits__quick__static_uns__seed0 my_model --onnx
+      nsl-repro export nsl_cifar__cifar10__paper__static_uns__seed0 --release data/models
 
     \b
     Exit status:
@@ -847,7 +855,7 @@ def export_command(
     from nsl_repro.training.weights import export
 
     try:
-        typer.echo(export(run, folder or None, output or None, onnx))
+        typer.echo(export(run, folder or None, output or None, onnx, release or None))
     except (ImportError, RuntimeError) as e:  # no onnx, or its outputs are not the same
         raise ValueError(str(e)) from None
 
