@@ -83,7 +83,7 @@ notebooks: $(READY)
 	$(BIN)/nbdev_export
 
 readme: $(READY)
-	$(BIN)/python -c 'from nsl_repro.results.pages import update_readme; print("changed" if update_readme() else "nothing to change")'
+	$(BIN)/python -c 'from nsl_repro.results.pages import update_readme; from nsl_repro.results.published import why_unchanged; print("changed" if update_readme() else why_unchanged())'
 
 package: $(READY)
 	rm -rf dist

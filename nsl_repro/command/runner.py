@@ -169,6 +169,22 @@ def _check_lists(settings: dict[str, Any]) -> None:
         if key == "seeds" and min(items, default=0) < 0:
             raise ValueError(f"seeds must be at least 0, got {min(items)}.")
 
+# %% ../../nbs/command/02_runner.ipynb #fc0a3f57
+def _check_methods(
+    notebook: Path, parameters: dict[str, Parameter], settings: dict[str, Any]
+) -> None:
+    "Raise `ValueError` for a method of a project's experiment that is not in methods.json."
+    if "methods" not in parameters or notebook.parent != experiments_dir():
+        return
+    methods = settings["methods"] or parameters["methods"].choices  # empty: all of them
+    from nsl_repro.results.methods import METHOD_STYLES
+
+    if unknown := [m for m in methods if isinstance(m, str) and m not in METHOD_STYLES]:
+        raise ValueError(
+            f"methods must have a label and a color in data/methods.json, got {unknown[0]!r}, which"
+            f" is in {notebook.name} only."
+        )
+
 # %% ../../nbs/command/02_runner.ipynb #00d0a299
 def _check_data(parameters: dict[str, Parameter], settings: dict[str, Any]) -> None:
     "Raise `DataNotFound` if the data set is not there or not what was published."
@@ -244,6 +260,7 @@ def prepare(
         values["output"] = str(user_path(values["output"]))
     settings = {key: p.default for key, p in parameters.items()} | values
     _check_lists(settings)
+    _check_methods(notebook, parameters, settings)
     try:
         _check_data(parameters, settings)
     except (DataNotFound, ValueError) as error:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prediction_interval', 'two_sample_p', 'Beside', 'published_runs', 'beside_published', 'published_report',
-           'against_published', 'compare_sets']
+           'against_published', 'compare_sets', 'why_unchanged']
 
 # %% ../../nbs/results/08_published.ipynb #1744bd4d
 import math
@@ -20,7 +20,14 @@ from nsl_repro.results.intervals import (
     holm,
     mean_interval,
 )
-from .ledger import Entry, _published_files, entry_name, read_entry, same_results
+from nsl_repro.results.ledger import (
+    Entry,
+    _published_files,
+    entry_name,
+    own_names,
+    read_entry,
+    same_results,
+)
 from .methods import comparison_of, method_style
 from nsl_repro.results.tables import (
     Table,
@@ -264,3 +271,18 @@ def compare_sets(
         f"differences are {pairs}, and not corrected for their number."
     )
     return Table(["", "A", "B", "B minus A", "interval without zero"], rows, caption)
+
+# %% ../../nbs/results/08_published.ipynb #ecdb7223
+def why_unchanged(
+    root: Any = None,  # as in `own_names`
+) -> str:  # two sentences
+    "What the README's tables are drawn from, and which runs of one's own are not among it."
+    mine, n = own_names(root), len(_published_files(root))
+    told = f"nothing to change: the tables show the {n:,} published runs of data/results already."
+    if not mine:
+        return f"{told} There are no runs of yours beside them."
+    first = min(mine).split("__seed")[0]
+    return (
+        f"{told} {len(mine):,} runs of yours in data/runs are not published: `nsl-repro publish "
+        f"{first}` would put those into them that begin so."
+    )
