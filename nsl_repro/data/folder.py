@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..base.checks import checked
 from ..base.files import user_path
 from .draws import generator_for
 from nsl_repro.data.photos import (
@@ -75,6 +76,7 @@ def photos_for(
     return check_photos(photos, on_error=on_error) if on_error == "skip" else photos
 
 # %% ../../nbs/data/08_folder.ipynb #8f4d5474
+@checked
 def class_parts(
     classes: int,  # how many there are
     shares: Sequence[float],  # of each part, together 1
@@ -82,7 +84,8 @@ def class_parts(
     seed: int = 0,
 ) -> list[list[int]]:  # the labels of each part, in order
     "Classes divided by a seed. Raises `ValueError` if there are too few."
-    if len(shares) != len(least) or not shares or min(least) < 1 or abs(sum(shares) - 1) > 1e-9:
+    whole = len(shares) == len(least) > 0 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-9
+    if not whole or min(least) < 1:
         wanted = "shares must be as many as least, which are positive, and sum to 1"
         raise ValueError(f"{wanted}, got {tuple(shares)} and {tuple(least)}.")
     if classes < sum(least):
