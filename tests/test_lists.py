@@ -27,6 +27,7 @@ BUILT = {  # experiment -> what the library builds for it
     "nsl_adapt": ADAPTATIONS,
     "pddm_retrieval": tuple(EMBEDDING_METHODS),
 }
+OFFERS_SOME = {"nsl_adapt"}
 ON_PURPOSE = {"nsl_stability"}  # a panel for each method: those of a family are drawn alike
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -46,9 +47,10 @@ def alike(methods):
 
 @pytest.mark.parametrize("name", BUILT)
 def test_what_is_built_is_offered(name):
-    assert set(BUILT[name]) == set(offered(name, "methods")), (
-        f"{name}: the library and the notebook's `methods` must have the same names"
-    )
+    built, asked = set(BUILT[name]), set(offered(name, "methods"))
+    assert asked <= built, f"{name} offers {asked - built}, which the library does not build"
+    if name not in OFFERS_SOME:
+        assert built <= asked, f"the library builds {built - asked}, which {name} does not offer"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -111,6 +113,6 @@ def test_contributing_names_files_that_exist(title):
     section = re.search(rf"## {title}, in .*? steps\n(.*?)\n## ", CONTRIBUTING, re.S)
     assert section, title
     paths = re.findall(r"`((?:nbs|data|docs|tests|nsl_repro)/[\w./]+)`", section[1])
-    assert len(paths) > 3
+    assert len(paths) > 2
     for path in paths:
         assert "name" in path or (ROOT / path).exists(), path
