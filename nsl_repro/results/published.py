@@ -212,7 +212,11 @@ def _beside_row(b: Beside) -> list[str]:
     difference = _plus_minus(_apart(b.here, b.there).interval(), "+.2f")
     if math.isnan(b.p):
         return [*cells, difference, "too few runs to tell"]
-    return [*cells, difference, f"{'differs' if b.p < 0.05 else 'no difference'} (p = {b.p:.2g})"]
+    return [
+        *cells,
+        difference,
+        f"{'differs' if b.p < 0.05 else 'no difference found'} (p = {b.p:.2g})",
+    ]
 
 
 def against_published(
