@@ -11,6 +11,7 @@ DATA ?=
 OUTPUT ?=
 ARGS ?=
 UV ?= uv
+PYTHONS ?= python3.10 python3.13
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -31,7 +32,7 @@ help:
 	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
 	@echo "make readme     fill in the README's tables from the published runs"
-	@echo "make package    build the package and check it"
+	@echo "make package    build the package and install it into empty environments (PYTHONS=$(PYTHONS), as far as they are here)"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make clean      remove what make made (never data/)"
 
@@ -83,13 +84,13 @@ notebooks: $(READY)
 	$(BIN)/nbdev_export
 
 readme: $(READY)
-	$(BIN)/python -c 'from nsl_repro.results.pages import update_readme; print("changed" if update_readme() else "nothing to change")'
+	$(BIN)/python -c 'from nsl_repro.results.pages import update_readme; from nsl_repro.results.published import why_unchanged; print("changed" if update_readme() else why_unchanged())'
 
 package: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
-	$(BIN)/python -m pytest tests/test_packaging.py
+	NSL_PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest tests/test_packaging.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)

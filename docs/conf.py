@@ -18,8 +18,8 @@ assemble()
 
 project = SETTINGS["DEFAULT"]["title"]
 author = SETTINGS["DEFAULT"]["author"]
-copyright = SETTINGS["DEFAULT"]["copyright"]
 version = release = SETTINGS["DEFAULT"]["version"]
+copyright = f"{SETTINGS['DEFAULT']['copyright']}. Version {version}"  # at the foot of every page
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",

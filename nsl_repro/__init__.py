@@ -1,9 +1,11 @@
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
+    from .data.photos import photos_from_folder as photos_from_folder
     from .nsl.attention import GlobalNeuralSimilarity as GlobalNeuralSimilarity
+    from .nsl.convert import parameter_groups as parameter_groups
     from .nsl.convert import similarity_parameters as similarity_parameters
     from .nsl.convert import to_nsl as to_nsl
     from .nsl.dynamic import DynamicNSLConv2d as DynamicNSLConv2d
@@ -16,10 +18,14 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .pddm.plugins import PDDMLoss as PDDMLoss
     from .pddm.unit import PDDM as PDDM
     from .training.retrieval import evaluate_retrieval as evaluate_retrieval
+    from .training.weights import list_models as list_models
     from .training.weights import load as load
+    from .training.weights import to_onnx as to_onnx
 
 _HOMES = {  # name -> its module, imported when it is asked for
+    "photos_from_folder": "data.photos",
     "GlobalNeuralSimilarity": "nsl.attention",
+    "parameter_groups": "nsl.convert",
     "similarity_parameters": "nsl.convert",
     "to_nsl": "nsl.convert",
     "DynamicNSLConv2d": "nsl.dynamic",
@@ -32,7 +38,9 @@ _HOMES = {  # name -> its module, imported when it is asked for
     "PDDMLoss": "pddm.plugins",
     "PDDM": "pddm.unit",
     "evaluate_retrieval": "training.retrieval",
+    "list_models": "training.weights",
     "load": "training.weights",
+    "to_onnx": "training.weights",
 }
 
 

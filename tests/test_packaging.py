@@ -2,6 +2,7 @@
 its experiments and its ledger."""
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -102,6 +103,46 @@ def test_an_installed_package_works(python, tmp_path):
     if any((ROOT / "data" / "results").glob("*.json")):
         assert call(command, "table", cwd=tmp_path).strip()
     assert "nsl-repro run" in call(command, "run", "--help", cwd=tmp_path)
+
+
+OTHERS = os.environ.get("NSL_PYTHONS", "").split()  # `make package` names some
+
+
+@pytest.mark.parametrize("other", OTHERS or ["none"])
+def test_other_pythons_take_the_wheel(other, wheel, tmp_path):
+    "An empty environment of another Python: it installs, imports, lists and prints a table."
+    if not OTHERS:
+        pytest.skip("NSL_PYTHONS names no other Pythons, such as 'python3.10 python3.13'")
+    asked = subprocess.run([other, "--version"], capture_output=True, text=True)
+    if asked.returncode:
+        pytest.skip(f"{other} is not on this machine")
+    call(other, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel]
+    call(*install, cwd=tmp_path, timeout=3600)
+    code = "import nsl_repro; nsl_repro.fold; print(nsl_repro.__version__, nsl_repro.__file__)"
+    assert "site-packages" in call(python, "-c", code, cwd=tmp_path)
+    command = python.with_name("nsl-repro")
+    assert "nsl_cifar" in call(command, "list", cwd=tmp_path)
+    assert call(command, "table", "nsl_cifar", "--dataset", "digits", cwd=tmp_path).strip()
+
+
+MOVED = re.findall(
+    r"(?m)^\| `(\w+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+)
+
+
+def test_the_migration_note_names_modules_that_exist():
+    import importlib.util
+
+    assert len(MOVED) == 28
+    for before, now in MOVED:
+        assert importlib.util.find_spec(f"nsl_repro.{before}") is None or before in WINGS
+        for module in re.findall(r"`(\w+\.\w+)`", now):
+            assert importlib.util.find_spec(f"nsl_repro.{module}"), module
+
+
+WINGS = {"data", "kernels", "pddm", "results", "training"}  # folders that have an old module's name
 
 
 def test_running_without_papermill_says_what_to_install(python, tmp_path):

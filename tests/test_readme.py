@@ -61,13 +61,13 @@ def test_what_is_told_of_heads_is_the_ledgers():
 
 
 def test_there_are_no_other_blocks():
-    assert {language for language, _ in BLOCKS} == {"sh", "python"}
+    assert {language for language, _ in BLOCKS} == {"sh", "python", "bibtex"}
 
 
 @pytest.mark.parametrize(
     "code",
     [code for language, code in BLOCKS if language == "python"],
-    ids=["layer", "model", "metric", "load"],
+    ids=["layer", "model", "tune", "metric", "load"],
 )
 def test_examples_run(code, tmp_path, monkeypatch):
     import torch
@@ -118,6 +118,9 @@ def test_commands_exist(line, nsl_repro):
             ).returncode
             == 0
         )  # done for real in test_command.py, test_weights.py
+    elif "--against" in words:  # of one's own runs, of which a checkout has none
+        done = nsl_repro(*words[1:])
+        assert done.returncode in (0, 2) and (done.stdout or "runs of yours" in done.stderr)
     elif words[0] == "nsl-repro":
         done = nsl_repro(*words[1:])
         assert done.returncode == 0, done.stderr
@@ -138,3 +141,23 @@ def checked(words: list[str]) -> None:
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_it_says_how_to_cite():
+    "Both papers and this version, as `CITATION.cff` does."
+    import yaml
+
+    import nsl_repro
+
+    (bibtex,) = [block for language, block in BLOCKS if language == "bibtex"]
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    for reference in cff["references"]:
+        assert f"title = {{{reference['title']}}}" in bibtex
+        assert f"year = {{{reference['year']}}}" in bibtex
+        for author in reference["authors"]:
+            assert f"{author['family-names']}, {author['given-names']}" in bibtex
+    assert f"version = {{{nsl_repro.__version__}}}" in bibtex
+    assert cff["version"] == nsl_repro.__version__
+    date = str(cff["date-released"])
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {nsl_repro.__version__} - {date}" in changes

@@ -526,6 +526,10 @@ _HAVING = typer.Option(
     autocompletion=complete_parameter,
 )
 _MARKDOWN = typer.Option("--markdown", help="Print Markdown.")
+_AGAINST = typer.Option(
+    metavar="published",
+    help="Your runs beside the published ones of the same settings, with their difference.",
+)
 
 
 def _asked(name: str, dataset: str, preset: str, parameter: list[str]) -> dict[str, Any]:
@@ -538,6 +542,26 @@ def _asked(name: str, dataset: str, preset: str, parameter: list[str]) -> dict[s
         asked |= resolve(read_parameters(find_notebook(name)), parse_assignments(parameter), name)
     return asked
 
+# %% ../../nbs/command/04_cli.ipynb #f54ecd8d
+def _print_against(groups: list, output: str, markdown: bool) -> None:
+    "One's own runs beside the published ones of the same settings, group by group."
+    from nsl_repro.results.ledger import entry_name, own_names
+    from nsl_repro.results.published import against_published
+    from nsl_repro.results.tables import Group
+
+    mine, printed = own_names(output or None), 0
+    for group in sorted(groups, key=lambda group: group.key):
+        if own := [e for e in group if entry_name(e) in mine]:
+            table = against_published(Group(own, group.key), output or None)
+            if table.rows:
+                typer.echo((table.to_markdown() if markdown else table.to_text()) + "\n")
+                printed += 1
+    if not printed:
+        raise ValueError(
+            "the ledger must have runs of yours to be held against published ones, got none; "
+            f"nsl-repro run makes some{_where(output)}"
+        )
+
 # %% ../../nbs/command/04_cli.ipynb #8b98c949
 @app.command("table")
 def table_command(
@@ -545,6 +569,7 @@ def table_command(
     dataset: Annotated[str, _DATASET] = "",
     preset: Annotated[str, _PRESET] = "",
     parameter: Annotated[list[str], _HAVING] = [],
+    against: Annotated[str, _AGAINST] = "",
     output: Annotated[str, _OUTPUT] = "",
     markdown: Annotated[bool, _MARKDOWN] = False,
 ) -> None:
@@ -555,12 +580,17 @@ def table_command(
       nsl-repro table
       nsl-repro table nsl_cifar --dataset cifar10 --preset quick
       nsl-repro table nsl_cifar -p recipe=clean --markdown
+      nsl-repro table nsl_cifar --against published      yours beside the published ones
     """
     from nsl_repro.results.ledger import load_ledger
     from nsl_repro.results.tables import split_ledger
 
+    if against not in ("", "published"):
+        raise ValueError(f"--against must be 'published', got {against!r}.")
     asked = _asked(name, dataset, preset, parameter)
     groups = split_ledger(load_ledger(output or None, **asked))
+    if against:
+        return _print_against(list(groups.values()), output, markdown)
     if not groups:
         which = ", ".join(f"{key} {value}" for key, value in asked.items())
         which = f" with {which}" if which else ""
@@ -609,7 +639,7 @@ def publish_command(
 # %% ../../nbs/command/04_cli.ipynb #a273c171
 _FIRST = typer.Argument(
     metavar="A",
-    help="An entry: its name, the beginning of it, or a file.",
+    help="An entry: its name, the beginning of it, or a file; or the seeds of a method.",
     autocompletion=complete_entry,
 )
 _SECOND = typer.Argument(metavar="B", help="Another one.", autocompletion=complete_entry)
@@ -622,8 +652,8 @@ def compare_command(
     output: Annotated[str, _OUTPUT] = "",
     markdown: Annotated[bool, _MARKDOWN] = False,
 ) -> None:
-    """Show two runs side by side. Their metrics, with the difference, and whatever else is not the
-    same.
+    """Show two runs side by side, or the seeds of two methods. Their metrics, with the difference,
+    and whatever else is not the same. Seeds are named by a name up to the method, or with `*`.
 
     \b
     Examples:
@@ -632,11 +662,16 @@ def compare_command(
       nsl-repro compare NAME data/results/NAME.json     yours and the published one
       nsl-repro compare nsl_cifar__digits__smoke__cnn__seed0 \\
                         nsl_cifar__digits__smoke__static_dns__seed0
+      nsl-repro compare nsl_cifar__digits__quick__cnn__seed*__0dcfd446 \\
+                        nsl_cifar__digits__quick__static_uns__seed*__0dcfd446
     """
-    from nsl_repro.results.ledger import find_entry
+    from nsl_repro.results.ledger import find_entries
+    from nsl_repro.results.published import compare_sets
     from nsl_repro.results.tables import compare_entries
 
-    table = compare_entries(*(find_entry(name, output or None) for name in (a, b)))
+    one, two = (find_entries(name, output or None) for name in (a, b))
+    single = len(one) == len(two) == 1
+    table = compare_entries(one[0], two[0]) if single else compare_sets(one, two)
     typer.echo(table.to_markdown() if markdown else table.to_text())
 
 # %% ../../nbs/command/04_cli.ipynb #ccc700f4
@@ -825,11 +860,18 @@ _ONNX = typer.Option(
 )
 
 
+_RELEASE = typer.Option(
+    metavar="FOLDER",
+    help="Put it into a release, too: a folder of models that `nsl_repro.load` takes by name.",
+)
+
+
 @app.command("export")
 def export_command(
     run: Annotated[str, _RUN],
     folder: Annotated[str, _MODEL] = "",
     onnx: Annotated[bool, _ONNX] = False,
+    release: Annotated[str, _RELEASE] = "",
     output: Annotated[str, _OUTPUT] = "",
 ) -> None:
     """Put the network of a finished run into a folder: weights, description, model card.
@@ -839,6 +881,7 @@ def export_command(
     Examples:
       nsl-repro export nsl_cifar__digits__quick__dynamic_dns__seed0
       nsl-repro export nsl_cifar__digits__quick__static_uns__seed0 my_model --onnx
+      nsl-repro export nsl_cifar__cifar10__paper__static_uns__seed0 --release data/models
 
     \b
     Exit status:
@@ -847,7 +890,7 @@ def export_command(
     from nsl_repro.training.weights import export
 
     try:
-        typer.echo(export(run, folder or None, output or None, onnx))
+        typer.echo(export(run, folder or None, output or None, onnx, release or None))
     except (ImportError, RuntimeError) as e:  # no onnx, or its outputs are not the same
         raise ValueError(str(e)) from None
 

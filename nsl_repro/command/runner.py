@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['experiments_dir', 'experiments', 'find_notebook', 'summary', 'collapse_updates', 'ExperimentFailed', 'KernelDied',
-           'Job', 'prepare', 'execute', 'recorded_names', 'save_picture', 'run_experiment', 'publish']
+           'Job', 'as_typed', 'prepare', 'execute', 'recorded_names', 'save_picture', 'run_experiment', 'publish']
 
 # %% ../../nbs/command/02_runner.ipynb #5648722a
 import base64
@@ -169,12 +169,32 @@ def _check_lists(settings: dict[str, Any]) -> None:
         if key == "seeds" and min(items, default=0) < 0:
             raise ValueError(f"seeds must be at least 0, got {min(items)}.")
 
+# %% ../../nbs/command/02_runner.ipynb #fc0a3f57
+def _check_methods(
+    notebook: Path, parameters: dict[str, Parameter], settings: dict[str, Any]
+) -> None:
+    "Raise `ValueError` for a method of a project's experiment that is not in methods.json."
+    if "methods" not in parameters or notebook.parent != experiments_dir():
+        return
+    methods = settings["methods"] or parameters["methods"].choices  # empty: all of them
+    from nsl_repro.results.methods import METHOD_STYLES
+
+    if unknown := [m for m in methods if isinstance(m, str) and m not in METHOD_STYLES]:
+        raise ValueError(
+            f"methods must have a label and a color in data/methods.json, got {unknown[0]!r}, which"
+            f" is in {notebook.name} only."
+        )
+
 # %% ../../nbs/command/02_runner.ipynb #00d0a299
 def _check_data(parameters: dict[str, Parameter], settings: dict[str, Any]) -> None:
     "Raise `DataNotFound` if the data set is not there or not what was published."
     if not {"dataset", "data_root"} <= settings.keys():
         return
     dataset, root = settings["dataset"], settings["data_root"] or None
+    if dataset == "folder":  # one's own photographs
+        from nsl_repro.data.folder import check_own
+
+        return check_own(root or "")
     if dataset not in SOURCES and get_origin(parameters["dataset"].type) is Literal:
         return
     source = data_source(dataset)
@@ -185,7 +205,29 @@ def _check_data(parameters: dict[str, Parameter], settings: dict[str, Any]) -> N
     if dataset in ("cub", "cars", "mini_imagenet"):
         from nsl_repro.data.photos import load_photos
 
-        load_photos(dataset, root)
+        load_photos(dataset, root, on_error=settings.get("on_error", "raise"))
+
+# %% ../../nbs/command/02_runner.ipynb #0b374e29
+_ADVICE = re.compile(
+    r"(,? or )?\bpass (\w+)=(['\"]?)([\w.]+)\3(?: / '\w+')*(?: \(-p [^)]*\))?"
+    r"( to (?:go on without|do it anew))?"
+)
+
+
+def as_typed(
+    message: str,  # of an exception of the library
+    settings: dict[str, Any],  # the parameters of an experiment
+) -> str:
+    "Advice to pass an argument, as it is typed on the command line, where there is such a switch."
+
+    def switch(found: re.Match) -> str:
+        before, name, _, value, why = found.groups(default="")
+        if name not in settings:
+            return ""
+        value = {"True": "true", "False": "false"}.get(value, value)
+        return f"{before}pass -p {name}={value}{why}"
+
+    return _ADVICE.sub(switch, message)
 
 # %% ../../nbs/command/02_runner.ipynb #8f24adec
 def _output_root(
@@ -218,7 +260,11 @@ def prepare(
         values["output"] = str(user_path(values["output"]))
     settings = {key: p.default for key, p in parameters.items()} | values
     _check_lists(settings)
-    _check_data(parameters, settings)
+    _check_methods(notebook, parameters, settings)
+    try:
+        _check_data(parameters, settings)
+    except (DataNotFound, ValueError) as error:
+        raise type(error)(as_typed(str(error), settings)) from None
     return Job(notebook.stem, notebook, values, _output_root(output, values, parameters), settings)
 
 # %% ../../nbs/command/02_runner.ipynb #b5cc25cd
@@ -275,7 +321,7 @@ def _failure(
     path: Path,  # its executed notebook
 ) -> Exception:
     "What a failed cell means here."
-    if ename == DataNotFound.__name__:
+    if ename in (DataNotFound.__name__, "DamagedData"):
         return DataNotFound(evalue)
     number = re.match(r"\[Errno (\d+)\]", evalue)
     if ename == CannotWrite.__name__ or (number and int(number[1]) in _DISK):
@@ -322,7 +368,8 @@ def _execute_at(path: Path, job: Job, publishing: bool) -> None:
             shutdown_kernel="immediate",  # every cell has ended by then: nothing is lost
         )
     except PapermillExecutionError as e:
-        raise _failure(e.ename, e.evalue, e.exec_count, job.name, path) from None
+        said = as_typed(e.evalue, job.settings)
+        raise _failure(e.ename, said, e.exec_count, job.name, path) from None
     except DeadKernelError:
         message = (
             f"the kernel of {job.name} died: its process ended. "

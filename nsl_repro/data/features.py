@@ -49,9 +49,13 @@ def _package(module: str, what: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        package = module.split(".")[0].replace("_", "-")
-        needs = f"{what} needs the package {package}, which is not installed"
-        raise ImportError(f"{needs}: pip install 'nsl_repro[metric]'.") from error
+        name = module.split(".")[0]
+        needs = f"{what} needs the package {name.replace('_', '-')}, which is"
+        if isinstance(error, ModuleNotFoundError) and (error.name or name).split(".")[0] == name:
+            needs = f"{needs} not installed: pip install 'nsl_repro[metric]'."
+        else:
+            needs = f"{needs} installed but fails: {error}."
+        raise ImportError(needs) from error
 
 # %% ../../nbs/data/06_features.ipynb #e9cf1b5e
 def _digest(name: str, tensors: Sequence[tuple[str, Tensor]]) -> str:  # 16 hexadecimal digits

@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..base.files import checksum, user_path
 from ..base.progress import progress_bar
@@ -114,9 +115,18 @@ def _check_set(n: int, labels: Tensor, classes: tuple[str, ...], boxes: Tensor |
     if boxes is not None and boxes.shape != (n, 4):
         raise ValueError(f"boxes must have shape ({n}, 4), got {tuple(boxes.shape)}.")
 
+
+def _in_words(labels: Tensor, classes: tuple[str, ...]) -> str:
+    "How many images there are, of how many classes, and how many of each."
+    words = f"{len(labels):,} images of {len(classes):,} classes"
+    if count := labels.bincount(minlength=len(classes)).tolist():
+        low, high = min(count), max(count)
+        words += f", {low} each" if low == high else f", {low} to {high} each"
+    return words
+
 # %% ../../nbs/data/04_photos.ipynb #3620eb45
 @dataclass(frozen=True, repr=False)
-class PhotoSet:
+class PhotoSet(Dataset):
     "Files with a label and perhaps a box each; images are decoded on request."
 
     name: str  # 'cub', 'cars', 'mini_imagenet' or the folder's name
@@ -125,6 +135,7 @@ class PhotoSet:
     classes: tuple[str, ...]  # C names
     boxes: Tensor | None = None  # (N, 4) float32: x, y, width, height in pixels
     skipped: tuple[str, ...] = ()  # what was left out and how many, in words
+    transform: Callable[[Image.Image], Any] | None = None  # of each image, in `photos[i]`
 
     def __post_init__(self):
         _check_set(len(self.paths), self.labels, self.classes, self.boxes)
@@ -132,12 +143,23 @@ class PhotoSet:
     def __len__(self) -> int:  # number of images
         return len(self.paths)
 
+    def __getitem__(self, i: int) -> tuple[Any, int]:  # what `transform` makes, and the label
+        "One image and its label. Raises as `image` does, and `IndexError`."
+        image, label = self.image(i), int(self.labels[i])
+        return (self.transform(image) if self.transform else image), label
+
+    @property
+    def targets(self) -> list[int]:  # N labels
+        "The labels, under the name that samplers look for."
+        return self.labels.tolist()
+
     def __repr__(self) -> str:
-        words = f"{len(self):,} images of {len(self.classes):,} classes"
-        if count := self.labels.bincount(minlength=len(self.classes)).tolist():
-            low, high = min(count), max(count)
-            words += f", {low} each" if low == high else f", {low} to {high} each"
+        words = _in_words(self.labels, self.classes)
         return f"PhotoSet({self.name}: {'; skipped: '.join([words, *self.skipped])})"
+
+    def transformed(self, transform: Callable[[Image.Image], Any]) -> "PhotoSet":
+        "The same files, with another `transform`."
+        return replace(self, transform=transform)
 
     def subset(self, indices: Tensor) -> "PhotoSet":  # (n,) int64 -> n images
         "The images at these places, in the order of the indices; the same classes."
@@ -435,6 +457,7 @@ def photos_from_folder(
     folder: str | os.PathLike,  # one folder of images per class, as for torchvision's `ImageFolder`
     name: str | None = None,  # of the set; None: the folder's name
     on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that counts it
+    decode: bool = False,  # look into every image, by `check_photos`
 ) -> PhotoSet:  # classes and images sorted by name; no boxes
     "Images in one folder per class. Raises `DataNotFound` or `DamagedData`."
     folder = user_path(folder)
@@ -444,7 +467,8 @@ def photos_from_folder(
     fault = _Faults(on_error, str(folder))
     rows = _folder_rows(folder, fault)
     name = name or folder.resolve().name
-    return _photo_set(name, folder, rows, {key: key for key in rows.keys}, fault)
+    photos = _photo_set(name, folder, rows, {key: key for key in rows.keys}, fault)
+    return check_photos(photos, on_error=on_error) if decode else photos
 
 # %% ../../nbs/data/04_photos.ipynb #8618ba1b
 def _row(line: str, values: int | None) -> tuple[int, Any]:  # id, and a name or so many numbers

@@ -87,11 +87,11 @@ def _fewer_classes(train: PhotoSet, test: PhotoSet, n: int) -> tuple[PhotoSet, P
 
 def _read_imagenet(root: _Root, classes: int = 0) -> tuple[PhotoSet, PhotoSet, dict]:
     folder = data_root(root) / "imagenet"
-    if not folder.is_dir():
+    if missing := [part for part in ("train", "val") if not (folder / part).is_dir()]:
         raise DataNotFound(
-            f"imagenet was not found at {folder}: put its images in {folder}/train and "
-            f"{folder}/val, one folder per class, or set NSL_DATA to the folder that holds "
-            "imagenet."
+            f"imagenet was not found at {folder}, {' and '.join(missing)} missing: put its images "
+            f"in {folder}/train and {folder}/val, one folder per class, since val is tested on, or "
+            "set NSL_DATA to the folder that holds imagenet."
         )
     train, test = (photos_from_folder(folder / part, "imagenet") for part in ("train", "val"))
     if odd := sorted(set(train.classes) ^ set(test.classes)):

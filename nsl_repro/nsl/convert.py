@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dis
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -27,7 +29,7 @@ from .shape import KernelShape
 from .static import NeuralSimilarity, StaticNSLConv2d, _changes_weight, _copied, _tried
 
 # %% auto #0
-__all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters']
+__all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters', 'parameter_groups']
 
 # %% ../../nbs/nsl/09_convert.ipynb #ca9d2f43
 KINDS = ("static_dns", "static_uns", "dynamic_dns", "dynamic_uns")
@@ -286,6 +288,39 @@ def _check_any(kind: str, converted: list[str], skipped: dict[str, str]) -> None
         f"got {len(whys)} that cannot: {reasons}."
     )
 
+# %% ../../nbs/nsl/09_convert.ipynb #7ed718f6
+_LARGE_KERNEL = 25  # taps: 5x5 is the largest that is not announced
+
+
+def _predictor_size(conv: nn.Module, form: str, options: dict[str, Any]) -> int:
+    "How many parameters the predictor of a layer would have; none is made."
+    settings = {"batchnorm": False, **options}
+    channels, size = cast(int, conv.in_channels), cast(tuple, conv.kernel_size)
+    with torch.device("meta"):
+        predictor = SimilarityPredictor(channels, size, form, **settings)
+    return sum(p.numel() for p in predictor.parameters())
+
+
+def _costly(
+    model: nn.Module, chosen: dict[str, nn.Module], kind: str, options: dict[str, Any]
+) -> str:
+    "What a dynamic UNS of large kernels costs, in words; '' for other kinds and kernels."
+    taps = {name: math.prod(_pair(cast(Any, c.kernel_size))) for name, c in chosen.items()}
+    if kind != "dynamic_uns" or not taps or max(taps.values()) <= _LARGE_KERNEL:
+        return ""
+    name = max(taps, key=lambda n: taps[n])
+    size = "x".join(map(str, _pair(cast(Any, chosen[name].kernel_size))))
+    before = sum(p.numel() for p in model.parameters())
+    layers = dict.fromkeys(chosen.values())
+    added = sum(_predictor_size(c, "unconstrained", options) for c in layers)
+    own = _predictor_size(chosen[name], "unconstrained", options)
+    return (
+        f"dynamic_uns grows the model from {before / 1e6:.1f} M to {(before + added) / 1e6:.1f} M "
+        f"parameters: {name}, a {size} kernel, gets a similarity of {taps[name] ** 2:,} numbers at "
+        f"every location, and a predictor of {own / 1e6:.1f} M parameters. Leave it out by `where`,"
+        " or take dynamic_dns."
+    )
+
 # %% ../../nbs/nsl/09_convert.ipynb #f60574ba
 def _why_not_here(
     name: str, conv: nn.Module, kind: str, where: _Where, readings: list[_Reading]
@@ -329,9 +364,10 @@ def to_nsl(
     """Give the convolutions of a model a similarity that starts at the identity: the output stays.
 
     `where` chooses convolutions, by a function of name and layer or by names ('layer4.*'). Static
-    ones fold back by `nsl_repro.fold`: fold before another tool reads their weights. Raises
-    `ValueError` for an unknown kind or option, a name that fits no convolution, or if nothing can
-    be converted.
+    ones fold back by `nsl_repro.fold`: fold before another tool reads their weights. Train with
+    `nsl_repro.parameter_groups(model)`: ordinary weight decay pulls M to 0, not to the identity.
+    Raises `ValueError` for an unknown kind or option, a name that fits no convolution, or if
+    nothing can be converted; warns before `dynamic_uns` on kernels larger than 5x5.
     """
     _check_options(kind, options)
     convolutions = _convolutions(model)
@@ -344,6 +380,8 @@ def to_nsl(
             skipped[name] = why
     converted = [name for name in convolutions if name not in skipped]
     _check_any(kind, converted, skipped)
+    if costly := _costly(model, {name: convolutions[name] for name in converted}, kind, options):
+        warnings.warn(costly, stacklevel=3)
     if not inplace:
         model = _copied(model)
     _give(model, converted, kind, options)
@@ -396,3 +434,25 @@ def similarity_parameters(
             p.requires_grad_()
         _hold_statistics(model, kinds)
     return [*found]
+
+# %% ../../nbs/nsl/09_convert.ipynb #ba795cc1
+@checked
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float = 5e-4,  # of all but static similarities and learned shapes
+    vectors: bool = True,  # biases and norms decay, too; False: they do not, as with timm
+) -> list[dict[str, Any]]:  # of all that is trained: what decays, and what does not
+    """Groups for any optimizer in which no similarity is pulled to zero.
+
+    Raises `ValueError` for a negative decay, or a model in which nothing is trained."""
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay}.")
+    kinds = NeuralSimilarity, KernelShape
+    kept = {p for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("model must have parameters that require gradients, got none.")
+    decaying = [p for p in trained if p not in kept and (vectors or p.ndim > 1)]
+    others = [p for p in trained if p in kept or not (vectors or p.ndim > 1)]
+    groups = [(decaying, float(weight_decay)), (others, 0.0)]
+    return [dict(params=params, weight_decay=decay) for params, decay in groups if params]

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Commit', 'Work', 'finite_curves', 'Entry', 'one_line', 'validated', 'processor_name', 'ask_git',
            'new_entry', 'entry_name', 'write_entry', 'read_json', 'read_entry', 'packaged', 'entry_names', 'own_names',
-           'load_ledger', 'load_published', 'find_entry', 'repeatable', 'run_folder', 'forget_run', 'same_results',
-           'publish_run', 'finished_run', 'recorded_run']
+           'load_ledger', 'load_published', 'find_entry', 'find_entries', 'repeatable', 'run_folder', 'forget_run',
+           'same_results', 'publish_run', 'finished_run', 'recorded_run']
 
 # %% ../../nbs/results/01_ledger.ipynb #bbbf9d16
 import difflib
+import fnmatch
 import hashlib
 import json
 import math
@@ -377,6 +378,19 @@ def find_entry(
         return read_entry(files[found[0]])
     wish = "must be the name of one entry of the ledger, or its beginning"
     raise ValueError(f"{text or repr(text)} {wish}, but {_not_one(text, found, list(files))}.")
+
+# %% ../../nbs/results/01_ledger.ipynb #628c2849
+def find_entries(
+    name: str | os.PathLike,  # as `find_entry`, a name up to the method, or a pattern with `*`
+    root: str | os.PathLike | None = None,  # as in `load_ledger`
+) -> list[Entry]:  # in the order of the files' names
+    "One entry, or the seeds of a method. Raises `ValueError` as `find_entry` does."
+    text, files = str(name), _ledger_files(root)
+    if "*" in text:
+        found = fnmatch.filter(files, text)
+    else:
+        found = [n for n in files if n.startswith(f"{text}__seed")]
+    return [read_entry(files[n]) for n in found] or [find_entry(name, root)]
 
 # %% ../../nbs/results/01_ledger.ipynb #292eaac8
 _WARNINGS = ".*(deterministic implementation|Deterministic behavior)"

@@ -217,6 +217,8 @@ def rerun_command(
     given = {k: shlex.quote(v) for k, v in settings.items() if k not in _NOT_TYPED}
     if experiment.endswith("_reference"):
         given["backend"] = "reference"
+    if dataset.startswith("folder_"):  # photographs of one's own, see data/folder
+        dataset, given = "folder", {"data_root": "FOLDER"} | given
     if not given and is_usual(experiment, variant):
         return f"make reproduce EXPERIMENT={notebook} DATASET={dataset} PRESET={preset}"
     first = {comparison.variant: made.get(comparison.variant, usual[comparison.variant])}

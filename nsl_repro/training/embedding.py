@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -330,9 +331,11 @@ def _metric_learning() -> Any:
         import pytorch_metric_learning
         from pytorch_metric_learning import distances, losses, miners  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "this method is pytorch-metric-learning's: pip install 'nsl_repro[metric]'"
-        ) from error
+        if find_spec("pytorch_metric_learning") is None:
+            remedy = "pip install 'nsl_repro[metric]'"
+        else:
+            remedy = f"it is installed but fails ({error}); 2.5 or later and below 3 is needed"
+        raise ImportError(f"this method is pytorch-metric-learning's: {remedy}") from error
     return pytorch_metric_learning
 
 

@@ -247,7 +247,7 @@ def build_network(
     if method in _RIVALS:
         width = _matched_width(network, method, num_classes, width, image_size, variant)
     net = _plain_network(network, method, num_classes, width, image_size, variant)
-    if method.startswith("cnn"):
+    if method in ("cnn", *_RIVALS):
         return net
     first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
 

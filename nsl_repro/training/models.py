@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'VARIANTS', 'HEADS', 'OPERATORS', 'CNN9', 'count_parameter
 
 # %% ../../nbs/training/01_models.ipynb #e42f622f
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from inspect import signature
@@ -107,6 +108,11 @@ def _dynamic_layers(
     return (shared_layer if core else own_layer), core
 
 # %% ../../nbs/training/01_models.ipynb #78eb042c
+_BUILT = re.compile(  # all that is built below; another name must not get the layers of these
+    r"cnn|cnn_pp|cnn_wide_(dns|uns)|static_(dns|uns)|dynamic_(dns|uns)(_sphere|_cnn|_shared)?"
+)
+
+
 def _middle_layers(
     method: str,
     variant: str,
@@ -117,6 +123,11 @@ def _middle_layers(
     shape: dict | None = None,
 ) -> tuple[_Layers, SharedPredictor | None]:
     "The function that makes a method's nine layers, and the predictor that they share or None."
+    if not _BUILT.fullmatch(method):
+        raise ValueError(
+            f"method must be one that _middle_layers builds, got {method!r}: a name in METHODS "
+            "needs its layers there, and its place in _BUILT."
+        )
     if method.startswith("static"):
         return _static_layers(method, static_init, shape), None
     if method.startswith("dynamic"):

@@ -26,6 +26,7 @@ import nsl_repro
 from ..base.checks import described
 from ..base.files import project_root, user_path
 from ..base.files import make_folder, write_whole
+from ..base.releases import add_to_release, model_folder, release_place, released_models
 from ..data.features import load_backbone
 from ..data.images import channel_statistics, to_input
 from ..nsl.dynamic import DynamicNSLConv2d
@@ -46,7 +47,7 @@ from .embedding import EmbeddingNet
 
 # %% auto #0
 __all__ = ['BUILDERS', 'TOLERANCE', 'Embedder', 'Preprocessing', 'ModelConfig', 'keep_model', 'read_config', 'load', 'to_onnx',
-           'model_card', 'export']
+           'model_card', 'export', 'list_models']
 
 # %% ../../nbs/training/10_weights.ipynb #0a8c7cd4
 class Embedder(nn.Module):
@@ -307,13 +308,16 @@ def _read_weights(folder: Path, digest: str) -> dict[str, Tensor]:
 
 # %% ../../nbs/training/10_weights.ipynb #cc7d4678
 def load(
-    path: str | os.PathLike,  # a folder from `nsl-repro export`, or a finished run's
+    path: str | os.PathLike,  # a folder from `nsl-repro export`, a run's, or a name in a release
+    release: str | os.PathLike | None = None,  # a folder or an address; None: $NSL_MODELS
 ) -> Any:  # a `nn.Module` in evaluation mode, with `preprocess(images)` and `config`
     """A trained network of this library: `model(model.preprocess(images))` for uint8 images.
 
-    Raises `FileNotFoundError` or `ValueError`, in one line, for a folder that holds none, or one
-    that is damaged, of another schema or not what its description says."""
-    folder = user_path(path)
+    `load('nsl_cifar/cifar10/static_uns')` takes it from a release, `load('MODEL.zip')` from an
+    archive or its address. Raises `FileNotFoundError`, `DownloadFailed` or `ValueError`, in one
+    line, for what holds no model, or one that is damaged, of another schema or not what its
+    description says."""
+    folder = model_folder(path, release)
     config, source = read_config(folder), str(folder / "config.json")
     tensors = _read_weights(folder, config.weights)
     if wrong := _difference(_blank_state(config, source), tensors):
@@ -406,11 +410,12 @@ def _need(*packages: str) -> None:
 
 
 def to_onnx(
-    model: nn.Module,  # any network of this library, or a layer; it is left untouched
+    model: nn.Module,  # any network, converted or not, or a layer; it is left untouched
     path: str | os.PathLike,  # of the file to write
     example: Tensor | tuple[Tensor, ...],  # what it takes, on the CPU; the batch comes first
 ) -> float:  # largest difference between onnxruntime and PyTorch, as a share of the largest output
-    """Write an ONNX file and run it: static similarities folded, any batch size.
+    """Write an ONNX file and run it: static similarities folded, any batch size, the height and
+    width of the example.
 
     Raises `ImportError` if onnx or onnxruntime is missing, `ValueError` for several outputs or a
     model that ONNX's operators cannot express, `RuntimeError` if the file gives other outputs."""
@@ -674,8 +679,11 @@ def export(
     folder: str | os.PathLike | None = None,  # to make; None: `exports/NAME` beside the ledger
     root: str | os.PathLike | None = None,  # of ledger and runs; None: the project's data/
     onnx: bool = False,  # write ONNX files too
+    release: str | os.PathLike | None = None,  # a folder of models, which gets this one, too
 ) -> Path:  # the folder
     """Put a run's model, description, ledger entry and model card into a folder of their own.
+
+    In a release it is called `experiment/dataset/method`.
 
     Raises `ValueError`, in one line, for a run that is not known, not finished, or kept no model,
     for a folder that holds anything but this export, and as `to_onnx`."""
@@ -695,4 +703,22 @@ def export(
         folder.mkdir(exist_ok=True)
         for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, folder / file.name)  # what makes it a model comes last
+    if release:
+        name = f"{entry.experiment}/{entry.dataset}/{entry.method}"
+        add_to_release(release, {name: folder})
     return folder
+
+# %% ../../nbs/training/10_weights.ipynb #7cdc6d91
+def list_models(
+    release: str | os.PathLike | None = None,  # a folder or an address; None: $NSL_MODELS
+) -> list[str]:  # names for `load`, in alphabetical order
+    "The models of a release; a warning if there is none."
+    found = list(released_models(release))
+    if not found:
+        place = release_place(release)
+        warnings.warn(
+            f"there are no models at {place}: `nsl-repro export RUN --release FOLDER` makes a "
+            "release, $NSL_MODELS names one, a folder or an address.",
+            stacklevel=2,
+        )
+    return found

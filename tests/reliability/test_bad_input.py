@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import nsl_repro
 from nsl_repro.atlas import bench, heads, pair_weighting, pairs
 from nsl_repro.base import checks
-from nsl_repro.data import draws, features, images as pictures
+from nsl_repro.data import draws, features, folder as folders, images as pictures
 from nsl_repro.kernels import cpu
 from nsl_repro.nsl import attention, convert, dynamic, predictor, shape, similarity
 from nsl_repro.nsl import sphere, static, theory
@@ -323,7 +323,12 @@ GOOD = {
         recipes.classification_loss,
         dict(logits=draw(6, 3), labels=y, recipe=recipe),
     ),
-    "parameter_groups": (recipes.parameter_groups, dict(model=small(), recipe=recipe)),
+    "class_parts": (folders.class_parts, dict(classes=12, shares=(0.5, 0.5), least=(2, 3), seed=1)),
+    "recipe_groups": (recipes.recipe_groups, dict(model=small(), recipe=recipe)),
+    "parameter_groups": (
+        convert.parameter_groups,
+        dict(model=small(), weight_decay=0.1, vectors=False),
+    ),
     "regulariser": (
         recipes.regulariser,
         dict(model=static.StaticNSLConv2d(4, 6, 3), recipe=recipe),
@@ -606,6 +611,7 @@ NOT_HERE = {
     **{n: CONTAINER for n in ("Column", "Methods", "MethodStyle", "Beside")},
     **{n: CONTAINER for n in ("Estimate", "Gap", "Verdict", "Judged", "PaperTable")},
     "Headline": CONTAINER,
+    "Released": CONTAINER,
     "Finding": CONTAINER,
     "Parameter": CONTAINER,
     "Job": CONTAINER,
@@ -665,7 +671,10 @@ NOT_HERE = {
         )
     },
     "new_entry": "pydantic checks its fields: test_ledger",
-    **{n: TEXT for n in ("parse_assignments", "collapse_updates", "find_notebook", "fill")},
+    **{
+        n: TEXT
+        for n in ("parse_assignments", "collapse_updates", "find_notebook", "fill", "as_typed")
+    },
     "CNN9": "built by cnn9",
     "SphereNet9": "built by spherenet9",
     "Embedder": "built by load",
@@ -706,6 +715,14 @@ NOT_HERE = {
                 "fingerprint",
                 "check_disjoint",
             ),
+            folder=("own_name", "check_own", "own_photos", "photos_for"),
+            releases=(
+                "release_place",
+                "released_models",
+                "add_to_release",
+                "released_folder",
+                "model_folder",
+            ),
             fewshot=("image_set",),
             embedding=("photo_tensor",),
             imagenet=("load_splits", "Pictures", "decoded"),
@@ -739,6 +756,10 @@ NOT_HERE = {
                 "paper_results",
                 "entry_names",
                 "find_entry",
+                "find_entries",
+                "against_published",
+                "compare_sets",
+                "why_unchanged",
                 "compare_entries",
                 "verdict",
                 "comparison_table",
@@ -764,7 +785,15 @@ NOT_HERE = {
                 "recorded_names",
                 "save_picture",
             ),
-            weights=("keep_model", "read_config", "load", "to_onnx", "model_card", "export"),
+            weights=(
+                "keep_model",
+                "read_config",
+                "load",
+                "list_models",
+                "to_onnx",
+                "model_card",
+                "export",
+            ),
             pages=(
                 "findings",
                 "headline_table",
