@@ -67,7 +67,7 @@ def test_there_are_no_other_blocks():
 @pytest.mark.parametrize(
     "code",
     [code for language, code in BLOCKS if language == "python"],
-    ids=["layer", "model", "metric", "load"],
+    ids=["quickstart", "layer", "model", "metric", "load"],
 )
 def test_examples_run(code, tmp_path, monkeypatch):
     import torch

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HEADLINES', 'TOO_SHORT', 'SPEED', 'STEPS', 'Headline', 'read_headlines', 'Finding', 'part_of_data', 'findings',
            'points', 'metric_words', 'surviving', 'headline_table', 'headlines_told', 'headline_blocks',
-           'plot_findings', 'speed_table', 'step_table', 'plot_learned', 'learned_digest', 'drawn_from', 'save_learned',
-           'fill', 'beside_the_paper', 'ledger_scale', 'readme_parts', 'update_readme']
+           'plot_findings', 'speed_table', 'step_table', 'learned_layers', 'plot_learned', 'learned_digest',
+           'drawn_from', 'save_learned', 'fill', 'beside_the_paper', 'ledger_scale', 'readme_parts', 'update_readme']
 
 # %% ../../nbs/results/07_pages.ipynb #05285ff0
 import hashlib
@@ -489,7 +489,10 @@ def _number_of_layer(name: str) -> int:
     return int(name.removeprefix("M_layer"))
 
 
-def _learned(entries: list[Entry], dataset: str) -> list[np.ndarray]:
+def learned_layers(
+    entries: list[Entry],  # such as `load_published()`
+    dataset: str,
+) -> list[np.ndarray]:  # 9 x 9 each
     "`M - I`, layer by layer: of the usual variant, at the largest scale in the ledger."
     runs = [e for e in entries if (e.experiment, e.method) == ("nsl_cifar", "static_uns")]
     runs = [e for e in runs if e.dataset == dataset and e.preset in SCALES]
@@ -512,7 +515,7 @@ def plot_learned(
     "`M - I` of a network's layers with a static UNS. Raises `ValueError` if it was not run."
     import matplotlib.pyplot as plt
 
-    layers = _learned(entries, dataset)
+    layers = learned_layers(entries, dataset)
     size = (1.35 * len(layers), 1.75)
     figure, axes = plt.subplots(1, len(layers), figsize=size, facecolor="white")
     for n, (ax, M) in enumerate(zip(axes, layers), 1):
@@ -530,7 +533,7 @@ def learned_digest(
     dataset: str = "cifar10",
 ) -> str:  # hexadecimal
     "Checksum of the numbers that `plot_learned` draws."
-    numbers = [M.tolist() for M in _learned(entries, dataset)]
+    numbers = [M.tolist() for M in learned_layers(entries, dataset)]
     return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
 
 

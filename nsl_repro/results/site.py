@@ -351,21 +351,30 @@ def _is_compared(group: Group) -> bool:
     return usual.unit == "percent" and dataset != "synthetic"
 
 
+def _folded(group: Group) -> list[str]:
+    "The tables of a group, behind what they hold."
+    methods = len({e.method for e in group})
+    seeds = len({e.seed for e in group})
+    title = f"{_heading(group.key)[4:]}: " * _is_trial(group.key)
+    title += f"{methods} {'method' if methods == 1 else 'methods'}"
+    title += f", {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    tables = [table.to_markdown() for table in _tables(group)]
+    return [f"<details><summary>{title}</summary>", *tables, "</details>"]
+
+
 def _section(notebook: str, groups: list[Group], notebooks: str) -> list[str]:
     "The blocks of Markdown about one notebook."
-    link = f"The notebook: [{notebook}]({notebooks}/{notebook}.ipynb)."
+    link = f"The notebook, with its answer: [{notebook}]({notebooks}/{notebook}.ipynb)."
     blocks, trials = [f"## {notebook}", link], list[str]()
     for group in groups:
-        place = trials if _is_trial(group.key) else blocks
-        place.append(_heading(group.key) if place is blocks else f"**{_heading(group.key)[4:]}**")
-        if place is blocks and group.key[2] == "quick" and _is_compared(group):
-            place.append("*Too short to say which method is better.*")
-        place += [table.to_markdown() for table in _tables(group)]
-    if trials:
-        names = sorted({g.key[0] for g in groups if _is_trial(g.key)})
-        title = f"Trials and side measurements: {', '.join(names)}"
-        blocks += [f"<details><summary>{title}</summary>", *trials, "</details>"]
-    return blocks
+        if _is_trial(group.key):
+            trials += _folded(group)
+            continue
+        blocks.append(_heading(group.key))
+        if group.key[2] == "quick" and _is_compared(group):
+            blocks.append("*Too short to say which method is better.*")
+        blocks += _folded(group)
+    return [*blocks, *(["Trials and side measurements:"] if trials else []), *trials]
 
 
 def _summary(entries: list[Entry], notebooks: str, pictures: list[str]) -> list[str]:
