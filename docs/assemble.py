@@ -231,7 +231,7 @@ def parameter_table(file: str) -> str:
 
 def answer_block(file: str) -> tuple[str, str]:  # Markdown of the answer, and in one line
     "What came out of an experiment: drawn from the ledger of now, not from the notebook's output."
-    from nsl_repro.results.site import answer
+    from nsl_repro.results.answers import answer
 
     name = Path(file).stem
     found, picture = answer(name), ""

@@ -42,7 +42,7 @@ from nsl_repro.results.intervals import (
     mean_estimate,
     mean_interval,
 )
-from .ledger import Entry, entry_name
+from .ledger import Entry, entry_name, threads_of
 from nsl_repro.results.methods import (
     METHOD_STYLES,
     Comparison,
@@ -739,7 +739,8 @@ def _settings(e: Entry) -> dict[str, Any]:
         **{key: getattr(e, key) for key in run},
         **{f"parameter {k}": v for k, v in e.parameters.items()},
         **{key: getattr(e, key) for key in machine},
-        **{f"version of {k}": v for k, v in e.versions.items()},
+        **{f"version of {k}": v for k, v in e.versions.items() if k != "threads"},
+        "threads": threads_of(e),
     }
 
 

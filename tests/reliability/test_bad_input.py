@@ -589,6 +589,7 @@ NOT_HERE = {
         n: TEXT
         for n in (
             "entry_name",
+            "threads_of",
             "one_line",
             "notebook_of",
             "metric_words",
@@ -726,6 +727,7 @@ NOT_HERE = {
                 "beside_the_paper",
                 "speed_table",
                 "step_table",
+                "learned_layers",
                 "learned_digest",
                 "save_learned",
                 "drawn_from",
@@ -736,7 +738,8 @@ NOT_HERE = {
                 "headline_blocks",
                 "ledger_scale",
             ),
-            site=("told", "nothing_told", "worth", "costs_told", "answer", "results_page"),
+            answers=("told", "nothing_told", "worth", "costs_told", "answer", "update_answers"),
+            page=("results_page",),
         ).items()
         for n in ns
     },
@@ -746,7 +749,7 @@ NOT_HERE = {
             retrieval=("plot_neighbours",),
             results=("plot_curves", "plot_accuracy"),
             pages=("plot_findings", "plot_learned"),
-            site=("plot_costs",),
+            answers=("plot_costs",),
         ).items()
         for n in ns
     },
