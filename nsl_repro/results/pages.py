@@ -423,7 +423,7 @@ def plot_findings(
         y += 0.6 * (where != before) + 1.0
         places.append((y, f, where if where != before else ""))
         before = where
-    figure, ax = plt.subplots(figsize=(4.1, 1.0 + 0.5 * y), dpi=100, facecolor="white")
+    figure, ax = plt.subplots(figsize=(4.1, 1.0 + 0.5 * y), dpi=75, facecolor="white")
     for y, f, where in places:
         if where:
             ax.text(-_END, y - 1.02, where, fontsize=9, va="center", color="#1c5d99")
