@@ -406,11 +406,14 @@ def _columns(
     return columns
 
 # %% ../../nbs/results/05_tables.ipynb #4f14ca9d
-def _differences_told(columns: list[Column], rows: list[list[str]]) -> str:
+def _differences_told(columns: list[Column], rows: list[list[str]], unit: str) -> str:
     "How many differences a table holds: each was tested on its own."
     places = [n for n, c in enumerate(columns) if c.heading.startswith("minus ")]
     count = sum(bool(row[n]) for row in rows for n in places)
-    return f"{count} of them, not corrected for their number" if count != 1 else "one of them"
+    points = " in percentage points" if unit == "percent" else ""
+    if count < 2:
+        return f"; the difference{points}" if count else ""
+    return f"; {count} differences{points}, not corrected for their number"
 
 
 def comparison_table(
@@ -433,14 +436,11 @@ def comparison_table(
     columns = _columns(runs, paper, seeds, baseline, matched, usual.rival)
     with_macs = usual.unit == "percent" and _runs_with("macs", entries) > 0
     columns += _cost_columns(runs, with_macs)
-    points = "percentage points" if usual.unit == "percent" else "the same"
-    caption = (
-        f"{_caption(entries)}: {metric} in {usual.unit}, {over_seeds}; differences in {points},"
-    )
+    caption = f"{_caption(entries)}: {metric} in {usual.unit}, {over_seeds}"
     rows = []
     for method in methods:
         rows.append([column.cell(method) for column in columns])
-    caption += f" {_differences_told(columns, rows)}."
+    caption += f"{_differences_told(columns, rows, usual.unit)}."
     return Table([column.heading for column in columns], rows, caption, rerun_command(*key))
 
 # %% ../../nbs/results/05_tables.ipynb #94809dfb
