@@ -290,8 +290,8 @@ def answer(
 # %% ../../nbs/results/09_answers.ipynb #3ba42cf1
 def _stored(name: str, found: Answer) -> list[dict[str, Any]]:
     "The outputs of the cell that shows an answer."
-    words = {"text/markdown": found.text.splitlines(keepends=True)}
-    shown = [{**words, "text/plain": ["<IPython.core.display.Markdown object>"]}]
+    shown: list[dict[str, Any]] = [{"text/markdown": found.text.splitlines(keepends=True)}]
+    shown[0]["text/plain"] = ["<IPython.core.display.Markdown object>"]
     if figure := found.plot():
         import matplotlib.pyplot as plt
 

@@ -67,10 +67,12 @@ def read_headlines(
     "Comparisons as they are written above. Raises `ValueError` for a line of another form."
     found = []
     for line in text.strip().splitlines():
-        words, _, note = line.partition("#")
-        if len(words.split()) != 5:
+        text, _, note = line.partition("#")
+        words = text.split()
+        if len(words) != 5:
             raise ValueError(f"text must have five words per line, got {line.strip()!r}.")
-        found.append(Headline(*words.split(), note.strip()))
+        experiment, dataset, method, rival, metric = words
+        found.append(Headline(experiment, dataset, method, rival, metric, note.strip()))
     return tuple(found)
 
 # %% ../../nbs/results/07_pages.ipynb #6b84568b
@@ -196,7 +198,7 @@ def _share(part: int, whole: int, what: str) -> str:
 
 def part_of_data(group: list[Entry]) -> str:
     "Which part of its data set a group of runs has seen, in words; empty if it was all of it."
-    made = group[0].parameters
+    made: dict[str, Any] = group[0].parameters
     size = DATA_SIZES.get(group[0].dataset)
     if size is None or made.get("complete", True) is not False:
         return ""
@@ -224,10 +226,10 @@ def findings(
         words = "" if is_usual(experiment, variant) else variant_words(experiment, variant)
         estimate = difference_estimate(ours, theirs)
         seedless = comparison_of(experiment).seedless
-        means = [mean_interval(values.values()) for values in (ours, theirs)]
-        means[1] = Interval(means[1].mean, math.nan) if h.rival in seedless else means[1]
-        part, counts = part_of_data(group), (len(ours), len(theirs))
-        found.append(Finding(h, preset, words, part, counts, *means, estimate, _judged(h, group)))
+        mean, rival = mean_interval(ours.values()), mean_interval(theirs.values())
+        rival = Interval(rival.mean, math.nan) if h.rival in seedless else rival
+        made = preset, words, part_of_data(group), (len(ours), len(theirs))
+        found.append(Finding(h, *made, mean, rival, estimate, _judged(h, group)))
     return found
 
 # %% ../../nbs/results/07_pages.ipynb #0e704aee

@@ -350,8 +350,8 @@ class _Runs:
         "The difference to a rival; empty if it was not run."
         if rival not in self.values or rival == method:
             return ""
-        pair = for_every_seed(self.usual, self.values, method, rival)
-        difference = difference_interval(*pair)
+        ours, theirs = for_every_seed(self.usual, self.values, method, rival)
+        difference = difference_interval(ours, theirs)
         return _difference(difference, self.usual.lower_is_better, self.usual.matters)
 
     def cost(self, method: str, metric: str, form: str, divisor: float = 1.0) -> str:
