@@ -738,7 +738,15 @@ NOT_HERE = {
                 "headline_blocks",
                 "ledger_scale",
             ),
-            answers=("told", "nothing_told", "worth", "costs_told", "answer", "update_answers"),
+            answers=(
+                "told",
+                "nothing_told",
+                "worth",
+                "costs_told",
+                "answer",
+                "questions",
+                "update_answers",
+            ),
             page=("results_page",),
         ).items()
         for n in ns
