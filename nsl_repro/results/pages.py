@@ -359,47 +359,51 @@ _KEY = {  # word -> color, what the key of the picture says
     "too small to matter": ("#888888", ""),
     "one run": ("#888888", ""),
 }
-_END = 15.0  # points: the ends of the axis
+_ENDS = (15.0, 120.0)  # points: the ends of an axis, for most comparisons and for the largest
 
 
-def _draw_difference(ax: Any, y: float, f: Finding) -> None:
-    d, color = f.difference, _KEY[f.word][0]
-    low, high = [min(max(v, -_END), _END) for v in (d.low, d.high)]
-    if f.word != "one run" and low < high:
+def _end_of(found: list[Finding]) -> float:
+    "Where the axis ends: far out only if half of the differences are."
+    far = sum(abs(f.difference.mean) > _ENDS[0] for f in found)
+    return _ENDS[2 * far >= len(found) > 0]
+
+
+def _draw_difference(ax: Any, y: float, f: Finding, end: float) -> None:
+    mean, color = f.difference.mean, _KEY[f.word][0]
+    half = 0.0 if f.word == "one run" else f.difference.half_width
+    low, high = [min(max(v, -end), end) for v in (mean - half, mean + half)]
+    if low < high:
         ax.plot([low, high], [y, y], "-", color=color, lw=3, solid_capstyle="butt")
-    for end, marker, beyond in (
-        (-_END, "<", d.mean - max(d.half_width, 0) < -_END),
-        (_END, ">", d.mean + max(d.half_width, 0) > _END),
-    ):
-        if beyond:
-            ax.plot(end, y, marker, color=color, ms=7, clip_on=False)
-    if abs(d.mean) <= _END:
-        ax.plot(d.mean, y, "o", color=color, ms=7)
+    if mean - half < -end:
+        ax.plot(-end, y, "<", color=color, ms=7, clip_on=False)
+    if mean + half > end:
+        ax.plot(end, y, ">", color=color, ms=7, clip_on=False)
+    if abs(mean) <= end:
+        ax.plot(mean, y, "o", color=color, ms=7)
     gap = f.judged.gap if f.judged else None
-    if gap is not None and abs(gap.size) <= _END:
+    if gap is not None and abs(gap.size) <= end:
         ax.plot(gap.size, y, "D", mfc="none", mec="#222222", ms=8)
 
 
-def _write_row(ax: Any, y: float, f: Finding) -> None:
+def _write_row(ax: Any, y: float, f: Finding, end: float) -> None:
     "Two lines above a bar: the method and the difference, then its rival."
     h, (name, rival) = f.headline, _names(f.headline)
     metric = f", {metric_words(h.metric)}" if h.metric.startswith(("score", "dense")) else ""
     one = f.word == "one run"
     number = points(f.difference, "+.1f") + " (one run)" * one
-    ground = dict(facecolor="white", edgecolor="none", pad=0.5)
-    place = dict(fontsize=9, va="center", color="#222222", bbox=ground)
-    ax.text(-_END, y - 0.6, name, **place)
-    ax.text(_END, y - 0.6, number, ha="right", weight="bold", **place)
-    ax.text(-_END, y - 0.31, f"against {rival}{metric}", **place)
+    place = dict(fontsize=9, va="center", color="#222222")
+    ax.text(-end, y - 0.6, name, **place)
+    ax.text(end, y - 0.6, number, ha="right", weight="bold", **place)
+    ax.text(-end, y - 0.31, f"against {rival}{metric}", **place)
 
 # %% ../../nbs/results/07_pages.ipynb #ba7cb31f
-def _difference_axis(ax: Any, rows: float) -> None:
+def _difference_axis(ax: Any, rows: float, end: float) -> None:
     "Percentage points, linear, between two fixed ends."
-    ax.axvline(0, color="#999999", lw=0.8, zorder=0)
-    ticks = [-15, -10, -5, 0, 5, 10, 15]
-    ax.set_xticks(ticks, [f"{t:+d}" if t else "0" for t in ticks], fontsize=9)
+    ax.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
+    ticks = [end * k / 3 for k in range(-3, 4)]
+    ax.set_xticks(ticks, [f"{t:+.0f}" if t else "0" for t in ticks], fontsize=9)
     ax.set_xlabel("difference, percentage points (95 % interval)", fontsize=9)
-    ax.set(xlim=(-_END, _END), ylim=(rows, -0.1), yticks=[])
+    ax.set(xlim=(-end, end), ylim=(rows, -0.1), yticks=[])
     ax.spines[["top", "right", "left"]].set_visible(False)
     for color, words in list(_KEY.values())[:3]:
         ax.plot([], [], "o-", color=color, lw=3, ms=7, label=words)
@@ -416,22 +420,24 @@ def plot_findings(
     "The differences of headlines with their 95 % intervals, below their experiments."
     import matplotlib.pyplot as plt
 
-    y, before, places = 0.0, "", []
-    for f in findings(entries, headlines):
-        h = f.headline
-        if not h.experiment.startswith(experiments):
-            continue
-        where = f"{h.experiment} on {h.dataset} ({f.preset})"
+    found = [
+        f for f in findings(entries, headlines) if f.headline.experiment.startswith(experiments)
+    ]
+    y, before, places, end = 0.0, "", [], _end_of(found)
+    for f in found:
+        where = f"{f.headline.experiment} on {f.headline.dataset} ({f.preset})"
         y += 0.6 * (where != before) + 1.0
         places.append((y, f, where if where != before else ""))
         before = where
-    figure, ax = plt.subplots(figsize=(4.1, 1.0 + 0.5 * y), dpi=75, facecolor="white")
+    height = 1.0 + 0.5 * (y + 0.5)  # inches: the key, half an inch per row, the axis
+    figure, ax = plt.subplots(figsize=(4.1, height), dpi=75, facecolor="white")
+    figure.subplots_adjust(0.03, 0.5 / height, 0.97, 1 - 0.5 / height)
     for y, f, where in places:
         if where:
-            ax.text(-_END, y - 1.02, where, fontsize=9, va="center", color="#1c5d99")
-        _write_row(ax, y, f)
-        _draw_difference(ax, y, f)
-    _difference_axis(ax, y + 0.4)
+            ax.text(-end, y - 1.02, where, fontsize=9, va="center", color="#1c5d99")
+        _write_row(ax, y, f, end)
+        _draw_difference(ax, y, f, end)
+    _difference_axis(ax, y + 0.4, end)
     return ax
 
 # %% ../../nbs/results/07_pages.ipynb #cdb4392d
