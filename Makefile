@@ -31,7 +31,7 @@ help:
 	@echo "make docs       build the site in _docs/html"
 	@echo "make check-docs look at the site and at JupyterLab in a real browser (Chromium)"
 	@echo "make notebooks  clean the notebooks and regenerate the library from them"
-	@echo "make readme     fill in the README's tables from the published runs"
+	@echo "make readme     fill in the README's tables and the answers of the experiments from the published runs"
 	@echo "make package    build the package and install it into empty environments (PYTHONS=$(PYTHONS), as far as they are here)"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make clean      remove what make made (never data/)"
@@ -85,6 +85,7 @@ notebooks: $(READY)
 
 readme: $(READY)
 	$(BIN)/python -c 'from nsl_repro.results.pages import update_readme; from nsl_repro.results.published import why_unchanged; print("changed" if update_readme() else why_unchanged())'
+	$(BIN)/python -c 'from nsl_repro.results.answers import update_answers; print(*update_answers() or ["no answer to change"])'
 
 package: $(READY)
 	rm -rf dist

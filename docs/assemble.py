@@ -8,8 +8,11 @@ touched, so that Sphinx reads it only once.
 """
 
 import ast
+import base64
 import copy
+import html
 import io
+import json
 import posixpath
 import re
 from configparser import ConfigParser
@@ -76,6 +79,8 @@ def find_pages() -> dict[str, str]:  # file in the repository -> name of its pag
 
 PAGES = find_pages()
 FILES: dict[str, Path] = {}  # pictures that texts show, by their path in the repository
+PICTURES: dict[str, bytes] = {}  # pictures that are made here, by their place in the sources
+LESSONS = ("nsl", "pddm", "kernels", "data", "training", "results")  # with a figure on top
 
 
 def relative(name: str, page: str) -> str:
@@ -96,12 +101,13 @@ def relink(text: str, file: str) -> str:
         if target is None or re.match(r"[a-z]+:", target):
             return match[0]
         if target.startswith("#"):
-            return f"]({target.lower()})"
+            return "]({})".format(target.lower().replace("'", ""))  # as headings are called here
         path, _, anchor = target.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
         if path in PAGES:
             name = PAGES[path] + posixpath.splitext(path)[1]
-            place = f"#{anchor.lower()}" if anchor else ""  # as the site's headings are called
+            anchor = anchor.lower().replace("'", "")
+            place = f"#{anchor}" if anchor else ""  # as the site's headings are called
             return f"]({relative(name, PAGES[file])}{place})"
         if (ROOT / path).exists() and not path.startswith(".."):
             return f"]({GITHUB}/{'tree' if (ROOT / path).is_dir() else 'blob'}/{BRANCH}/{path})"
@@ -179,6 +185,18 @@ def markdown(text: str):
     return nbformat.v4.new_markdown_cell(text)
 
 
+def fold(cell, words: str) -> None:
+    "Show a code cell's source only when asked."
+    cell.metadata.setdefault("tags", []).append("hide-input")
+    shown = {"code_prompt_show": words, "code_prompt_hide": f"Hide: {words[0].lower()}{words[1:]}"}
+    cell.metadata.setdefault("mystnb", {}).update(shown)
+
+
+def is_setup(source: str) -> bool:
+    "Whether a cell has nothing but imports."
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
+
+
 def code_cells(cell, module: str | None, file: str) -> list:
     "A code cell without directives, below links to what it exports; nothing if it is hidden."
     directives, source = read_directives(cell.source)
@@ -201,34 +219,155 @@ def code_cells(cell, module: str | None, file: str) -> list:
     return [*above, cell]
 
 
+def parameter_table(file: str) -> str:
+    "The parameters of an experiment, as they are read by the command."
+    from nsl_repro.command.parameters import read_parameters
+
+    rows = ["| parameter | default | may be | what it is |", "|---|---|---|---|"]
+    for p in read_parameters(ROOT / file).values():
+        default = ", ".join(p.default) if p.is_list and p.choices else json.dumps(p.default)
+        empty = p.default in ("", []) and "empty"
+        may_be = ", ".join(map(str, p.choices)) if p.choices else p.annotation
+        several = "any of " if p.is_list and p.choices else ""
+        cells = [f"`{p.name}`", empty or default.strip('"'), several + may_be, p.help]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def answer_block(file: str) -> tuple[str, str]:  # Markdown of the answer, and in one line
+    "What came out of an experiment: drawn from the ledger of now, not from the notebook's output."
+    from nsl_repro.results.answers import answer
+
+    name = Path(file).stem
+    found, picture = answer(name), ""
+    if (figure := found.plot()) is not None:
+        made = f"answers/{name}.png"
+        PICTURES[made] = as_png(figure)
+        alt = f"{heading(file)[0]}: each difference with its 95 % interval, from the ledger"
+        picture = f"\n\n![{alt}]({relative(made, PAGES[file])})"
+    return f"::::{{container}} answer\n{found.text}{picture}\n::::", found.brief
+
+
+def lead(cells: list, file: str) -> list:
+    "The first figure of a lesson, for the top of its page; of several the one tagged *lead*."
+    shown = []
+    for n, cell in enumerate(cells):
+        for output in cell.get("outputs", []):
+            if png := output.get("data", {}).get("image/png"):
+                shown.append(("lead" in cell.metadata.get("tags", []), -n, n, png))
+    if not shown:
+        return []
+    _, _, n, png = max(shown)
+    name = f"leads/{PAGES[file]}.png"
+    PICTURES[name] = base64.b64decode(png)
+    titles = [re.findall(r"(?m)^#+ (.*)", c.source) for c in cells[: n + 1] if is_text(c)]
+    title = re.sub(r"[$`*]", "", [t for found in titles for t in found][-1])
+    cells.insert(n, markdown('<a id="first-figure"></a>'))
+    text = f"![Figure: {title}]({relative(name, PAGES[file])})\n\n"
+    text += f'<a href="#first-figure">{html.escape(title)}</a>'
+    return [markdown(f":::{{container}} lead\n{text}\n:::")]
+
+
+def is_text(cell) -> bool:
+    return cell.cell_type == "markdown"
+
+
+def ideas() -> list[str]:  # pages
+    "The short way through the notebooks: the list in the tour."
+    (text,) = [c.source for c in cells_of("nbs/index.ipynb") if "## Two ways to read" in c.source]
+    text = text.partition("**Ideas")[2].partition("**Everything")[0]
+    return [PAGES[f"nbs/{file}"] for file in re.findall(r"\]\(([^)#]+\.ipynb)\)", text)]
+
+
+def next_idea(file: str) -> list[str]:
+    "A link to the next page of the short way, on the pages that belong to it."
+    way = ideas()
+    if PAGES[file] not in way:
+        return []
+    n = way.index(PAGES[file])
+    words = f"Ideas, {n + 1} of {len(way)}"
+    if n + 1 == len(way):
+        return [f"[{words}: then the results]({relative('results.md', PAGES[file])})"]
+    (after,) = [f for f, page in PAGES.items() if page == way[n + 1]]
+    target = relative(way[n + 1] + ".ipynb", PAGES[file])
+    return [f"[{words}: next {heading(after)[0]}]({target})"]
+
+
 def page_links(file: str, module: str | None):
     "The links below the title."
     links = [f"[Open in Colab]({colab_url(file)})", f"[GitHub]({GITHUB}/blob/{BRANCH}/{file})"]
     if module:
         api = relative(f"api/{module}.md", PAGES[file])
         links.append(f"[API of `nsl_repro.{module}`]({api})")
+    links += next_idea(file)
     return markdown(":::{container} page-links\n" + " ".join(links) + "\n:::")
 
 
-def notebook_page(file: str) -> str:
-    """A notebook as the site shows it: without hidden cells and directives, with links above it and
-    above each exported cell."""
-    nb = copy.deepcopy(read(file))
-    module = next((m for m, f in MODULES.items() if f == file), None)
-    cells, section = [], ""
+def shown_cells(nb, file: str, module: str | None) -> list:
+    "The cells of a notebook as the site shows them: links resolved, setup and experiments folded."
+    cells, section, experiment = [], "", file.startswith("nbs/experiments/")
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             text = cell.source.replace(BADGE.format(url=colab_url(file)), "").rstrip()
             cell.source = relink(text, file)
-            section = (re.findall(r"(?m)^#+ (.*)", cell.source) or [section])[-1]
+            section = (re.findall(r"(?m)^##+ (.*)", cell.source) or [section])[-1]
             cells.append(cell)
         elif cell.cell_type == "code":
-            if section:
-                alt = f"Figure: {re.sub(r'[$`*]', '', section)}"
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
-            cells += code_cells(cell, module, file)
-    cells.insert(1, page_links(file, module))
-    if PAGES[file] == "index":
+            if experiment and re.search(r"^answer\(", cell.source, re.M):
+                continue  # the page has it already
+            title = section or heading(file)[0]
+            alt = f"Figure: {re.sub(r'[$`*]', '', title)}"
+            cell.metadata["mystnb"] = {"image": {"alt": alt}}
+            if "parameters" in cell.metadata.get("tags", []):
+                cells.append(markdown(parameter_table(file)))
+            made = code_cells(cell, module, file)
+            if made and (is_setup(cell.source) or (not section and PAGES[file] != "index")):
+                fold(cell, "Imports and setup")
+            elif made and experiment:
+                fold(cell, "Show the code")
+            cells += made
+    return merged(cells)
+
+
+def merged(cells: list) -> list:
+    "Folded cells that follow each other, and of which the earlier shows nothing, as one."
+    kept = []
+    for cell in cells:
+        before = kept[-1] if kept else None
+        if before is not None and is_folded(before) and is_folded(cell) and not before.outputs:
+            cell.source = f"{before.source}\n\n\n{cell.source}"
+            cell.metadata["mystnb"] |= prompt(before)
+            kept.pop()
+        kept.append(cell)
+    return kept
+
+
+def is_folded(cell) -> bool:
+    return "hide-input" in cell.metadata.get("tags", [])
+
+
+def prompt(cell) -> dict[str, str]:
+    return {k: v for k, v in cell.metadata["mystnb"].items() if k.startswith("code_prompt")}
+
+
+def notebook_page(file: str) -> str:
+    """A notebook as the site shows it: without hidden cells and directives, with links above it and
+    above each exported cell; an experiment with its answer, a lesson with a figure on top."""
+    nb = copy.deepcopy(read(file))
+    module = next((m for m, f in MODULES.items() if f == file), None)
+    cells = shown_cells(nb, file, module)
+    top = [page_links(file, module)]
+    if file.startswith("nbs/experiments/"):
+        top = [markdown(answer_block(file)[0]), *top]
+    elif PAGES[file].partition("/")[0] in LESSONS:
+        top += lead(cells, file)
+    title, line, rest = re.match(
+        r"(?s)(# [^\n]*\n)\s*((?:>[^\n]*\n?)*)(.*)", cells[0].source
+    ).groups()
+    cells[0].source = f"{title}\n{line}"
+    cells[1:1] = [*top, *([markdown(rest.strip())] if rest.strip() else [])]
+    if PAGES[file] == "index":  # the picture, and beside it the first lines to type
+        cells[1], cells[2] = cells[2], cells[1]
         tree = "\n".join([*SECTIONS, *AFTER_SECTIONS])
         cells.append(markdown(f"```{{toctree}}\n:hidden:\n\n{tree}\n```"))
     nb.cells = cells
@@ -255,7 +394,12 @@ def section_page(page: str) -> str:
         for f in files
     }
     tree = "\n".join(f"{names[f]} </{PAGES[f]}>" for f in files)
-    entries = [(names[f], relative(f"{PAGES[f]}.ipynb", page), heading(f)[1]) for f in files]
+    entries = []
+    for f in files:
+        line_of = heading(f)[1]
+        if page == "experiments/index":
+            line_of += f"\n\n  {answer_block(f)[1]}"
+        entries.append((names[f], relative(f"{PAGES[f]}.ipynb", page), line_of))
     return f"# {title}\n\n{line}\n\n{cards(entries)}\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
 
 
@@ -311,25 +455,34 @@ def api_index() -> str:
     )
 
 
-def findings() -> bytes:
-    "The picture of the results page."
-    import matplotlib
-
-    matplotlib.use("agg")
-    from nsl_repro.results.pages import plot_findings
-    from nsl_repro.results.ledger import load_published
+def as_png(figure) -> bytes:
+    "A figure of matplotlib, sharp on screens of twice the pixels."
+    import matplotlib.pyplot as plt
 
     picture = io.BytesIO()
-    plot_findings(load_published()).figure.savefig(
-        picture, dpi=120, bbox_inches="tight", metadata={"Software": None}
-    )
+    figure.savefig(picture, dpi=190, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
     return picture.getvalue()
+
+
+def results() -> str:
+    "The page of all results, and its pictures."
+    from nsl_repro.results.ledger import load_published
+    from nsl_repro.results.pages import plot_findings
+    from nsl_repro.results.site import results_page
+
+    pictures = {}
+    for papers, name in (("nsl", "Neural similarity"), ("pddm", "PDDM")):
+        PICTURES[f"findings-{papers}.png"] = as_png(plot_findings(load_published(), papers).figure)
+        pictures[f"{name}: every difference with its interval"] = f"findings-{papers}.png"
+    return results_page(pictures=pictures)
 
 
 def assemble() -> None:
     "Write all sources, and remove those whose origin is gone."
-    from nsl_repro.results.pages import results_page
+    import matplotlib
 
+    matplotlib.use("agg")
     made: dict[str, str | bytes] = {}
     for file, page in PAGES.items():
         if file.endswith(".ipynb"):
@@ -338,11 +491,8 @@ def assemble() -> None:
             made[f"{page}.md"] = relink((ROOT / file).read_text(encoding="utf-8"), file)
     made |= {f"{page}.md": section_page(page) for page in SECTIONS}
     made |= {f"api/{module}.md": api_page(module) for module in MODULES}
-    made |= {
-        "api/index.md": api_index(),
-        "results.md": results_page(picture="findings.png"),
-        "findings.png": findings(),
-    }
+    made |= {"api/index.md": api_index(), "results.md": results()}
+    made |= PICTURES
     made |= {f"files/{name}": path.read_bytes() for name, path in FILES.items()}
     for name, content in made.items():
         path, content = SOURCE / name, content.encode() if isinstance(content, str) else content

@@ -21,7 +21,12 @@ from browser import chromium, listen, script
 from conftest import ROOT
 from fastcore.docments import docments
 
+from nsl_repro.command.parameters import read_parameters
 from nsl_repro.nsl.dynamic import dynamic_conv2d
+from nsl_repro.results.answers import answer
+from nsl_repro.results.ledger import load_published
+from nsl_repro.results.pages import headlines_told
+from nsl_repro.results.site import RERUN
 
 HTML = ROOT / "_docs" / "html"
 SCREENSHOTS = ROOT / "_docs" / "screenshots"
@@ -36,6 +41,16 @@ KINDS = [
 ]  # a page of each kind
 
 LOOK, OVERFLOW, CUT, FAINT = map(script, ("look", "overflow", "cut", "faint"))
+OPEN = "() => document.querySelectorAll('details').forEach((one) => (one.open = true))"
+BOX = """(name) => {
+    const e = document.querySelector(name);
+    if (!e) return null;
+    const {top, bottom, width} = e.getBoundingClientRect();
+    const [start, end] = [top + scrollY, bottom + scrollY];
+    return {top: start, bottom: end, width, natural: e.naturalWidth};
+}"""
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
+SCREENS = pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 
 
 class Page(html.parser.HTMLParser):
@@ -183,6 +198,7 @@ def test_no_page_has_anything_wrong(pages, address, browser):
         page.set_viewport_size(DESKTOP)
         page.goto(f"{address}/{name}.html")
         wrong += [f"{name}: {what}" for what in page.evaluate(LOOK)]
+        page.evaluate(OPEN)  # what is folded, too
         wrong += [f"{name}: {what}" for what in page.evaluate(CUT)]
         page.set_viewport_size(PHONE)
         wrong += [f"{name}: {what}" for what in page.evaluate(OVERFLOW)]
@@ -207,6 +223,135 @@ def test_colours_and_screenshots(address, browser, scheme):
             page.set_viewport_size(viewport)
             page.screenshot(path=SCREENSHOTS / f"{name.replace('/', '-')}-{width}-{scheme}.png")
         page.set_viewport_size(DESKTOP)
+    page.close()
+
+
+def words(text):
+    "A text without the marks of Markdown and of typesetting."
+    return " ".join(re.sub(r"[*`]", "", text).split())
+
+
+@SCREENS
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_answers_first(address, browser, name, screen):
+    "Question, answer and picture on the first screen; code behind one click; parameters to read."
+    page = browser.new_page(viewport=screen)
+    page.goto(f"{address}/experiments/{name}.html")
+    page.evaluate(LOOK)
+    assert words(page.inner_text(".answer")) == words(answer(name).text)
+    assert page.evaluate(BOX, ".answer > p")["top"] < screen["height"] * 2 / 3
+    picture = page.evaluate(BOX, ".answer img")
+    assert picture["top"] < screen["height"] if screen == DESKTOP else picture["width"] > 300
+    assert type_size(picture) > 9
+    code = page.locator(".bd-article .cell_input pre")
+    shown = [code.nth(n).is_visible() for n in range(code.count())]
+    assert shown and not any(shown)
+    button = page.locator("button.open-all")
+    assert button.inner_text() == "Show all code"
+    button.click()
+    assert all(code.nth(n).is_visible() for n in range(code.count()))
+    assert button.inner_text() == "Hide all code"
+    button.click()
+    assert not code.first.is_visible()
+    table = page.locator("table", has=page.locator("th", has_text="what it is")).first
+    told = [words(text) for text in table.locator("tbody tr td:first-child").all_inner_texts()]
+    assert told == list(read_parameters(ROOT / "nbs" / "experiments" / f"{name}.ipynb"))
+    page.close()
+
+
+def type_size(picture):
+    "The smallest letters of a picture that the site draws, on the screen: 9 points at 190 dpi."
+    return 9 / 72 * 190 * picture["width"] / picture["natural"]
+
+
+def test_cards_carry_the_answers(address, browser):
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(f"{address}/experiments/index.html")
+    cards = words(page.inner_text(".cards"))
+    assert not [name for name in EXPERIMENTS if words(answer(name).brief) not in cards]
+    page.close()
+
+
+@SCREENS
+def test_a_lesson_begins_with_its_idea_and_a_figure(pages, address, browser, screen):
+    page, without = browser.new_page(viewport=screen), []
+    for name in pages:
+        if name.partition("/")[0] not in ("nsl", "pddm") or name.endswith("index"):
+            continue
+        page.goto(f"{address}/{name}.html")
+        page.evaluate(LOOK)
+        figure = page.evaluate(BOX, ".lead img")
+        if figure is None:
+            without.append(name)
+        elif screen == DESKTOP:
+            assert figure["bottom"] < screen["height"], name
+        else:
+            assert figure["top"] < screen["height"] - 100, name
+        assert page.evaluate(BOX, "h1 + blockquote")["bottom"] < screen["height"] / 2, name
+        first = page.locator(".bd-article .cell_input pre").first
+        assert "import" not in first.inner_text() or not first.is_visible(), name
+    page.close()
+    assert without == ["nsl/00_playground", "nsl/09_convert", "pddm/04_plugins"]  # no figures
+
+
+@SCREENS
+def test_the_results_page_says_what_it_is_worth(address, browser, screen):
+    page = browser.new_page(viewport=screen)
+    page.goto(f"{address}/results.html")
+    page.evaluate(LOOK)
+    text, ledger = words(page.inner_text(".bd-article")), load_published(ROOT / "data")
+    first = words(page.locator(".bd-article p").first.inner_text())
+    assert re.match("None of the|Of the", first) and words(RERUN) in first
+    assert words(headlines_told([e for e in ledger if e.preset != "smoke"])) in text
+    assert page.locator("p", has_text="Too short to say.").first.is_visible()
+    heads = page.locator("table").first.locator("th").all_inner_texts()
+    assert heads[:2] == ["verdict", "what is compared"]
+    for picture in (".pictures p:nth-child(1) img", ".pictures p:nth-child(2) img"):
+        assert type_size(page.evaluate(BOX, picture)) > 9
+    assert page.locator("details[open]").count() == 0 < page.locator("details").count()
+    trials = page.locator("summary", has_text="tuning").all()
+    assert trials and all(one.is_visible() for one in trials)
+    height = page.evaluate("document.documentElement.scrollHeight")
+    assert height < (18_000 if screen == DESKTOP else 27_000)
+    page.locator("button.open-all").click()
+    assert page.locator("details:not([open])").count() == 0
+    page.close()
+
+
+@SCREENS
+def test_the_front_page_shows_what_it_is_and_how_to_begin(address, browser, screen):
+    page = browser.new_page(viewport=screen)
+    page.goto(f"{address}/index.html")
+    page.evaluate(LOOK)
+    picture = page.evaluate(BOX, "img[alt^='Four ways to compare']")
+    code = page.evaluate(BOX, ".cell_input pre")
+    assert picture["bottom"] < code["bottom"] + 200 and code["top"] < screen["height"]
+    assert code["bottom"] < screen["height"] if screen == DESKTOP else picture["width"] > 330
+    assert 13 * 130 / 72 * picture["width"] / picture["natural"] > 9  # points at dpi: its type
+    text = page.inner_text(".bd-article")
+    assert all(said in text for said in ("What it is for", "When not", "Ideas, an hour"))
+    page.close()
+
+
+def test_the_short_way_takes_an_hour_and_leads_on(pages, address, browser):
+    "At 150 words a minute, code passed over; each page of it leads to the next one."
+    from nbformat import read
+
+    tour = read(ROOT / "nbs" / "index.ipynb", 4)
+    (text,) = [c.source for c in tour.cells if "## Two ways to read" in c.source]
+    way = re.findall(r"\]\(([^)#]+)\.ipynb\)", text.partition("**Ideas")[2].partition("**Every")[0])
+    prose = []
+    for name in way:
+        cells = read(ROOT / "nbs" / f"{name}.ipynb", 4).cells
+        prose += [c.source for c in cells if c.cell_type == "markdown"]
+    minutes = sum(len(source.split()) for source in prose) / 150
+    assert 40 < minutes < 75, minutes
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(f"{address}/{way[0]}.html")
+    for n, name in enumerate(way, 1):
+        assert page.url == f"{address}/{name}.html"
+        page.locator(".page-links a", has_text=f"Ideas, {n} of {len(way)}").click()
+    assert page.url == f"{address}/results.html"
     page.close()
 
 

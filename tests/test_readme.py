@@ -1,6 +1,7 @@
 """The README: its tables are the ledger's, its picture shows the ledger's numbers, its examples
 run, its commands exist."""
 
+import json
 import math
 import re
 import shlex
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from nsl_repro.results.pages import drawn_from, fill, learned_digest, readme_parts
+from nsl_repro.results.answers import answer
+from nsl_repro.results.pages import drawn_from, fill, findings, learned_digest, readme_parts
 from nsl_repro.results.ledger import entry_name, load_published
 from nsl_repro.command.parameters import parse_assignments, read_parameters, resolve
 from nsl_repro.command.runner import find_notebook
@@ -60,6 +62,35 @@ def test_what_is_told_of_heads_is_the_ledgers():
     assert "{} of {} with a batch norm behind the released head".format(*norm) in text
 
 
+def test_the_answers_in_the_notebooks_are_the_ledgers():
+    for path in sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        call = f'answer("{path.stem}")'
+        (cell,) = [c for c in cells if call in "".join(c["source"]).splitlines()]
+        stored = "".join(cell["outputs"][0]["data"]["text/markdown"])
+        assert stored == answer(path.stem).text, f"{path.name}: run `make readme`"
+        assert cells.index(cell) <= 2
+
+
+def test_what_is_told_of_features_without_training_is_the_ledgers():
+    "And that the dense kernels, the other half of a claim and the tuned rival are in the table."
+    found = findings([e for e in load_published(ROOT / "data") if e.preset != "smoke"])
+    frozen = [f.word for f in found if f.headline.rival == "frozen"]
+    assert "Why were features without training better than PDDM?" in TEXT
+    assert len(frozen) == 3 and set(frozen) == {"worse"}
+    for words in (
+        *("dense kernels recovered", "recall at 1 by score", "its own settings", "PDDM's settings"),
+        *("half of the classes", "half of the images", "not trained"),
+    ):
+        assert words in TEXT
+
+
+def test_ten_lines_are_enough_to_begin():
+    code = next(code for language, code in BLOCKS if language == "python")
+    assert TEXT.index(code) < 1500
+    assert len([line for line in code.splitlines() if line and line[0] != "#"]) <= 10
+
+
 def test_there_are_no_other_blocks():
     assert {language for language, _ in BLOCKS} == {"sh", "python", "bibtex"}
 
@@ -67,7 +98,7 @@ def test_there_are_no_other_blocks():
 @pytest.mark.parametrize(
     "code",
     [code for language, code in BLOCKS if language == "python"],
-    ids=["layer", "model", "tune", "metric", "load"],
+    ids=["quickstart", "layer", "model", "tune", "metric", "load"],
 )
 def test_examples_run(code, tmp_path, monkeypatch):
     import torch

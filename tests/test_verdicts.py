@@ -22,7 +22,8 @@ from nsl_repro.results.claims import (
 from nsl_repro.results.intervals import Estimate, mean_estimate
 from nsl_repro.results.ledger import load_ledger, new_entry
 from nsl_repro.results.methods import comparison_of
-from nsl_repro.results.pages import beside_the_paper, results_page
+from nsl_repro.results.pages import beside_the_paper
+from nsl_repro.results.site import results_page
 from nsl_repro.results.tables import judged_claims, paper_tables, split_ledger
 
 RUNS = 20_000

@@ -105,12 +105,17 @@ def difference_interval(
 def direction(
     interval: Interval,  # of a difference
     lower_is_better: bool = False,  # of costs; else more is better
-) -> str:  # 'better', 'worse' or 'inconclusive'
-    "What the sign of a difference means."
+    matters: float = 0.0,  # the smallest difference that matters, in the same unit
+) -> str:  # 'better', 'worse', 'inconclusive', 'too small to matter' or 'one run'
+    "What a difference means, in words."
     more, less = ("worse", "better") if lower_is_better else ("better", "worse")
-    if interval[0] - interval[1] > 0:
-        return more
-    return less if interval[0] + interval[1] < 0 else "inconclusive"
+    if math.isnan(interval[1]):
+        return "one run"
+    if not abs(interval[0]) > interval[1]:
+        return "inconclusive"
+    if abs(interval[0]) < matters:
+        return "too small to matter"
+    return more if interval[0] > 0 else less
 
 # %% ../../nbs/results/02_intervals.ipynb #452c0247
 def holm(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Name', 'SCHEMA', 'Commit', 'Work', 'finite_curves', 'Entry', 'one_line', 'validated', 'processor_name', 'ask_git',
-           'new_entry', 'entry_name', 'write_entry', 'read_json', 'read_entry', 'packaged', 'entry_names', 'own_names',
-           'load_ledger', 'load_published', 'find_entry', 'find_entries', 'repeatable', 'run_folder', 'forget_run',
-           'same_results', 'publish_run', 'finished_run', 'recorded_run']
+           'threads_of', 'new_entry', 'entry_name', 'write_entry', 'read_json', 'read_entry', 'packaged', 'entry_names',
+           'own_names', 'load_ledger', 'load_published', 'find_entry', 'find_entries', 'repeatable', 'run_folder',
+           'forget_run', 'same_results', 'publish_run', 'finished_run', 'recorded_run']
 
 # %% ../../nbs/results/01_ledger.ipynb #bbbf9d16
 import difflib
@@ -170,7 +170,17 @@ def _versions() -> dict[str, str]:
             versions[package] = str(loaded or metadata.version(package))
         except metadata.PackageNotFoundError:
             continue
-    return {**versions, "nsl_repro": nsl_repro.__version__, "processor": processor_name()}
+    versions |= {"nsl_repro": nsl_repro.__version__, "processor": processor_name()}
+    if torch := sys.modules.get("torch"):  # a table is read without it, and nothing runs then
+        versions["threads"] = str(torch.get_num_threads())
+    return versions
+
+
+def threads_of(entry: Entry) -> int | None:  # None where it does not tell
+    "With how many threads of PyTorch a run was made: in older entries the device says it."
+    told = re.search(r"(\d+) threads?$", entry.device)
+    number = entry.versions.get("threads") or (told[1] if told else "")
+    return int(number) if number.isdecimal() else None
 
 
 def new_entry(

@@ -27,6 +27,7 @@ from nsl_repro.results.ledger import (
     own_names,
     read_entry,
     same_results,
+    threads_of,
 )
 from .methods import comparison_of, method_style
 from nsl_repro.results.tables import (
@@ -176,6 +177,23 @@ def beside_published(
     return [b._replace(p=p, tested=max(tested, 1)) for b, p in zip(found, corrected)]
 
 # %% ../../nbs/results/08_published.ipynb #ede32ddd
+def _place(entries: Iterable[Entry]) -> str:
+    "On which processors runs were made, and with how many threads; '' if none of them tells."
+    places = set[str]()
+    for e in entries:
+        threads = threads_of(e)
+        number = "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+        places.add(", ".join(filter(None, [e.versions.get("processor", ""), number])))
+    return "; ".join(sorted(places - {""}))
+
+
+def _places(entries: list[Entry], root: Any) -> str:
+    "Where one's own runs were made, and where the published ones."
+    there = [e for mine in entries for e in published_runs(mine, root).values()]
+    told = [("here", _place(entries)), ("there", _place(there))]
+    return "; ".join(f"{word}: {place or 'not known'}" for word, place in told)
+
+
 def published_report(
     entries: list[Entry],  # as in `beside_published`
     root: Any = None,  # as in `published_runs`
@@ -184,11 +202,10 @@ def published_report(
     found = beside_published(entries, root)
     if not any(b.there for b in found):
         return ["Nothing is published with these settings."] if found else []
-    processors = {e.versions.get("processor", "") for e in entries} - {""}
-    place = f" (here: {', '.join(sorted(processors))})" if processors else ""
     tested = next(b.tested for b in found)
     several = f", p corrected for {tested} methods" if tested > 1 else ""
-    heading = f"Beside what was published{place}; mean ± 95 % interval over seeds{several}:"
+    place = _places(entries, root)
+    heading = f"Beside what was published ({place}); mean ± 95 % interval over seeds{several}:"
     width = max(len(method_style(b.method).label) for b in found)
     return [heading, *(f"  {method_style(b.method).label:{width}}  {b.text}" for b in found)]
 

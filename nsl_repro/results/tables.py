@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GroupKey', 'SCALES', 'Table', 'Group', 'split_ledger', 'split_variant', 'variant_words', 'is_usual', 'rerun_command',
-           'group_key', 'by_method', 'metric_values', 'Column', 'comparison_table', 'metrics_table', 'Judged',
-           'judged_claims', 'claims_table', 'largest_group', 'PaperTable', 'paper_tables', 'paper_table', 'gaps_table',
-           'comparisons_told', 'compare_entries']
+           'group_key', 'by_method', 'metric_values', 'for_every_seed', 'Column', 'comparison_table', 'metrics_table',
+           'Judged', 'judged_claims', 'claims_table', 'largest_group', 'PaperTable', 'paper_tables', 'paper_table',
+           'gaps_table', 'comparisons_told', 'compare_entries']
 
 # %% ../../nbs/results/05_tables.ipynb #18d36e20
 import json
@@ -42,8 +42,14 @@ from nsl_repro.results.intervals import (
     mean_estimate,
     mean_interval,
 )
-from .ledger import Entry, entry_name
-from .methods import METHOD_STYLES, comparison_of, method_style, notebook_of
+from .ledger import Entry, entry_name, threads_of
+from nsl_repro.results.methods import (
+    METHOD_STYLES,
+    Comparison,
+    comparison_of,
+    method_style,
+    notebook_of,
+)
 
 # %% ../../nbs/results/05_tables.ipynb #f0a6d18f
 def _markdown_row(cells: list[str]) -> str:
@@ -286,12 +292,11 @@ def _ours(values: list[float], usual: int) -> str:
     return _plus_minus(mean_interval(values)) + n
 
 
-def _difference(interval: Interval, lower_is_better: bool = False) -> str:
-    word = direction(interval, lower_is_better)
-    tiny = word != "inconclusive" and abs(interval.mean) < 0.005
-    form = ".0e" if tiny else ".2f"  # a certain difference is not written as 0.00
-    half = "" if math.isnan(interval.half_width) else f" ± {interval.half_width:{form}}"
-    return f"{interval.mean:+{form}}{half}, {word}"
+def _difference(
+    interval: Interval, lower_is_better: bool = False, matters: float = Comparison().matters
+) -> str:
+    word = direction(interval, lower_is_better, matters)
+    return f"{_plus_minus(interval, '+.2f')}, {word}"
 
 
 def _over_seeds(counts: list[int]) -> tuple[int, str]:
@@ -314,6 +319,20 @@ def _caption(entries: list[Entry]) -> str:
     return f"{experiment} on {dataset}, preset {preset}{setting}"
 
 # %% ../../nbs/results/05_tables.ipynb #4febcad7
+def for_every_seed(
+    usual: Comparison,
+    values: dict[str, dict[int, float]],  # method -> seed -> value
+    *methods: str,  # two of them
+) -> list[dict[int, float]]:  # seed -> value, for each of them
+    "The values of two methods; a seedless one has its value for each seed of the other."
+    pair = [values[method] for method in methods]
+    for n, method in enumerate(methods):
+        mine, theirs = pair[n], pair[1 - n]
+        if method in usual.seedless and len(mine) == 1:
+            pair[n] = dict.fromkeys(theirs or mine, *mine.values())
+    return pair
+
+
 class Column(NamedTuple):
     "A column of a table with a row per method."
 
@@ -327,14 +346,15 @@ class _Runs:
 
     methods: dict[str, dict[int, Entry]]  # method -> seed -> entry
     values: dict[str, dict[int, float]]  # method -> seed -> value
-    lower_is_better: bool
+    usual: Comparison
 
     def minus(self, method: str, rival: str | None) -> str:
         "The difference to a rival; empty if it was not run."
         if rival not in self.values or rival == method:
             return ""
-        difference = difference_interval(self.values[method], self.values[rival])
-        return _difference(difference, self.lower_is_better)
+        ours, theirs = for_every_seed(self.usual, self.values, method, rival)
+        difference = difference_interval(ours, theirs)
+        return _difference(difference, self.usual.lower_is_better, self.usual.matters)
 
     def cost(self, method: str, metric: str, form: str, divisor: float = 1.0) -> str:
         "The median over seeds; empty where it was not recorded."
@@ -388,6 +408,16 @@ def _columns(
     return columns
 
 # %% ../../nbs/results/05_tables.ipynb #4f14ca9d
+def _differences_told(columns: list[Column], rows: list[list[str]], unit: str) -> str:
+    "How many differences a table holds: each was tested on its own."
+    places = [n for n, c in enumerate(columns) if c.heading.startswith("minus ")]
+    count = sum(bool(row[n]) for row in rows for n in places)
+    points = " in percentage points" if unit == "percent" else ""
+    if count < 2:
+        return f"; the difference{points}" if count else ""
+    return f"; {count} differences{points}, not corrected for their number"
+
+
 def comparison_table(
     entries: list[Entry],  # of one experiment, data set, preset and variant
     baseline: str | None = None,  # the method all others are compared with
@@ -401,21 +431,18 @@ def comparison_table(
     metric = metric or (measured or usual.metrics)[0]
     methods = by_method(entries)
     values = {method: metric_values(runs, metric) for method, runs in methods.items()}
-    runs = _Runs(methods, values, usual.lower_is_better)
+    runs = _Runs(methods, values, usual)
     paper = _paper_cells(experiment, dataset, metric)
     seeds, over_seeds = _over_seeds([len(found) for found in values.values()])
     baseline, matched = baseline or usual.baseline, usual.matched if matched is None else matched
     columns = _columns(runs, paper, seeds, baseline, matched, usual.rival)
     with_macs = usual.unit == "percent" and _runs_with("macs", entries) > 0
     columns += _cost_columns(runs, with_macs)
-    points = "percentage points" if usual.unit == "percent" else "the same"
-    caption = (
-        f"{_caption(entries)}: {metric} in {usual.unit}, {over_seeds}; differences in {points},"
-        " not corrected for the number of comparisons."
-    )
+    caption = f"{_caption(entries)}: {metric} in {usual.unit}, {over_seeds}"
     rows = []
     for method in methods:
         rows.append([column.cell(method) for column in columns])
+    caption += f"{_differences_told(columns, rows, usual.unit)}."
     return Table([column.heading for column in columns], rows, caption, rerun_command(*key))
 
 # %% ../../nbs/results/05_tables.ipynb #94809dfb
@@ -507,6 +534,13 @@ def judged_claims(
     return found
 
 # %% ../../nbs/results/05_tables.ipynb #3db3e4f4
+def _family(judged: list[Judged]) -> str:
+    "Over how many comparisons the verdicts are corrected, table by table."
+    counts = Counter(one.claim.table or "those of no table" for one in judged)
+    told = [f"{n} ({table})" for table, n in counts.items()]
+    return f"{len(judged)} comparisons" if len(counts) == 1 else " and ".join(told)
+
+
 def _range(claim: Claim) -> str:
     ends = ["…" if end is None else f"{end:+.1f}" for end in (claim.at_least, claim.at_most)]
     return " to ".join(ends)
@@ -533,7 +567,8 @@ def claims_table(
 ) -> Table:
     "The paper's claims about this experiment and data set beside what the runs show."
     key = group_key(entries)
-    found = [one for one in judged_claims(entries) if _runs_with(one.claim.metric, entries)]
+    judged = judged_claims(entries)
+    found = [one for one in judged if _runs_with(one.claim.metric, entries)]
     rows, before = [], ""
     for one in found:
         words, *rest = _claim_row(one, entries)
@@ -541,7 +576,7 @@ def claims_table(
         before = words
     whose = " of the paper's variant" if any(one.claim.variant for one in found) else ""
     caption = (
-        f"{_caption(entries)}: the claims. Verdicts after Holm's correction;"
+        f"{_caption(entries)}: the claims. Verdicts after Holm's correction over {_family(judged)};"
         f" only runs{whose} at the preset paper can decide."
     )
     headings = ["claim", "measured", "paper, or our range", "found", "verdict"]
@@ -706,7 +741,8 @@ def _settings(e: Entry) -> dict[str, Any]:
         **{key: getattr(e, key) for key in run},
         **{f"parameter {k}": v for k, v in e.parameters.items()},
         **{key: getattr(e, key) for key in machine},
-        **{f"version of {k}": v for k, v in e.versions.items()},
+        **{f"version of {k}": v for k, v in e.versions.items() if k != "threads"},
+        "threads": threads_of(e),
     }
 
 
