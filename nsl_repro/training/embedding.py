@@ -218,15 +218,18 @@ class QuadrupletObjective(nn.Module):
         beta: float = 1.0,  # margin of the distances
         lam: float = 0.5,  # weight of the embedding head
         squared: bool = True,  # distances squared
+        rescale: bool = False,  # scores to [0, 1] over the rows of i and j, before the margin
+        reach: str = "all",  # what E_m trains: 'all', or the 'unit' and not the embedding
+        **unit: Any,  # hidden, normalise_pair and last of the `PDDM`
     ):
         super().__init__()
         if mine_by not in ("pddm", "distance"):
             raise ValueError(f"mine_by must be 'pddm' or 'distance', got {mine_by!r}.")
-        self.score = None if heads == "embedding" else PDDM(dim)
+        self.score = None if heads == "embedding" else PDDM(dim, **unit)
         if self.score is None and mine_by == "pddm":
             raise ValueError("mine_by must be 'distance' for the embedding head alone, got 'pddm'.")
         self.dim, self.mine_by, self.triplets, self.n = dim, mine_by, triplets, n
-        self.loss = DoubleHeaderHingeLoss(alpha, beta, lam, squared, heads=heads)
+        self.loss = DoubleHeaderHingeLoss(alpha, beta, lam, squared, heads, rescale, reach)
 
     def mine(
         self, embeddings: Float[Tensor, "B dim"], labels: Integer[Tensor, " B"]

@@ -190,14 +190,16 @@ GOOD = {
         attention.orthogonality_penalty,
         dict(module=sphere.SphereConv2d(4, 6, 3), weight=2e-4),
     ),
-    "PDDM": (units.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True)),
+    "PDDM": (units.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True, last="cosine")),
     "PDDM.forward": (unit(), dict(a=z, b=z.flip(0))),
     "PDDM.matrix": (unit().matrix, dict(a=z, b=z[:4], chunk=7)),
     "negative_distance": (mining.negative_distance, dict(a=z, b=z.flip(0))),
     "hard_quadruplets": (mining.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
+    "score_range": (mining.score_range, dict(score=unit(), embeddings=z, quadruplets=quadruplets)),
     "DoubleHeaderHingeLoss": (
         losses.DoubleHeaderHingeLoss,
-        dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both"),
+        dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", rescale=True)
+        | dict(reach="unit"),
     ),
     "DoubleHeaderHingeLoss.forward": (
         losses.DoubleHeaderHingeLoss(),
@@ -440,6 +442,8 @@ GOOD = {
             beta=1.0,
             lam=0.5,
             squared=True,
+            rescale=True,
+            reach="unit",
         ),
     ),
     "QuadrupletObjective.forward": (embedding.QuadrupletObjective(8), dict(embeddings=z, labels=y)),
