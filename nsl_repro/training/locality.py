@@ -31,14 +31,25 @@ def class_radius(
     return classes, mean.sqrt()
 
 # %% ../../nbs/training/12_locality.ipynb #6d9aea59
+def _check_lists(lists: Tensor, name: str = "indices") -> None:
+    "Raises `ValueError` for no queries, empty lists or neighbors that are no queries."
+    if not lists.numel():
+        got = tuple(lists.shape)
+        raise ValueError(f"{name} must hold at least one query and one neighbor, got {got}.")
+    low, high = lists.min().item(), lists.max().item()
+    if not 0 <= low <= high < len(lists):
+        raise ValueError(f"{name} must be between 0 and {len(lists) - 1}, got {low} to {high}.")
+
+
 @checked
 def nearest_wrong(
     indices: Integer[Tensor, "N k"],  # from `nearest`, long enough to hold one of another class
     labels: Integer[Tensor, " N"],
 ) -> Tensor:  # (N,): the first neighbor of another class; -1 where the list holds none
-    "The wrong image that is nearest to each query."
+    "The wrong image that is nearest to each query. Raises `ValueError` for empty lists."
+    _check_lists(indices)
     wrong = ~_hits(indices, labels, None)
-    first = indices.gather(1, wrong.int().argmax(1, keepdim=True))[:, 0]
+    first = indices.long().gather(1, wrong.int().argmax(1, keepdim=True))[:, 0]
     return first.masked_fill(~wrong.any(1), -1)
 
 # %% ../../nbs/training/12_locality.ipynb #1e2dfba9
@@ -111,7 +122,9 @@ def swaps(
     after: Integer[Tensor, "N k"],
     labels: Integer[Tensor, " N"],
 ) -> Swaps:
-    "Which neighbors change when the same queries are ranked in another way."
+    "Which neighbors change. Raises `ValueError` for empty lists."
+    _check_lists(before, "before")
+    _check_lists(after, "after")
     right, now = (_hits(x, labels, None)[:, 0] for x in (before, after))
     k = min(10, before.shape[1])
     both = (before[:, :k, None] == after[:, None, :k]).any(2).double().mean()

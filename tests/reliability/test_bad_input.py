@@ -31,8 +31,8 @@ from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
 from nsl_repro.nsl import attention, convert, dynamic, predictor, shape, similarity
 from nsl_repro.nsl import sphere, static, theory
-from nsl_repro.pddm import loss as losses, mining, plugins, unit as units
-from nsl_repro.training import adaptation, embedding, fewshot, imagenet, loop, models
+from nsl_repro.pddm import loss as losses, mining, plugins, rerank as reranking, unit as units
+from nsl_repro.training import adaptation, embedding, fewshot, imagenet, locality, loop, models
 from nsl_repro.training import recipe as recipes, retrieval, sweep as sweeps
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
@@ -62,6 +62,7 @@ backbone = lru_cache(
 )
 sampler = lru_cache(lambda: fewshot.EpisodeSampler(z, y, way=2, shot=1, query=1))
 classifier = lru_cache(lambda: nn.Linear(8, 2))
+six_lists = torch.tensor([[1, 2], [0, 2], [3, 0], [2, 0], [5, 0], [4, 0]])
 quadruplets = mining.Quadruplets(*(torch.tensor([n]) for n in (0, 1, 2, 3)))
 recipe = recipes.RECIPES["clean"]
 episodes = dict(num_classes=3, kind="static_dns", in_channels=1, norm="batch", bn_momentum=0.1)
@@ -196,6 +197,12 @@ GOOD = {
     "negative_distance": (mining.negative_distance, dict(a=z, b=z.flip(0))),
     "hard_quadruplets": (mining.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
     "score_range": (mining.score_range, dict(score=unit(), embeddings=z, quadruplets=quadruplets)),
+    "rerank": (
+        reranking.rerank,
+        dict(
+            score=unit(), queries=z, gallery=z.flip(0), neighbors=torch.ones(6, 2).long(), chunk=5
+        ),
+    ),
     "DoubleHeaderHingeLoss": (
         losses.DoubleHeaderHingeLoss,
         dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", rescale=True)
@@ -376,6 +383,14 @@ GOOD = {
             alone="exclude",
         ),
     ),
+    "class_radius": (locality.class_radius, dict(embeddings=z, labels=y)),
+    "nearest_wrong": (locality.nearest_wrong, dict(indices=six_lists, labels=y)),
+    "density_errors": (
+        locality.density_errors,
+        dict(indices=six_lists, labels=y, radius=torch.ones(3)),
+    ),
+    "class_figures": (locality.class_figures, dict(indices=six_lists, labels=y)),
+    "swaps": (locality.swaps, dict(before=six_lists, after=six_lists.flip(1), labels=y)),
     "score_pairs": (
         retrieval.score_pairs,
         dict(embeddings=z, labels=y, score="cosine", n=10, seed=0),
@@ -541,6 +556,7 @@ NOT_HERE = {
     "Quadruplets": CONTAINER,
     "DoubleHeader": CONTAINER,
     "Taken": CONTAINER,
+    **{n: CONTAINER for n in ("Density", "Swaps")},
     "Conversion": CONTAINER,
     "Episode": CONTAINER,
     "EpisodeScores": CONTAINER,
@@ -605,6 +621,11 @@ NOT_HERE = {
             "judge_gaps",
             "verdict_rates",
             "corrected",
+            "fractional_design",
+            "aliases",
+            "level_effect",
+            "joint_estimate",
+            "class_bootstrap",
             "direction",
             "prediction_interval",
             "two_sample_p",
