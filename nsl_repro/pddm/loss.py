@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from .mining import Quadruplets, score_range
 from .unit import _full
 
 # %% auto #0
-__all__ = ['DoubleHeader', 'DoubleHeaderHingeLoss']
+__all__ = ['DoubleHeader', 'DoubleHeaderHingeLoss', 'pddm_settings']
 
 # %% ../../nbs/pddm/03_loss.ipynb #2677938a
 def _pairs(q: Quadruplets, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -122,3 +122,18 @@ class DoubleHeaderHingeLoss(nn.Module):
     def extra_repr(self) -> str:
         names = ("alpha", "beta", "lam", "squared", "heads", "rescale", "reach")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+# %% ../../nbs/pddm/03_loss.ipynb #c9f71087
+@checked
+def pddm_settings(
+    preset: str = "found",  # 'paper', or what the ablation 'found'
+    dim: int = 128,  # of the embedding
+) -> dict[str, Any]:  # hidden, normalise_pair, last; n; squared, rescale, reach
+    "All switches of PDDM. Raises `ValueError` for an unknown preset or a dim that is not positive."
+    if preset not in ("paper", "found"):
+        raise ValueError(f"preset must be 'paper' or 'found', got {preset!r}.")
+    if dim < 1:
+        raise ValueError(f"dim must be positive, got {dim}.")
+    paper = dict(hidden=dim, normalise_pair=False, last="linear", n=1, squared=True)
+    paper |= dict(rescale=False, reach="all")
+    return paper | (dict(n=32) if preset == "found" else {})

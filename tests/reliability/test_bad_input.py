@@ -60,6 +60,13 @@ backbone = lru_cache(
         (0.2,) * 3,
     )
 )
+convolved = lambda: features.Backbone(
+    nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "one convolution",
+    4,
+    (0.5,) * 3,
+    (0.2,) * 3,
+)
 sampler = lru_cache(lambda: fewshot.EpisodeSampler(z, y, way=2, shot=1, query=1))
 classifier = lru_cache(lambda: nn.Linear(8, 2))
 six_lists = torch.tensor([[1, 2], [0, 2], [3, 0], [2, 0], [5, 0], [4, 0]])
@@ -197,6 +204,7 @@ GOOD = {
     "negative_distance": (mining.negative_distance, dict(a=z, b=z.flip(0))),
     "hard_quadruplets": (mining.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
     "score_range": (mining.score_range, dict(score=unit(), embeddings=z, quadruplets=quadruplets)),
+    "pddm_settings": (losses.pddm_settings, dict(preset="paper", dim=64)),
     "rerank": (
         reranking.rerank,
         dict(
@@ -442,6 +450,11 @@ GOOD = {
     ),
     "batch_shape": (embedding.batch_shape, dict(labels=y, batch_size=4, per_class=2, at_most=8)),
     "EmbeddingNet": (embedding.EmbeddingNet, dict(in_dim=8, dim=4)),
+    "LastParts": (embedding.LastParts, dict(backbone=small(), last=2)),
+    "LastParts.forward": (
+        embedding.LastParts(convolved(), 1).requires_grad_(False),
+        dict(images=draw(2, 3, 6, 6)),
+    ),
     "EmbeddingNet.forward": (embedding.EmbeddingNet(8, 4).requires_grad_(False), dict(x=z)),
     "centre_crops": (embedding.centre_crops, dict(images=bytes_, size=8)),
     "random_crops": (embedding.random_crops, dict(images=bytes_, size=8, seed=0, step=1)),
