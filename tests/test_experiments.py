@@ -167,7 +167,7 @@ def test_another_network(nsl_repro, tmp_path):
         )
 
 
-@pytest.mark.parametrize("experiment", ["pddm_retrieval", "pddm_ablation", "pddm_transfer"])
+@pytest.mark.parametrize("experiment", ["pddm_retrieval", "pddm_ablation", "pddm_end_to_end"])
 def test_frozen_features_alone(experiment, nsl_repro, tmp_path):
     """Nothing is trained, so there are no curves, panels or trials to show."""
     what = [experiment, "-p", "preset=smoke", "-p", "methods=frozen", "-o", tmp_path]
