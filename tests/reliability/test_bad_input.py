@@ -244,7 +244,8 @@ GOOD = {
     "QuadrupletMiner.forward": (plugins.QuadrupletMiner(2), dict(embeddings=z, labels=y)),
     "PDDMLoss": (
         plugins.PDDMLoss,
-        dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1),
+        dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1)
+        | dict(rescale=True, reach="unit", preset="paper"),
     ),
     "PDDMLoss.forward": (plugins.PDDMLoss(unit()), dict(embeddings=z, labels=y)),
     "tap_matrix": (theory.tap_matrix, dict(layer=static.StaticNSLConv2d(4, 6, 3))),
