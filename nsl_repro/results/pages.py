@@ -90,10 +90,10 @@ pddm_retrieval   cub           pddm_quadruplet      embedding_head         recal
 pddm_retrieval   cars          pddm_quadruplet      triplet                recall_at_1
 pddm_retrieval   cars          pddm_quadruplet      pddm_mined_by_distance recall_at_1
 pddm_retrieval   cars          pddm_quadruplet      embedding_head         recall_at_1
-pddm_ablation    cub           pddm_found           pddm_quadruplet        recall_at_1
-pddm_ablation    cub           pddm_found           triplet                recall_at_1
-pddm_ablation    cars          pddm_found           pddm_quadruplet        recall_at_1
-pddm_ablation    cars          pddm_found           triplet                recall_at_1
+pddm_ablation    cub           pddm_default        pddm_quadruplet        recall_at_1
+pddm_ablation    cub           pddm_default        triplet                recall_at_1
+pddm_ablation    cars          pddm_default        pddm_quadruplet        recall_at_1
+pddm_ablation    cars          pddm_default        triplet                recall_at_1
 pddm_transfer    mini_imagenet pddm_quadruplet      softmax                hit_at_1_from_5
 """
 HEADLINES = tuple(Headline(*line.split()) for line in _LINES.strip().splitlines())
