@@ -43,6 +43,7 @@ def _score(
     b_c: Tensor,
     W_s: Tensor,
     b_s: Tensor,
+    *,
     cosine: bool = False,
 ) -> Tensor:
     "S from u and from z_v = W_v v + b_v; cosine: c is normalised before its last layer."
@@ -62,7 +63,8 @@ def _check_last(last: str) -> None:
 
 def _weights(pddm: PDDM) -> list[Tensor]:
     "W_u, b_u, W_c, b_c and, for the kind of last layer, W_s and b_s: as `_score` takes them."
-    W_s, b_s = pddm.W_s.weight, pddm.W_s.bias
+    W_s: Tensor = pddm.W_s.weight
+    b_s: Tensor = pddm.W_s.bias
     if pddm.last != "linear":  # e^tau norm(W_s), without tau for a cosine
         scale = 1 if pddm.log_scale is None else pddm.log_scale.exp()
         W_s = scale * _norm(W_s)
@@ -123,7 +125,7 @@ class PDDM(nn.Module):
         if self.normalise_pair:
             u, v = _norm(u), _norm(v)
         z_v = _linear(v, self.W_v.weight, self.W_v.bias)
-        return _score(u, z_v, *_weights(self), self.last != "linear")
+        return _score(u, z_v, *_weights(self), cosine=self.last != "linear")
 
     def matrix(
         self,
@@ -163,7 +165,7 @@ def _tile(
             squares = (a.square().sum(1)[:, None] + b.square().sum(1) + 2 * a @ b.T) / 4
         u, scale = _norm(u), 0.5 * squares.clamp_min(1e-12).rsqrt()[..., None]
     z_v = (p[:, None] + q) * scale + b_v  # W_v v + b_v = (p_i + p_j)/2 + b_v
-    return _score(u, z_v, *weights, cosine)
+    return _score(u, z_v, *weights, cosine=cosine)
 
 # %% ../../nbs/pddm/01_unit.ipynb #2e936b4c
 class _AllPairs(torch.autograd.Function):

@@ -53,8 +53,8 @@ def aliases(
 def level_effect(
     values: dict[int, Sequence[float]],  # seed -> a value per run, in the order of the design
     levels: Sequence,  # what a factor was set to in each run
-    high,  # the level whose mean is taken,
-    low,  # and the one whose mean is subtracted
+    high: object,  # the level whose mean is taken,
+    low: object,  # and the one whose mean is subtracted
 ) -> Estimate:  # the error is nan with one seed
     """The difference of two levels of a factor, over all else.
 
@@ -64,7 +64,9 @@ def level_effect(
         raise ValueError(f"values must have {R} runs per seed, got {[len(row) for row in table]}.")
     counts = [sum(x == level for x in levels) for level in (high, low)]
     if not all(counts):
-        raise ValueError(f"levels must have {high!r} and {low!r}, got {sorted(set(levels))}.")
+        raise ValueError(
+            f"levels must have {high!r} and {low!r}, got {sorted(set(levels), key=str)}."
+        )
     w = [(x == high) / counts[0] - (x == low) / counts[1] for x in levels]
     of_run = [math.fsum(column) / S for column in zip(*table)]
     mean = math.fsum(a * y for a, y in zip(w, of_run))

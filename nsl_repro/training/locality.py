@@ -128,5 +128,5 @@ def swaps(
     right, now = (_hits(x, labels, None)[:, 0] for x in (before, after))
     k = min(10, before.shape[1])
     both = (before[:, :k, None] == after[:, None, :k]).any(2).double().mean()
-    shares = [100 * x.double().mean().item() for x in (now & ~right, right & ~now)]
-    return Swaps(*shares, 100 * both.item())
+    gained, lost = (100 * x.double().mean().item() for x in (now & ~right, right & ~now))
+    return Swaps(gained, lost, 100 * both.item())
