@@ -50,7 +50,7 @@ from nsl_repro.results.tables import (
     variant_words,
 )
 
-# %% ../../nbs/results/07_pages.ipynb #688c960d
+# %% ../../nbs/results/07_pages.ipynb #4f28ed95
 @dataclass(frozen=True)
 class Headline:
     "A comparison that stands in the README: a method, and the rival that differs in one thing."
@@ -61,7 +61,7 @@ class Headline:
     rival: str  # another one
     metric: str  # in percent, more is better
 
-
+# %% ../../nbs/results/07_pages.ipynb #688c960d
 _LINES = """
 nsl_cifar        cifar10       static_dns           cnn                    test_accuracy
 nsl_cifar        cifar10       static_uns           cnn                    test_accuracy
