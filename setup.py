@@ -14,8 +14,9 @@ metric = cfg[
 ].split()  # PDDM beside pytorch-metric-learning, pre-trained backbones
 run = metric + cfg["run_requirements"].split()  # the experiments
 onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
+faiss = cfg["faiss_requirements"].split()  # an index whose lists PDDM re-ranks
 notebooks = (
-    run + onnx + tracking + cfg["notebooks_requirements"].split()
+    run + onnx + faiss + tracking + cfg["notebooks_requirements"].split()
 )  # all notebooks, in Colab or elsewhere
 docs = notebooks + [
     f"{need}; python_version >= '3.11'" for need in cfg["docs_requirements"].split()
@@ -24,6 +25,7 @@ extras = {
     "metric": metric,
     "run": run,
     "onnx": onnx,
+    "faiss": faiss,
     "tracking": tracking,
     "notebooks": notebooks,
     "docs": docs,

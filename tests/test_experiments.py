@@ -172,6 +172,15 @@ def test_another_network(nsl_repro, tmp_path):
         )
 
 
+@pytest.mark.parametrize("experiment", ["pddm_retrieval", "pddm_ablation", "pddm_end_to_end"])
+def test_frozen_features_alone(experiment, nsl_repro, tmp_path):
+    """Nothing is trained, so there are no curves, panels or trials to show."""
+    what = [experiment, "-p", "preset=smoke", "-p", "methods=frozen", "-o", tmp_path]
+    done = nsl_repro("run", *what)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert {e.method for e in load_ledger(tmp_path, experiment=experiment)} == {"frozen"}
+
+
 def test_list_names_every_experiment(nsl_repro):
     done = nsl_repro("list", "-v")
     assert done.returncode == 0, done.stderr

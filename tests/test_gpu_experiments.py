@@ -63,8 +63,9 @@ def test_an_experiment_on_a_gpu(notebook, tmp_path):
 
 
 @pytest.mark.skipif(not CUDA, reason="torch sees no CUDA device")
+@pytest.mark.parametrize("experiment", ["pddm_retrieval", "pddm_ablation"])
 @pytest.mark.parametrize("dataset", ["cub", "cars"])
-def test_photographs_on_a_gpu(dataset, tmp_path):
+def test_photographs_on_a_gpu(dataset, experiment, tmp_path):
     from nsl_repro.data.sources import DataNotFound, check_files
 
     try:
@@ -72,7 +73,7 @@ def test_photographs_on_a_gpu(dataset, tmp_path):
     except DataNotFound as e:
         pytest.skip(str(e))
     values = dict(dataset=dataset, device="cuda", data_root=os.environ.get("NSL_DATA", ""))
-    done = by_its_cells(ROOT / "nbs/experiments/pddm_retrieval.ipynb", tmp_path, **values)
+    done = by_its_cells(ROOT / f"nbs/experiments/{experiment}.ipynb", tmp_path, **values)
     if "No module named" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr[-3000:]

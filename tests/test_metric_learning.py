@@ -66,7 +66,7 @@ def test_half_precision_is_left_before_anything_is_subtracted():
     x = x.bfloat16()
     z = F.normalize(x.float(), dim=1)
     expected = DoubleHeaderHingeLoss()(unit, z, hard_quadruplets(unit, z, LABELS))
-    loss = PDDMLoss(unit)
+    loss = PDDMLoss(unit, preset="paper")
     torch.testing.assert_close(loss(x, LABELS), expected.loss)
     torch.testing.assert_close(loss.embedding, expected.embedding.detach())
 

@@ -177,13 +177,13 @@ def released_folder(
         raise _no_such_model(name, place, [*models])
     model = models[name]
     if "://" not in place:
-        file = Path(place, model.file)
-        if not file.is_file() or checksum(file, "sha256") != model.sha256:
-            raise ValueError(f"{file} is missing or is not the file that the index names.")
-        return _unpacked(file, model.sha256)
-    file = data_root() / "cache" / "models" / f"{model.sha256[:16]}.zip"
-    download(f"{place}/{model.file}", file, sha256=model.sha256, size=model.size)
-    return _unpacked(file, model.sha256)
+        archive = Path(place, model.file)
+        if not archive.is_file() or checksum(archive, "sha256") != model.sha256:
+            raise ValueError(f"{archive} is missing or is not the file that the index names.")
+        return _unpacked(archive, model.sha256)
+    archive = data_root() / "cache" / "models" / f"{model.sha256[:16]}.zip"
+    download(f"{place}/{model.file}", archive, sha256=model.sha256, size=model.size)
+    return _unpacked(archive, model.sha256)
 
 # %% ../../nbs/base/05_releases.ipynb #db46fbd5
 def model_folder(

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base.checks import checked, described
-from .mining import Quadruplets
+from .mining import Quadruplets, score_range
 from .unit import _full
 
 # %% auto #0
-__all__ = ['DoubleHeader', 'DoubleHeaderHingeLoss']
+__all__ = ['DoubleHeader', 'DoubleHeaderHingeLoss', 'pddm_settings']
 
 # %% ../../nbs/pddm/03_loss.ipynb #2677938a
 def _pairs(q: Quadruplets, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -52,7 +52,7 @@ def _distances(x: Tensor, y: Tensor, squared: bool) -> Tensor:
         return difference.square().sum(1)
     return torch.linalg.vector_norm(difference, dim=1)
 
-# %% ../../nbs/pddm/03_loss.ipynb #57db150a
+# %% ../../nbs/pddm/03_loss.ipynb #4747e9d0
 class DoubleHeader(NamedTuple):
     "The loss, and its two heads before they are weighted."
 
@@ -60,12 +60,30 @@ class DoubleHeader(NamedTuple):
     metric: Tensor  # (): E_m
     embedding: Tensor  # (): E_e
 
+# %% ../../nbs/pddm/03_loss.ipynb #92ba4abb
+def _check_reach(reach: str) -> None:
+    "Raises `ValueError` for a reach that the metric head does not have."
+    if reach not in ("all", "unit"):
+        raise ValueError(f"reach must be 'all' or 'unit', got {reach!r}.")
 
+
+def _rescaled(
+    S: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor],
+    embeddings: Tensor,
+    quadruplets: Quadruplets,
+) -> Tensor:
+    "(S - low) / (high - low), of the rows of the anchors."
+    low, high = score_range(score, embeddings, quadruplets)
+    return (S - low) / (high - low).clamp_min(1e-6)  # equal scores stay finite
+
+# %% ../../nbs/pddm/03_loss.ipynb #57db150a
 @checked
 class DoubleHeaderHingeLoss(nn.Module):
     """The double-header hinge loss `E_m + lambda E_e`, averaged over the quadruplets. [summary, 3p]
 
-    Raises `ValueError` for unknown `heads`, or for quadruplets that do not fit the embeddings."""
+    Raises `ValueError` for an unknown `heads` or `reach`, or for quadruplets that do not fit the
+    embeddings."""
 
     def __init__(
         self,
@@ -74,9 +92,13 @@ class DoubleHeaderHingeLoss(nn.Module):
         lam: float = 0.5,  # lambda, the weight of the embedding head [3p]
         squared: bool = True,  # whether D is the squared distance [3p]
         heads: str = "both",  # 'both', 'metric' (E_m alone) or 'embedding' (E_e alone) [ours]
+        rescale: bool = False,  # scores to 0 and 1 over the rows of i and j, before the margin [3p]
+        reach: str = "all",  # what E_m trains: 'all', or the 'unit' and not the embeddings [3p]
     ):
         super().__init__()
         _check_heads(heads)
+        _check_reach(reach)
+        self.rescale, self.reach = rescale, reach
         self.alpha, self.beta, self.lam, self.squared, self.heads = alpha, beta, lam, squared, heads
 
     def forward(
@@ -87,7 +109,9 @@ class DoubleHeaderHingeLoss(nn.Module):
     ) -> DoubleHeader:  # both heads are reported, whichever are in the loss
         pairs, m = _pairs(quadruplets, embeddings), len(quadruplets.i)
         x, y = (embeddings[torch.cat(side)] for side in zip(*pairs))
-        S_ij, *S_n = score(x, y).reshape(len(pairs), m)
+        S = score(x, y) if self.reach == "all" else score(x.detach(), y.detach())
+        S = _rescaled(S, score, embeddings, quadruplets) if self.rescale else S
+        S_ij, *S_n = S.reshape(len(pairs), m)
         D_ij, *D_n = _distances(x, y, self.squared).reshape(len(pairs), m)
         E_m = sum((self.alpha - S_ij + S).relu() for S in S_n)  # [alpha - S_ij + S_ik]_+ + ...
         E_e = sum((self.beta + D_ij - D).relu() for D in D_n)  # [beta + D_ij - D_ik]_+ + ...
@@ -96,5 +120,20 @@ class DoubleHeaderHingeLoss(nn.Module):
         return DoubleHeader(E, E_m, E_e)
 
     def extra_repr(self) -> str:
-        names = ("alpha", "beta", "lam", "squared", "heads")
+        names = ("alpha", "beta", "lam", "squared", "heads", "rescale", "reach")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+# %% ../../nbs/pddm/03_loss.ipynb #c9f71087
+@checked
+def pddm_settings(
+    preset: str = "found",  # 'paper', or what the ablation 'found'
+    dim: int = 128,  # of the embedding
+) -> dict[str, Any]:  # hidden, normalise_pair, last; n; squared, rescale, reach
+    "All switches of PDDM. Raises `ValueError` for an unknown preset or a dim that is not positive."
+    if preset not in ("paper", "found"):
+        raise ValueError(f"preset must be 'paper' or 'found', got {preset!r}.")
+    if dim < 1:
+        raise ValueError(f"dim must be positive, got {dim}.")
+    paper = dict(hidden=dim, normalise_pair=False, last="linear", n=1, squared=True)
+    paper |= dict(rescale=False, reach="all")
+    return paper | (dict(n=32) if preset == "found" else {})

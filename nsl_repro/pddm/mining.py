@@ -16,7 +16,7 @@ from ..base.checks import checked
 from .unit import _full
 
 # %% auto #0
-__all__ = ['Quadruplets', 'negative_distance', 'hard_quadruplets']
+__all__ = ['Quadruplets', 'negative_distance', 'hard_quadruplets', 'score_range']
 
 # %% ../../nbs/pddm/02_mining.ipynb #65523971
 class Quadruplets(NamedTuple):
@@ -69,3 +69,36 @@ def hard_quadruplets(
     S = _rows(score, x[anchors], x).masked_fill(same[anchors], -torch.inf)  # negatives only
     k, l = S.argmax(1)[row].chunk(2)  # argmax S_ik and argmax S_jl
     return Quadruplets(i, j, k, l)
+
+# %% ../../nbs/pddm/02_mining.ipynb #ceb8d0c3
+def _anchors(q: Quadruplets, embeddings: Tensor) -> Tensor:
+    "The rows i and j, each once. Raises `ValueError` if they are not rows of the embeddings."
+    if any(t.device != embeddings.device for t in (q.i, q.j)):
+        there = f"{q.i.device} and {q.j.device}"
+        raise ValueError(f"quadruplets must be on {embeddings.device} as embeddings, got {there}.")
+    anchors = torch.cat([q.i, q.j]).unique()
+    if len(anchors) and not 0 <= anchors[0] <= anchors[-1] < len(embeddings):
+        raise ValueError(
+            f"quadruplets must name rows of embeddings, 0 to {len(embeddings) - 1}, "
+            f"got {anchors[0]} to {anchors[-1]}."
+        )
+    return anchors
+
+# %% ../../nbs/pddm/02_mining.ipynb #de478817
+@checked
+@torch.no_grad()
+def score_range(
+    score: Callable[[Tensor, Tensor], Tensor],  # as in `hard_quadruplets`
+    embeddings: Float[Tensor, "N d"],
+    quadruplets: Quadruplets,  # whose i and j are the anchors
+) -> tuple[Tensor, Tensor]:  # low and high, () each; 0 and 1 without quadruplets
+    """The least and the largest score of the anchors with the other images of the batch. [3p]
+
+    Raises `ValueError` for quadruplets that do not fit the embeddings."""
+    anchors = _anchors(quadruplets, embeddings)
+    if not len(anchors) or len(embeddings) < 2:
+        none = _full(embeddings.new_zeros(()))
+        return none, none + 1
+    S = _rows(score, embeddings[anchors], embeddings)
+    itself = anchors[:, None] == torch.arange(len(embeddings), device=S.device)
+    return S.masked_fill(itself, torch.inf).min(), S.masked_fill(itself, -torch.inf).max()

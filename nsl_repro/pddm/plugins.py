@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..base.checks import checked
-from .loss import _check_heads
-from .mining import hard_quadruplets
+from .loss import _check_heads, _check_reach, pddm_settings
+from .mining import Quadruplets, hard_quadruplets, score_range
 from .unit import PDDM, _full
 
 try:
@@ -144,8 +144,31 @@ class QuadrupletMiner(BaseMiner):
         return torch.cat([i, j]), torch.cat([j, i]), torch.cat([k, l])  # type: ignore[list-item]
 
 # %% ../../nbs/pddm/04_plugins.ipynb #058bb53c
+def _scores(
+    loss: BaseMetricLossFunction,  # with a distance, rescale and reach
+    x: Tensor,  # normalised embeddings
+    y: Tensor,  # those of positives and negatives; in a batch the same tensor
+    triplets: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    "S of anchors with positives and with negatives, on the scale in which alpha is meant."
+    a, p, n = triplets
+    if loss.reach == "unit":
+        x, y = x.detach(), y.detach()
+    S = [loss.distance.pairwise_distance(x[a], y[t]) for t in (p, n)]
+    if not loss.rescale:
+        return S[0], S[1]
+    score = _Score(loss.distance)
+    if x.shape == y.shape and torch.equal(x, y):
+        low, high = score_range(score, x, Quadruplets(a, a, a, a))
+    else:
+        with torch.no_grad():
+            low, high = score.matrix(x[a.unique()], y).aminmax()
+    width = (high - low).clamp_min(1e-6)
+    return (S[0] - low) / width, (S[1] - low) / width
+
+
 def _hinges(
-    loss: BaseMetricLossFunction,  # with a distance, alpha, beta and squared
+    loss: BaseMetricLossFunction,  # with a distance, alpha, beta, squared, rescale and reach
     embeddings: Tensor,
     ref_emb: Tensor,
     triplets: tuple[Tensor, Tensor, Tensor],
@@ -153,9 +176,9 @@ def _hinges(
     "E_m and E_e of each triplet, twice: a quadruplet is two triplets."
     a, p, n = triplets
     normalised = loss.distance.maybe_normalize  # at least float32
-    x, y = normalised(embeddings)[a], normalised(ref_emb)
-    S_ap, S_an = [loss.distance.pairwise_distance(x, y[t]) for t in (p, n)]
-    differences = [x - y[t] for t in (p, n)]
+    x, y = normalised(embeddings), normalised(ref_emb)
+    S_ap, S_an = _scores(loss, x, y, triplets)
+    differences = [x[a] - y[t] for t in (p, n)]
     if loss.squared:
         D_ap, D_an = [d.square().sum(1) for d in differences]
     else:
@@ -209,33 +232,66 @@ def _zero(loss: BaseMetricLossFunction) -> dict:
     )
     return loss.zero_losses()
 
+# %% ../../nbs/pddm/04_plugins.ipynb #e685bf23
+class _Hinged(BaseMetricLossFunction):
+    "A loss of triplets by `_hinges`. It has the attributes that these need, and a miner."
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        batch = (embeddings, labels, ref_emb, ref_labels)
+        triplets = _triplets(self.miner, indices_tuple, *batch)
+        self.metric = self.embedding = embeddings.new_zeros(())
+        if len(triplets[0]) == 0:
+            return _zero(self)
+        E_m, E_e = _hinges(self, embeddings, ref_emb, triplets)
+        self.metric, self.embedding = E_m.detach().mean(), E_e.detach().mean()
+        E = {"both": E_m + self.lam * E_e, "metric": E_m, "embedding": E_e}[self.heads]
+        return {"loss": {"losses": E, "indices": triplets, "reduction_type": "triplet"}}
+
+# %% ../../nbs/pddm/04_plugins.ipynb #d284c08b
+def _made(pddm: PDDM | int, preset: str, given: dict[str, Any]) -> tuple[PDDM, dict[str, Any]]:
+    "The unit, and the settings of a preset with those that are given."
+    if isinstance(pddm, int) and pddm < 1:
+        raise ValueError(f"pddm must be a unit or the size of an embedding, got {pddm}.")
+    usual = pddm_settings(preset, pddm if isinstance(pddm, int) else pddm.dim)
+    of_unit = {name: usual.pop(name) for name in ("hidden", "normalise_pair", "last")}
+    usual |= {name: value for name, value in given.items() if value is not None}
+    _check_reach(usual["reach"])
+    return PDDM(pddm, **of_unit) if isinstance(pddm, int) else pddm, usual
+
 # %% ../../nbs/pddm/04_plugins.ipynb #04db7bac
 @checked
-class PDDMLoss(BaseMetricLossFunction):
+class PDDMLoss(_Hinged):
     """The double-header hinge loss for pytorch-metric-learning, with the unit. [summary, 3p, ours]
 
-    After a call, `metric` and `embedding` are E_m and E_e, averaged, without gradient.
+    What is None comes from `pddm_settings`: as the ablation found it, or the paper's. After a call,
+    `metric` and `embedding` are E_m and E_e, averaged, without gradient.
 
-    Raises `ValueError` for unknown `heads`, for all pairs as `indices_tuple`, or if it is to mine
-    without labels or among reference embeddings."""
+    Raises `ValueError` for an unknown `heads`, `reach` or `preset`, for all pairs as
+    `indices_tuple`, or if it is to mine without labels or among reference embeddings."""
 
     any_precision = True  # of embeddings, whatever the unit has
 
     def __init__(
         self,
-        pddm: PDDM,  # the unit
-        alpha: float = 0.5,  # as in `DoubleHeaderHingeLoss`, and so for the next four
+        pddm: PDDM | int,  # the unit, or the size of the embedding for one as the preset has it
+        alpha: float = 0.5,  # as in `DoubleHeaderHingeLoss`, and so for the next six
         beta: float = 1.0,
         lam: float = 0.5,
-        squared: bool = True,
+        squared: bool | None = None,
         heads: str = "both",
-        n: int = 1,  # how many positive pairs it mines, where it mines
+        n: int | None = None,  # how many positive pairs it mines, where it mines
+        rescale: bool | None = None,  # as in `DoubleHeaderHingeLoss`
+        reach: str | None = None,
+        preset: str = "found",  # by the ablation; or 'paper'
         **kwargs: Any,  # as in `BaseMetricLossFunction`
     ):
         _check_heads(heads)
-        super().__init__(distance=PDDMDistance(pddm), **kwargs)
-        self.miner = QuadrupletMiner(n, distance=self.distance)
-        self.alpha, self.beta, self.lam, self.squared, self.heads = alpha, beta, lam, squared, heads
+        given = dict(squared=squared, n=n, rescale=rescale, reach=reach)
+        unit, usual = _made(pddm, preset, given)
+        super().__init__(distance=PDDMDistance(unit), **kwargs)
+        self.miner = QuadrupletMiner(usual["n"], distance=self.distance)
+        self.squared, self.rescale, self.reach = (usual[k] for k in ("squared", "rescale", "reach"))
+        self.alpha, self.beta, self.lam, self.heads = alpha, beta, lam, heads
         self.metric = self.embedding = torch.zeros(())
         self.add_to_recordable_attributes(list_of_names=["alpha", "beta", "lam"], is_stat=False)
 
@@ -250,17 +306,6 @@ class PDDMLoss(BaseMetricLossFunction):
         "The loss of a batch; 0 where it has nothing to mine."
         _check_labels(embeddings, labels)
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
-        batch = (embeddings, labels, ref_emb, ref_labels)
-        triplets = _triplets(self.miner, indices_tuple, *batch)
-        self.metric = self.embedding = embeddings.new_zeros(())
-        if len(triplets[0]) == 0:
-            return _zero(self)
-        E_m, E_e = _hinges(self, embeddings, ref_emb, triplets)
-        self.metric, self.embedding = E_m.detach().mean(), E_e.detach().mean()
-        E = {"both": E_m + self.lam * E_e, "metric": E_m, "embedding": E_e}[self.heads]
-        return {"loss": {"losses": E, "indices": triplets, "reduction_type": "triplet"}}
 
 # %% ../../nbs/pddm/04_plugins.ipynb #70258117
 _NEEDED = dict(num_classes=6, embedding_size=8, descriptors_dim=8, l=8, margin=1.0, Tn=1.0)

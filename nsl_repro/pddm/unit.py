@@ -43,13 +43,34 @@ def _score(
     b_c: Tensor,
     W_s: Tensor,
     b_s: Tensor,
+    *,
+    cosine: bool = False,
 ) -> Tensor:
-    "S from u and from z_v = W_v v + b_v."
+    "S from u and from z_v = W_v v + b_v; cosine: c is normalised before its last layer."
     u = _norm(_linear(u, W_u, b_u).relu())  # u' = norm(relu(W_u u + b_u))
     v = _norm(z_v.relu())  # v' = norm(relu(W_v v + b_v))
     c = _linear(torch.cat([u, v], -1), W_c, b_c).relu()  # c  = relu(W_c [u'; v'] + b_c)
+    c = _norm(c) if cosine else c
     with torch.autocast(c.device.type, enabled=False):  # never in half precision
         return _linear(_full(c), _full(W_s), _full(b_s)).squeeze(-1)  # S = W_s c + b_s
+
+# %% ../../nbs/pddm/01_unit.ipynb #8b3b320a
+def _check_last(last: str) -> None:
+    "Raises `ValueError` for a last layer that the unit does not have."
+    if last not in ("linear", "cosine", "temperature"):
+        raise ValueError(f"last must be 'linear', 'cosine' or 'temperature', got {last!r}.")
+
+
+def _weights(pddm: PDDM) -> list[Tensor]:
+    "W_u, b_u, W_c, b_c and, for the kind of last layer, W_s and b_s: as `_score` takes them."
+    W_s: Tensor = pddm.W_s.weight
+    b_s: Tensor = pddm.W_s.bias
+    if pddm.last != "linear":  # e^tau norm(W_s), without tau for a cosine
+        scale = 1 if pddm.log_scale is None else pddm.log_scale.exp()
+        W_s = scale * _norm(W_s)
+        b_s = W_s.new_zeros(1)
+    layers = (pddm.W_u, pddm.W_c)
+    return [w for layer in layers for w in (layer.weight, layer.bias)] + [W_s, b_s]
 
 # %% ../../nbs/pddm/01_unit.ipynb #893dd709
 def _widths(dim: int, hidden: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -71,7 +92,8 @@ def _check_dim(dim: int, x: Tensor) -> None:
 class PDDM(nn.Module):
     """The position-dependent deep metric unit: a learned, symmetric similarity. [summary]
 
-    Raises `ValueError` for sizes that are not positive, or features of another size."""
+    Raises `ValueError` for sizes that are not positive, features of another size, or an unknown
+    `last`."""
 
     any_precision = True  # of features, whatever the weights have
 
@@ -80,12 +102,15 @@ class PDDM(nn.Module):
         dim: int,  # d, the size of a feature
         hidden: int | tuple[int, int] | None = None,  # width of u' and v', of c; None: dim [ours]
         normalise_pair: bool = False,  # normalise u and v before their layers, too [ours]
+        last: str = "linear",  # or 'cosine' or 'temperature': what sets the scale of S [ours]
     ):
         super().__init__()
+        _check_last(last)
         width, width_c = _widths(dim, hidden)
-        self.dim, self.normalise_pair = dim, normalise_pair
+        self.dim, self.normalise_pair, self.last = dim, normalise_pair, last
         self.W_u, self.W_v = nn.Linear(dim, width), nn.Linear(dim, width)
-        self.W_c, self.W_s = nn.Linear(2 * width, width_c), nn.Linear(width_c, 1)
+        self.W_c, self.W_s = nn.Linear(2 * width, width_c), nn.Linear(width_c, 1, last == "linear")
+        self.log_scale = nn.Parameter(torch.zeros(())) if last == "temperature" else None
 
     def forward(
         self,
@@ -99,7 +124,8 @@ class PDDM(nn.Module):
         v = (a + b) / 2  # v = (f(x_i) + f(x_j)) / 2
         if self.normalise_pair:
             u, v = _norm(u), _norm(v)
-        return _score(u, _linear(v, self.W_v.weight, self.W_v.bias), *_weights(self))
+        z_v = _linear(v, self.W_v.weight, self.W_v.bias)
+        return _score(u, z_v, *_weights(self), cosine=self.last != "linear")
 
     def matrix(
         self,
@@ -111,11 +137,7 @@ class PDDM(nn.Module):
         return _matrix(self, a, b, chunk)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, normalise_pair={self.normalise_pair}"
-
-
-def _weights(pddm: PDDM) -> list[Tensor]:  # in the order in which `_score` takes them
-    return [w for layer in (pddm.W_u, pddm.W_c, pddm.W_s) for w in (layer.weight, layer.bias)]
+        return f"dim={self.dim}, normalise_pair={self.normalise_pair}, last={self.last!r}"
 
 # %% ../../nbs/pddm/01_unit.ipynb #b4736640
 def _tiles(n: int, m: int, size: tuple[int, int], symmetric: bool) -> Iterator[tuple[slice, slice]]:
@@ -126,25 +148,33 @@ def _tiles(n: int, m: int, size: tuple[int, int], symmetric: bool) -> Iterator[t
 
 # %% ../../nbs/pddm/01_unit.ipynb #81f8b268
 def _tile(
-    normalise_pair: bool, a: Tensor, p: Tensor, b: Tensor, q: Tensor, b_v: Tensor, *weights: Tensor
+    options: tuple[bool, bool],  # whether u and v are normalised, and whether c is
+    a: Tensor,
+    p: Tensor,
+    b: Tensor,
+    q: Tensor,
+    b_v: Tensor,
+    *weights: Tensor,
 ) -> Tensor:
     "S of some rows a with some rows b, whose projections are p = W_v a and q = W_v b."
+    normalise_pair, cosine = options
     u = (a[:, None] - b).abs()
     scale: float | Tensor = 0.5
     if normalise_pair:
         with torch.autocast(a.device.type, enabled=False):  # ||v||^2 from the Gram matrix
             squares = (a.square().sum(1)[:, None] + b.square().sum(1) + 2 * a @ b.T) / 4
         u, scale = _norm(u), 0.5 * squares.clamp_min(1e-12).rsqrt()[..., None]
-    return _score(u, (p[:, None] + q) * scale + b_v, *weights)  # W_v v + b_v = (p_i + p_j)/2 + b_v
+    z_v = (p[:, None] + q) * scale + b_v  # W_v v + b_v = (p_i + p_j)/2 + b_v
+    return _score(u, z_v, *weights, cosine=cosine)
 
 # %% ../../nbs/pddm/01_unit.ipynb #2e936b4c
 class _AllPairs(torch.autograd.Function):
     "S tile by tile; the backward pass computes each tile again, and holds one at a time."
 
     @staticmethod
-    def forward(ctx, normalise_pair, symmetric, size, a, p, b, q, *weights):
+    def forward(ctx, unit, symmetric, size, a, p, b, q, *weights):  # unit: options of `_tile`
         ctx.save_for_backward(a, p, b, q, *weights)
-        ctx.options, device = (normalise_pair, symmetric, size), a.device.type
+        ctx.options, device = (unit, symmetric, size), a.device.type
         ctx.autocast = dict(
             device_type=device,
             dtype=torch.get_autocast_dtype(device),
@@ -152,13 +182,13 @@ class _AllPairs(torch.autograd.Function):
         )
         S = _full(weights[0].new_empty(len(a), len(b)))  # of the unit's precision, as in `_score`
         for I, J in _tiles(len(a), len(b), size, symmetric):
-            S[I, J] = _tile(normalise_pair, a[I], p[I], b[J], q[J], *weights)
+            S[I, J] = _tile(unit, a[I], p[I], b[J], q[J], *weights)
         return S.triu() + S.triu(1).T if symmetric else S
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, G):  # G = dL/dS
-        (normalise_pair, symmetric, size), inputs = ctx.options, ctx.saved_tensors
+        (unit, symmetric, size), inputs = ctx.options, ctx.saved_tensors
         if symmetric:
             G = G.triu() + G.tril(-1).T  # G_ij + G_ji above the diagonal, G_ii on it, 0 below
         needed = ctx.needs_input_grad[3:]
@@ -168,7 +198,7 @@ class _AllPairs(torch.autograd.Function):
             places = [I, I, J, J] + [...] * len(weights)  # of a, p, b, q and the weights
             parts = [x[i].detach().requires_grad_(n) for x, i, n in zip(inputs, places, needed)]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                S = _tile(normalise_pair, *parts)  # S_IJ = s(a_I, p_I, b_J, q_J; weights)
+                S = _tile(unit, *parts)  # S_IJ = s(a_I, p_I, b_J, q_J; weights)
             wanted = [x for x in parts if x.requires_grad]
             sums = [t[i] for t, i in zip(total, places) if t is not None]
             for t, gradient in zip(sums, torch.autograd.grad(S, wanted, G[I, J])):
@@ -198,4 +228,5 @@ def _matrix(pddm: PDDM, a: Tensor, b: Tensor | None, chunk: int | None) -> Tenso
     p, q = [_full(_linear(x, pddm.W_v.weight)) for x in (a, b)]
     size = _tile_size(len(a), symmetric, chunk)
     weights = (pddm.W_v.bias, *_weights(pddm))
-    return _AllPairs.apply(pddm.normalise_pair, symmetric, size, a, p, b, q, *weights)
+    unit = (pddm.normalise_pair, pddm.last != "linear")
+    return _AllPairs.apply(unit, symmetric, size, a, p, b, q, *weights)

@@ -111,6 +111,10 @@ pddm_retrieval cars          pddm_quadruplet pddm_mined_by_distance recall_at_1 
 pddm_retrieval cars          pddm_quadruplet quadruplet_euclidean   recall_at_1 # its own settings
 pddm_retrieval cars          pddm_quadruplet embedding_head         recall_at_1
 pddm_retrieval cars          pddm_quadruplet metric_head            score_recall_at_1
+pddm_ablation  cub           pddm_default    pddm_quadruplet        recall_at_1
+pddm_ablation  cub           pddm_default    triplet                recall_at_1
+pddm_ablation  cars          pddm_default    pddm_quadruplet        recall_at_1
+pddm_ablation  cars          pddm_default    triplet                recall_at_1
 pddm_transfer  mini_imagenet pddm_quadruplet frozen                 hit_at_1_from_5 # not trained
 pddm_transfer  mini_imagenet pddm_quadruplet softmax                hit_at_1_from_5
 """

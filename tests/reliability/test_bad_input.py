@@ -32,8 +32,8 @@ from nsl_repro.data import draws, features, folder as folders, images as picture
 from nsl_repro.kernels import cpu
 from nsl_repro.nsl import attention, convert, dynamic, predictor, shape, similarity
 from nsl_repro.nsl import sphere, static, theory
-from nsl_repro.pddm import loss as losses, mining, plugins, unit as units
-from nsl_repro.training import adaptation, embedding, fewshot, imagenet, loop, models
+from nsl_repro.pddm import loss as losses, mining, plugins, rerank as reranking, unit as units
+from nsl_repro.training import adaptation, embedding, fewshot, imagenet, locality, loop, models
 from nsl_repro.training import recipe as recipes, retrieval, sweep as sweeps
 
 SOAK = bool(os.environ.get("NSL_SOAK"))
@@ -61,8 +61,16 @@ backbone = lru_cache(
         (0.2,) * 3,
     )
 )
+convolved = lambda: features.Backbone(
+    nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "one convolution",
+    4,
+    (0.5,) * 3,
+    (0.2,) * 3,
+)
 sampler = lru_cache(lambda: fewshot.EpisodeSampler(z, y, way=2, shot=1, query=1))
 classifier = lru_cache(lambda: nn.Linear(8, 2))
+six_lists = torch.tensor([[1, 2], [0, 2], [3, 0], [2, 0], [5, 0], [4, 0]])
 quadruplets = mining.Quadruplets(*(torch.tensor([n]) for n in (0, 1, 2, 3)))
 recipe = recipes.RECIPES["clean"]
 episodes = dict(num_classes=3, kind="static_dns", in_channels=1, norm="batch", bn_momentum=0.1)
@@ -191,14 +199,23 @@ GOOD = {
         attention.orthogonality_penalty,
         dict(module=sphere.SphereConv2d(4, 6, 3), weight=2e-4),
     ),
-    "PDDM": (units.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True)),
+    "PDDM": (units.PDDM, dict(dim=8, hidden=(4, 3), normalise_pair=True, last="cosine")),
     "PDDM.forward": (unit(), dict(a=z, b=z.flip(0))),
     "PDDM.matrix": (unit().matrix, dict(a=z, b=z[:4], chunk=7)),
     "negative_distance": (mining.negative_distance, dict(a=z, b=z.flip(0))),
     "hard_quadruplets": (mining.hard_quadruplets, dict(score=unit(), embeddings=z, labels=y, n=2)),
+    "score_range": (mining.score_range, dict(score=unit(), embeddings=z, quadruplets=quadruplets)),
+    "pddm_settings": (losses.pddm_settings, dict(preset="paper", dim=64)),
+    "rerank": (
+        reranking.rerank,
+        dict(
+            score=unit(), queries=z, gallery=z.flip(0), neighbors=torch.ones(6, 2).long(), chunk=5
+        ),
+    ),
     "DoubleHeaderHingeLoss": (
         losses.DoubleHeaderHingeLoss,
-        dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both"),
+        dict(alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", rescale=True)
+        | dict(reach="unit"),
     ),
     "DoubleHeaderHingeLoss.forward": (
         losses.DoubleHeaderHingeLoss(),
@@ -228,7 +245,8 @@ GOOD = {
     "QuadrupletMiner.forward": (plugins.QuadrupletMiner(2), dict(embeddings=z, labels=y)),
     "PDDMLoss": (
         plugins.PDDMLoss,
-        dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1),
+        dict(pddm=unit(), alpha=0.5, beta=1.0, lam=0.5, squared=True, heads="both", n=1)
+        | dict(rescale=True, reach="unit", preset="paper"),
     ),
     "PDDMLoss.forward": (plugins.PDDMLoss(unit()), dict(embeddings=z, labels=y)),
     "tap_matrix": (theory.tap_matrix, dict(layer=static.StaticNSLConv2d(4, 6, 3))),
@@ -380,6 +398,14 @@ GOOD = {
             alone="exclude",
         ),
     ),
+    "class_radius": (locality.class_radius, dict(embeddings=z, labels=y)),
+    "nearest_wrong": (locality.nearest_wrong, dict(indices=six_lists, labels=y)),
+    "density_errors": (
+        locality.density_errors,
+        dict(indices=six_lists, labels=y, radius=torch.ones(3)),
+    ),
+    "class_figures": (locality.class_figures, dict(indices=six_lists, labels=y)),
+    "swaps": (locality.swaps, dict(before=six_lists, after=six_lists.flip(1), labels=y)),
     "score_pairs": (
         retrieval.score_pairs,
         dict(embeddings=z, labels=y, score="cosine", n=10, seed=0),
@@ -431,6 +457,11 @@ GOOD = {
     ),
     "batch_shape": (embedding.batch_shape, dict(labels=y, batch_size=4, per_class=2, at_most=8)),
     "EmbeddingNet": (embedding.EmbeddingNet, dict(in_dim=8, dim=4)),
+    "LastParts": (embedding.LastParts, dict(backbone=small(), last=2)),
+    "LastParts.forward": (
+        embedding.LastParts(convolved(), 1).requires_grad_(False),
+        dict(images=draw(2, 3, 6, 6)),
+    ),
     "EmbeddingNet.forward": (embedding.EmbeddingNet(8, 4).requires_grad_(False), dict(x=z)),
     "centre_crops": (embedding.centre_crops, dict(images=bytes_, size=8)),
     "random_crops": (embedding.random_crops, dict(images=bytes_, size=8, seed=0, step=1)),
@@ -446,6 +477,8 @@ GOOD = {
             beta=1.0,
             lam=0.5,
             squared=True,
+            rescale=True,
+            reach="unit",
         ),
     ),
     "QuadrupletObjective.forward": (embedding.QuadrupletObjective(8), dict(embeddings=z, labels=y)),
@@ -593,6 +626,7 @@ NOT_HERE = {
     "Quadruplets": CONTAINER,
     "DoubleHeader": CONTAINER,
     "Taken": CONTAINER,
+    **{n: CONTAINER for n in ("Density", "Swaps")},
     "Conversion": CONTAINER,
     "Episode": CONTAINER,
     "EpisodeScores": CONTAINER,
@@ -664,6 +698,11 @@ NOT_HERE = {
             "judge_gaps",
             "verdict_rates",
             "corrected",
+            "fractional_design",
+            "aliases",
+            "level_effect",
+            "joint_estimate",
+            "class_bootstrap",
             "direction",
             "prediction_interval",
             "two_sample_p",

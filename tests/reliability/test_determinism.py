@@ -59,6 +59,7 @@ def test_the_same_seed_gives_the_same_bits(loop, two_interpreters):
 EXPERIMENTS = [
     ("nsl_cifar", "cnn,static_uns,dynamic_dns"),
     ("pddm_retrieval", "pddm_quadruplet,triplet"),
+    ("pddm_ablation", "pddm_found,triplet"),
     ("nsl_fewshot", "protonet,static_dns"),
     ("nsl_imagenet", "static_dns"),
 ]
