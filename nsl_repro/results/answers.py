@@ -136,6 +136,18 @@ def _labels(methods: Iterable[str]) -> str:
     return ", ".join(method_style(m).label for m in dict.fromkeys(methods))
 
 
+def _counted(entries: list[Entry]) -> str:  # '' if there are none
+    "What is recorded, where an experiment does not compare its methods with one another."
+    if not entries:
+        return ""
+    datasets, presets = (
+        ", ".join(dict.fromkeys(names))
+        for names in ((e.dataset for e in entries), (e.preset for e in entries))
+    )
+    labels, n = _labels(e.method for e in entries), len(entries)
+    return f"{n} runs of {labels} are recorded ({datasets}; {presets}); the verdicts follow below."
+
+
 def nothing_told(found: list[Finding]) -> str:
     "No difference was found: between whom, and how large they might be."
     ours, theirs = [_labels(getattr(f.headline, k) for f in found) for k in ("method", "rival")]
@@ -298,7 +310,8 @@ def answer(
         return Answer(experiment, text, text.split(". ")[0].rstrip(".") + ".", mine)
     found = findings(mine, questions(experiment, mine))
     if not found:
-        return Answer(experiment, NOTHING, NOTHING, mine)
+        text = _counted(mine) or NOTHING
+        return Answer(experiment, text, text, mine)
     unknown = all(f.word == "inconclusive" for f in found)
     first = nothing_told(found) if unknown else told(found)
     brief = "No difference was found." if unknown else told(found, brief=True)

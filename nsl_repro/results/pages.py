@@ -99,6 +99,8 @@ nsl_fewshot    mini_imagenet dynamic_dns     finetune_head          accuracy_5_w
 nsl_fewshot    mini_imagenet dynamic_dns_cnn9 finetune_head_cnn9     accuracy_5_way_5_shot
 nsl_adapt      cub           static_dns      linear_probe           test_accuracy
 nsl_adapt      cub           static_dns      full                   test_accuracy
+"""
+_PDDM_LINES = """
 pddm_retrieval cub           pddm_quadruplet frozen                 recall_at_1 # not trained
 pddm_retrieval cub           pddm_quadruplet triplet                recall_at_1
 pddm_retrieval cub           pddm_quadruplet pddm_mined_by_distance recall_at_1 # PDDM's settings
@@ -118,7 +120,7 @@ pddm_ablation  cars          pddm_default    triplet                recall_at_1
 pddm_transfer  mini_imagenet pddm_quadruplet frozen                 hit_at_1_from_5 # not trained
 pddm_transfer  mini_imagenet pddm_quadruplet softmax                hit_at_1_from_5
 """
-HEADLINES = read_headlines(_LINES)
+HEADLINES = read_headlines(_LINES) + read_headlines(_PDDM_LINES)
 
 # %% ../../nbs/results/07_pages.ipynb #8dc46238
 class _Pair(NamedTuple):
