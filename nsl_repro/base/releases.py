@@ -165,9 +165,9 @@ def released_folder(
 
     Raises `FileNotFoundError` for an unknown name, `DownloadFailed`, `BadArchive`."""
     if "://" in name:  # the index beside an archive says its checksum
-        release, _, file = name.rpartition("/")
+        release, _, last = name.rpartition("/")
         models = released_models(release)
-        name = next((known for known, model in models.items() if model.file == file), file)
+        name = next((known for known, model in models.items() if model.file == last), last)
     elif name.endswith(".zip") and user_path(name).is_file():
         return _unpacked(user_path(name), checksum(name, "sha256"))
     else:
