@@ -86,7 +86,9 @@ def project(tmp_path_factory):
         ROOT / "nbs", project / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
     )
     shutil.copytree(ROOT / "data" / "results", project / "data" / "results")
-    for file in ("settings.ini", "data/paper_results.json", "data/README.md"):
+    (project / "docs").mkdir()
+    files = ("settings.ini", "data/paper_results.json", "data/README.md", "docs/overview.png")
+    for file in files:
         shutil.copy(ROOT / file, project / file)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TRAIN)])
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
