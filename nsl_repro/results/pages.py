@@ -100,6 +100,8 @@ nsl_fewshot    mini_imagenet dynamic_dns_cnn9 finetune_head_cnn9     accuracy_5_
 nsl_adapt      cub           static_dns      linear_probe           test_accuracy
 nsl_adapt      cub           static_dns      full                   test_accuracy
 """
+
+# %% ../../nbs/results/07_pages.ipynb #e5fd6d3d
 _PDDM_LINES = """
 pddm_retrieval cub           pddm_quadruplet frozen                 recall_at_1 # not trained
 pddm_retrieval cub           pddm_quadruplet triplet                recall_at_1
