@@ -16,7 +16,7 @@ run = metric + cfg["run_requirements"].split()  # the experiments
 onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
 faiss = cfg["faiss_requirements"].split()  # an index whose lists PDDM re-ranks
 notebooks = (
-    run + onnx + tracking + cfg["notebooks_requirements"].split()
+    run + onnx + faiss + tracking + cfg["notebooks_requirements"].split()
 )  # all notebooks, in Colab or elsewhere
 docs = notebooks + [
     f"{need}; python_version >= '3.11'" for need in cfg["docs_requirements"].split()
