@@ -26,6 +26,7 @@ IMPORTED_AS = {
     "nbclient": "papermill",
     "jupyter_client": "ipykernel",
     "safetensors": "accelerate",
+    "faiss": "faiss-cpu",
     "triton": "torch",
     "transformers": "sentence-transformers",
 }  # module -> what brings it, where they differ
