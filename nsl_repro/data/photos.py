@@ -182,11 +182,14 @@ class PhotoSet(Dataset):
         crop: bool = False,  # cut out the bounding box; `ValueError` if there are none
     ) -> Image.Image:  # RGB
         "One image. Raises `DataNotFound` or `DamagedData` that name the file."
+        return read_image(self.paths[i], self._box(i, crop))
+
+    def _box(self, i: int, crop: bool) -> list[float] | None:
         if not crop:
-            return read_image(self.paths[i])
+            return None
         if self.boxes is None:
             raise ValueError(f"crop must be False for {self.name}, got no bounding boxes.")
-        return read_image(self.paths[i], self.boxes[i].tolist())
+        return self.boxes[i].tolist()
 
 # %% ../../nbs/data/04_photos.ipynb #15d67d63
 class Noticed(UserWarning):
@@ -857,8 +860,7 @@ def _looked_at(photos: PhotoSet, i: int, crop: bool, pixels: bool) -> tuple[str,
         digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
         if pixels:
             digest.update(image.tobytes())
-        if crop:
-            _cut_out(image, photos.boxes[i].tolist(), path)
+        _cut_out(image, photos._box(i, crop), path)
     except (DamagedData, DataNotFound) as error:
         return str(error), ""
     return "", digest.hexdigest() if pixels else ""
@@ -979,7 +981,8 @@ def look_into(
         hidden = _hidden_told(folder) if notes else ""
         return PhotoCheck(0, 0, [str(error)], [f"{here}: {hidden}."] if hidden else [])
     faults = [what for photos in parts for what in photos.skipped]
-    damages, pixels = [], list[str]()
+    damages: list[str] = []
+    pixels: list[str] = []
     for photos in parts:
         faults += filter(None, [_other_classes(photos, parts[0])])
         if not faults and photos.boxes is not None:  # these have lists
