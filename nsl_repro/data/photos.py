@@ -185,11 +185,9 @@ class PhotoSet(Dataset):
         return read_image(self.paths[i], self._box(i, crop))
 
     def _box(self, i: int, crop: bool) -> list[float] | None:
-        if not crop:
-            return None
-        if self.boxes is None:
+        if crop and self.boxes is None:
             raise ValueError(f"crop must be False for {self.name}, got no bounding boxes.")
-        return self.boxes[i].tolist()
+        return self.boxes[i].tolist() if crop else None
 
 # %% ../../nbs/data/04_photos.ipynb #15d67d63
 class Noticed(UserWarning):
@@ -348,7 +346,7 @@ def _copies_told(paths: Sequence[Path], folder: Path) -> str:  # '' if there are
     what = f"{len(found):,} of {len(paths):,} images hold the same bytes as an earlier one"
     return f"{what}, the first is {copy}, a copy of {first}; nothing is left out"
 
-
+# %% ../../nbs/data/04_photos.ipynb #acb30171
 def _equals_told(
     paths: Sequence[Path],
     pixels: Sequence[str],  # of each image: a checksum, '' for none
@@ -965,7 +963,7 @@ def _notes_on(parts: list[PhotoSet], folder: Path, pixels: list[str]) -> list[st
     told = _hidden_told(folder), _copies_told(paths, folder), _equals_told(paths, pixels, folder)
     return list(filter(None, told))
 
-
+# %% ../../nbs/data/04_photos.ipynb #cf16c23a
 def look_into(
     name: str,  # one of `PHOTO_SETS`, or 'imagenet'
     root: str | os.PathLike | None = None,  # data root, see `data_root`

@@ -258,7 +258,11 @@ def test_images_that_are_read_while_training(root, tmp_path):
             root=root,
             output=tmp_path / "out",
         )
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != ".lock"]
+    assert not [
+        p
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file() and p.name not in (".lock", "data.txt")
+    ]
 
 
 def test_an_experiment_stops_before_training(root, tmp_path, nsl_repro):
