@@ -686,6 +686,17 @@ def test_classes_under_two_names(name, root, tmp_path, nsl_repro):
     assert not [p for p in (tmp_path / "out").rglob("*") if p.name == "entry.json"]
 
 
+def test_images_under_two_names(root, tmp_path, nsl_repro):
+    "The same where the classes are the same, and images are learned and tested."
+    learned, *others = sorted((root / "CUB_200_2011" / "images" / "001.Bird_1").iterdir())
+    for other in others:
+        shutil.copy(learned, other)
+    words = ["-p", "preset=smoke", "-p", "dataset=cub", "-p", f"data_root={root}"]
+    done = nsl_repro("run", "nsl_adapt", *words, "-o", tmp_path / "out", OMP_NUM_THREADS="1")
+    assert done.returncode == 3 and "test images are training images, too" in done.stderr
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.name == "entry.json"]
+
+
 def test_images_of_several_parts(root):
     "Each part is compared with all before it, and each file is read once."
     parts = [load_photos("mini_imagenet", root, part) for part in ("train", "val", "test")]
