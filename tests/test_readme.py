@@ -128,6 +128,34 @@ def test_examples_run(code, tmp_path, monkeypatch):
     exec(compile(code.replace("10 * size", "2 * size"), "README.md", "exec"), {})
 
 
+def test_the_metric_example_knows_what_is_no_data(tmp_path, monkeypatch):
+    "Where a tool keeps a copy of every image, a class has the images that its folder shows."
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from nsl_repro.data.photos import Noticed
+
+    (code,) = [code for _, code in BLOCKS if "MPerClassSampler" in code]
+    noise = np.random.default_rng(0).integers(0, 256, (8, 6, 80, 80, 3), np.uint8)
+    for c, images in enumerate(noise):
+        kept = tmp_path / "photos" / f"class {c}" / ".ipynb_checkpoints"
+        kept.mkdir(parents=True)
+        for i, pixels in enumerate(images):
+            image = Image.fromarray(pixels)
+            image.save(kept.parent / f"{i}.png")
+            image.save(kept / f"{i}-checkpoint.png")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {}
+    with pytest.warns(Noticed, match="8 hidden folders, or folders of a tool, hold images"):
+        exec(compile(code.replace("10 * size", "2 * size"), "README.md", "exec"), names)
+    assert len(names["photos"]) == len(names["features"]) == len(names["labels"]) == 48
+    assert not any(".ipynb_checkpoints" in path.parts for path in names["photos"].paths)
+    found = names["evaluate_retrieval"](names["features"], names["labels"], ks=(1,))
+    assert found["recall_at_1"] < 50  # of noise; of copies it would be 100
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_commands_exist(line, nsl_repro):
     "Whether a command would start; what the long ones do is tested elsewhere."

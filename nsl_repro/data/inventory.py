@@ -35,16 +35,13 @@ def _state_of_files(name: str, root: str | os.PathLike | None, folder: Path) -> 
 def _state_of_photos(
     name: str, root: str | os.PathLike | None, folder: Path, decode: bool
 ) -> DataState:
-    from nsl_repro.data.photos import (
-        photo_faults,
-        photo_notes,
-    )  # needs PyTorch, which takes seconds to load
+    from nsl_repro.data.photos import look_into  # needs PyTorch, which takes seconds to load
 
     source = data_source(name)
-    images, classes, faults = photo_faults(name, root, decode=decode)
+    images, classes, faults, odd = look_into(name, root, decode, notes=decode)
+    notes = tuple(odd)
     if faults:
-        return DataState("damaged", folder, tuple(faults))
-    notes = tuple(photo_notes(name, root)) if decode else ()
+        return DataState("damaged", folder, tuple(faults), notes)
     if (images, classes) == (source.images, source.classes):
         return DataState("present", folder, notes=notes)
     here = f"{images:,} images of {classes:,} classes are there"

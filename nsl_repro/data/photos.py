@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PHOTO_SETS', 'WHOLE', 'DamagedData', 'read_image', 'PhotoSet', 'Noticed', 'photos_from_folder',
-           'only_classes', 'split_classes', 'hold_out_classes', 'check_disjoint', 'load_photos', 'what_is_used',
-           'fingerprint', 'image_damages', 'check_photos', 'photo_notes', 'photo_faults']
+           'photos_from_parts', 'only_classes', 'split_classes', 'hold_out_classes', 'check_disjoint', 'load_photos',
+           'what_is_used', 'fingerprint', 'image_damages', 'check_photos', 'PhotoCheck', 'look_into', 'photo_notes',
+           'photo_faults']
 
 # %% ../../nbs/data/04_photos.ipynb #85e27d70
 import hashlib
@@ -15,8 +16,10 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +95,12 @@ def read_image(
     box: Sequence[float] | None = None,  # x, y, width, height in pixels; rounded outwards, clipped
 ) -> Image.Image:  # RGB, whatever is in the file
     "Decode an image and cut out a box. Raises `DataNotFound` or `DamagedData` that name the file."
-    image = _decode(path)
+    return _cut_out(_decode(path), box, path)
+
+
+def _cut_out(
+    image: Image.Image, box: Sequence[float] | None, path: str | os.PathLike
+) -> Image.Image:
     if box is None:
         return image
     x, y, width, height = map(float, box)
@@ -174,11 +182,12 @@ class PhotoSet(Dataset):
         crop: bool = False,  # cut out the bounding box; `ValueError` if there are none
     ) -> Image.Image:  # RGB
         "One image. Raises `DataNotFound` or `DamagedData` that name the file."
-        if not crop:
-            return read_image(self.paths[i])
-        if self.boxes is None:
+        return read_image(self.paths[i], self._box(i, crop))
+
+    def _box(self, i: int, crop: bool) -> list[float] | None:
+        if crop and self.boxes is None:
             raise ValueError(f"crop must be False for {self.name}, got no bounding boxes.")
-        return read_image(self.paths[i], self.boxes[i].tolist())
+        return self.boxes[i].tolist() if crop else None
 
 # %% ../../nbs/data/04_photos.ipynb #15d67d63
 class Noticed(UserWarning):
@@ -305,20 +314,27 @@ def _size(path: Path) -> int:  # -1: it cannot be read
         return -1
 
 
-def _copies(paths: Sequence[Path]) -> list[tuple[int, int]]:  # (copy, the first one of its bytes)
+def _content(path: Path) -> str:  # '': it cannot be read, and whoever decodes it is told so
+    try:
+        return checksum(path, "blake2b")
+    except OSError:
+        return ""
+
+
+def _copies(
+    paths: Sequence[Path], content: Callable[[Path], str] = _content
+) -> list[tuple[int, int]]:  # (copy, the first one of its bytes)
     "Files with the same bytes as an earlier one."
     by_size: dict[int, list[int]] = defaultdict(list)
     found = []
     for i, path in enumerate(paths):
-        with suppress(OSError):  # it cannot be read: whoever decodes it is told so
-            by_size[path.stat().st_size].append(i)
+        by_size[_size(path)].append(i)
     for alike in by_size.values():
         first: dict[str, int] = {}
         for i in alike if len(alike) > 1 else ():
-            with suppress(OSError):
-                earlier = first.setdefault(checksum(paths[i], "blake2b"), i)
-                if earlier != i:
-                    found.append((i, earlier))
+            digest = content(paths[i])
+            if digest and (earlier := first.setdefault(digest, i)) != i:
+                found.append((i, earlier))
     return sorted(found)
 
 
@@ -329,6 +345,25 @@ def _copies_told(paths: Sequence[Path], folder: Path) -> str:  # '' if there are
     copy, first = (os.path.relpath(paths[i], folder) for i in found[0])
     what = f"{len(found):,} of {len(paths):,} images hold the same bytes as an earlier one"
     return f"{what}, the first is {copy}, a copy of {first}; nothing is left out"
+
+# %% ../../nbs/data/04_photos.ipynb #acb30171
+def _equals_told(
+    paths: Sequence[Path],
+    pixels: Sequence[str],  # of each image: a checksum, '' for none
+    folder: Path,
+) -> str:  # '' if there are none
+    "Images with the same pixels as an earlier one, and other bytes."
+    first: dict[str, int] = {}
+    found = []
+    for i, digest in enumerate(pixels):
+        if digest and (earlier := first.setdefault(digest, i)) != i:
+            if not _copies([paths[earlier], paths[i]]):
+                found.append((i, earlier))
+    if not found:
+        return ""
+    copy, like = (os.path.relpath(paths[i], folder) for i in found[0])
+    what = f"{len(found):,} of {len(paths):,} images hold the same pixels as an earlier one"
+    return f"{what} in another file, the first is {copy}, like {like}; nothing is left out"
 
 # %% ../../nbs/data/04_photos.ipynb #d3d731ac
 def _photo_set(
@@ -364,9 +399,13 @@ def _photo_set(
 # %% ../../nbs/data/04_photos.ipynb #ebdabb50
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # fmt: skip
 _TOOLS = {  # names of files and folders that are no data
-    *("__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
-    *("system volume information", "thumbs.db", "desktop.ini", "icon\r"),
+    *("__macosx", "__pycache__", "cvs", "lost+found", "icon\r"),
+    *("system volume information", "$recycle.bin", "recycler", "thumbs.db", "ehthumbs.db"),
+    *("desktop.ini", "picasa.ini", "network trash folder", "temporary items"),
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "@quarantine"),
+    *("#recycle", "#snapshot", "~snapshot"),  # of file servers, as those above
 }
+_ELSEWHERE = {*_SUFFIXES, ".gif", ".jfif", ".avif", ".heic", ".jp2"}  # images, read or not
 _Odd = dict[str, list[Path]]  # what is wrong -> with which files or folders
 
 _PASSED = "hidden folders, or folders of a tool, hold images that are passed over"
@@ -393,9 +432,14 @@ def _is_data(name: str) -> bool:  # neither hidden nor a tool's
 def _passed_over(folder: Path, odd: _Odd) -> None:
     "A hidden folder, or a tool's, joins `odd` if it holds an image."
     for _, _, files in os.walk(folder):
-        if any(Path(file).suffix.lower() in _SUFFIXES for file in files):
+        if any(Path(file).suffix.lower() in _ELSEWHERE for file in files):
             odd[_PASSED].append(folder)
             return
+
+
+def _odd_told(which: list[Path], what: str, folder: Path) -> str:
+    first = which[0].relative_to(folder).as_posix()
+    return f"{len(which):,} {what}, the first is {first if first.isprintable() else ascii(first)}"
 
 # %% ../../nbs/data/04_photos.ipynb #c98430e5
 def _images_below(folder: Path, odd: _Odd) -> list[Path]:  # sorted
@@ -416,13 +460,21 @@ def _images_below(folder: Path, odd: _Odd) -> list[Path]:  # sorted
     return found
 
 # %% ../../nbs/data/04_photos.ipynb #cda97a68
-_ELSEWHERE = {*_SUFFIXES, ".gif", ".jfif", ".avif", ".heic", ".jp2"}  # images, read or not
-
-
 def _loose(folder: Path) -> list[Path]:  # sorted
     "Images that lie in the folder itself."
     found = (p for p in folder.iterdir() if p.suffix.lower() in _ELSEWHERE and _is_data(p.name))
     return sorted(p for p in found if not p.is_dir())
+
+
+def _check_root(folder: Path, fault: _Faults) -> None:
+    "What lies beside the parts of a set: an image is a fault, a tool's folder of them is told."
+    if loose := _loose(folder):
+        fault(_odd_told(loose, "images lie beside the parts of the set and belong to none", folder))
+    odd: _Odd = defaultdict(list)
+    for entry in sorted(p for p in folder.iterdir() if p.is_dir() and not _is_data(p.name)):
+        _passed_over(entry, odd)
+    if odd:
+        fault.tell(_odd_told(odd[_PASSED], _PASSED, folder))
 
 # %% ../../nbs/data/04_photos.ipynb #ca30bb82
 _BESIDE = "images lie beside the folders of the classes and belong to none"
@@ -445,10 +497,8 @@ def _folder_rows(folder: Path, fault: _Faults) -> _Rows:
     for i in np.flatnonzero(outside):
         odd["images are links that lead out of the folder"].append(rows.paths[i])
     for what, which in odd.items():
-        first = which[0].relative_to(folder).as_posix()
-        first = first if first.isprintable() else ascii(first)
         tell = fault.tell if what == _PASSED else fault
-        tell(f"{len(which):,} {what}, the first is {first}")
+        tell(_odd_told(which, what, folder))
     kept = np.flatnonzero(~outside)
     return _Rows([rows.paths[i] for i in kept], [rows.keys[i] for i in kept])
 
@@ -469,6 +519,26 @@ def photos_from_folder(
     name = name or folder.resolve().name
     photos = _photo_set(name, folder, rows, {key: key for key in rows.keys}, fault)
     return check_photos(photos, on_error=on_error) if decode else photos
+
+# %% ../../nbs/data/04_photos.ipynb #99201c2a
+def photos_from_parts(
+    folder: str | os.PathLike,
+    parts: Sequence[str],  # folders in it, each with one folder of images per class
+    name: str | None = None,  # of the set; None: the folder's name
+    on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that counts it
+) -> list[PhotoSet]:  # one for each part; the first also tells what was left out beside them
+    "A set in parts. Raises as `photos_from_folder`, and `DamagedData` for images beside the parts."
+    folder = user_path(folder)
+    if not folder.is_dir():
+        wanted = f"must be a folder that holds {', '.join(parts)}"
+        raise DataNotFound(f"{folder} {wanted}, got no folder.")
+    fault = _Faults(on_error, str(folder))
+    _check_root(folder, fault)
+    name = name or folder.resolve().name
+    found = [photos_from_folder(folder / part, name, on_error) for part in parts]
+    if found and fault.skipped:
+        found[0] = replace(found[0], skipped=(*fault.skipped, *found[0].skipped))
+    return found
 
 # %% ../../nbs/data/04_photos.ipynb #8618ba1b
 def _row(line: str, values: int | None) -> tuple[int, Any]:  # id, and a name or so many numbers
@@ -647,17 +717,15 @@ def hold_out_classes(
 _MOST_SHARED = 0.01  # of the test images: a share from which on a figure means something else
 
 
-def check_disjoint(train: PhotoSet, test: PhotoSet) -> None:
-    """Whether no test image, byte for byte, is a training image.
-
-    Raises `DamagedData` if one in a hundred or more is; fewer are told by a warning."""
+def _check_pair(train: PhotoSet, test: PhotoSet, content: Callable[[Path], str]) -> None:
     asked = list(test.paths)
     if len(asked) + len(train) > _SEARCHED:
         asked = [asked[i * len(asked) // 1000] for i in range(1000)]
     alike = {_size(path) for path in asked}
     learned = [path for path in train.paths if _size(path) in alike]
     n = len(learned)
-    shared = {copy: first for copy, first in _copies([*learned, *asked]) if copy >= n > first}
+    found = _copies([*learned, *asked], content)
+    shared = {copy: first for copy, first in found if copy >= n > first}
     if not shared:
         return
     copy, first = next(iter(shared.items()))
@@ -665,7 +733,18 @@ def check_disjoint(train: PhotoSet, test: PhotoSet) -> None:
     what = f"{what}, the first is {asked[copy - n]}, a copy of {learned[first]}"
     if len(shared) >= _MOST_SHARED * len(asked):
         raise DamagedData(f"{what}; take them out of one of the parts.")
-    warnings.warn(f"{what}.", Noticed, stacklevel=2)
+    warnings.warn(f"{what}.", Noticed, stacklevel=3)
+
+
+def check_disjoint(
+    *parts: PhotoSet,  # in their order: what is learned first, what is tested last
+) -> None:
+    """Whether no image of a part, byte for byte, is one of an earlier part.
+
+    Raises `DamagedData` if one in a hundred or more is; fewer are told by a warning."""
+    content = cache(_content)  # each file is read once
+    for train, test in combinations(parts, 2):
+        _check_pair(train, test, content)
 
 # %% ../../nbs/data/04_photos.ipynb #c0716aad
 PHOTO_SETS: dict[str, DataSource] = {
@@ -694,9 +773,7 @@ def _load_parts(folder: Path, parts: list[str], remedy: str, fault: _Faults) -> 
     "Rows, and the names of the classes, of mini-ImageNet's train, val and test."
     _need(folder, parts, remedy)
     _check_parts(folder)
-    if loose := _loose(folder):
-        what = f"{len(loose):,} images lie beside the parts of the set and belong to none"
-        fault(f"{what}, the first is {loose[0].name}")
+    _check_root(folder, fault)
     rows = [_folder_rows(folder / part, fault) for part in parts]
     keys = sum((r.keys for r in rows), [])
     return _Rows(sum((r.paths for r in rows), []), keys), {key: key for key in keys}
@@ -752,13 +829,6 @@ def what_is_used(
 _READ_ALL, _READ_SOME = 2 * 2**30, 4096  # bytes of a set that is read whole; files read of a larger
 
 
-def _content(path: Path) -> str:  # '': it cannot be read
-    try:
-        return checksum(path, "blake2b")
-    except OSError:
-        return ""
-
-
 def _contents(paths: Sequence[Path]) -> str:  # 16 hexadecimal digits
     "A fingerprint of files in their order: names, sizes, and bytes of all or of some."
     sizes, n = [_size(path) for path in paths], len(paths)
@@ -781,28 +851,41 @@ def fingerprint(
     return sha.hexdigest()[:16]
 
 # %% ../../nbs/data/04_photos.ipynb #d1811cf2
+def _looked_at(photos: PhotoSet, i: int, crop: bool, pixels: bool) -> tuple[str, str]:
+    "What is wrong with an image, or ''; and a checksum of its size and pixels, or ''."
+    path = photos.paths[i]
+    try:
+        image = _decode(path)
+        digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+        if pixels:
+            digest.update(image.tobytes())
+        _cut_out(image, photos._box(i, crop), path)
+    except (DamagedData, DataNotFound) as error:
+        return str(error), ""
+    return "", digest.hexdigest() if pixels else ""
+
+
+def _all_looked_at(
+    photos: PhotoSet, crop: bool, bar: bool = False, pixels: bool = False
+) -> list[tuple[str, str]]:  # of each image, in threads
+    found: list[tuple[str, str]] = []
+    progress = progress_bar(len(photos), photos.name) if bar else nullcontext()
+    with ThreadPoolExecutor() as pool, progress as shown:
+        for start in range(0, len(photos), 500):
+            some = range(start, min(start + 500, len(photos)))
+            found += pool.map(lambda i: _looked_at(photos, i, crop, pixels), some)
+            if shown is not None:
+                shown.update(len(found) - start)
+    return found
+
+
 def image_damages(
     photos: PhotoSet,
     crop: bool = False,  # also cut out the boxes
     bar: bool = False,  # show a progress bar
 ) -> list[str]:  # of each image: what is wrong with it, or ''
     "Decode every image, and tell what is wrong with each."
-
-    def damage(i: int) -> str:
-        try:
-            photos.image(i, crop)
-        except (DamagedData, DataNotFound) as error:
-            return str(error)
-        return ""
-
-    found: list[str] = []
-    progress = progress_bar(len(photos), photos.name) if bar else nullcontext()
-    with ThreadPoolExecutor() as pool, progress as shown:
-        for start in range(0, len(photos), 500):
-            found += pool.map(damage, range(start, min(start + 500, len(photos))))
-            if shown is not None:
-                shown.update(len(found) - start)
-    return found
+    return [damage for damage, _ in _all_looked_at(photos, crop, bar)]
 
 # %% ../../nbs/data/04_photos.ipynb #cf047dd2
 def check_photos(
@@ -834,7 +917,7 @@ def _parts_for_check(name: str, root: str | os.PathLike | None, folder: Path) ->
         if name != "imagenet":
             return [load_photos(name, root, on_error="skip")]
         parts = [part for part in ("train", "val") if (folder / part).is_dir()]
-        return [photos_from_folder(folder / p, f"imagenet/{p}", "skip") for p in parts]
+        return photos_from_parts(folder, parts, "imagenet", "skip")
 
 
 def _other_classes(photos: PhotoSet, first: PhotoSet) -> str:  # '' if the classes are the same
@@ -856,18 +939,70 @@ def _unlisted(photos: PhotoSet, folder: Path) -> str:  # '' if every image is in
     return f"{len(extra):,} images are in no list, the first is {first}"
 
 # %% ../../nbs/data/04_photos.ipynb #f9bff720
+class PhotoCheck(NamedTuple):
+    "What a look into a set of photographs found."
+
+    images: int  # that can be used
+    classes: int
+    faults: list[str]  # the first 100, one line each
+    notes: list[str]  # what is odd and no fault, one line each
+
+
+def _hidden_told(folder: Path) -> str:  # '' if no hidden folder, at any level, holds an image
+    odd: _Odd = defaultdict(list)
+    for where, folders, _ in os.walk(folder):
+        for name in sorted(folders):
+            if not _is_data(name):
+                _passed_over(Path(where, name), odd)
+        folders[:] = sorted(filter(_is_data, folders))
+    return _odd_told(odd[_PASSED], _PASSED, folder) if odd else ""
+
+
+def _notes_on(parts: list[PhotoSet], folder: Path, pixels: list[str]) -> list[str]:
+    "`pixels`: a checksum of each image, or nothing where none was decoded."
+    paths = [path for part in parts for path in part.paths]
+    told = _hidden_told(folder), _copies_told(paths, folder), _equals_told(paths, pixels, folder)
+    return list(filter(None, told))
+
+# %% ../../nbs/data/04_photos.ipynb #cf16c23a
+def look_into(
+    name: str,  # one of `PHOTO_SETS`, or 'imagenet'
+    root: str | os.PathLike | None = None,  # data root, see `data_root`
+    decode: bool = True,  # decode every image, with a progress bar; else read names and lists
+    notes: bool = True,  # also look for what is odd, which reads files of one size
+) -> PhotoCheck:
+    "All that is wrong or odd with a set of photographs. Raises `DataNotFound` if there is none."
+    folder = find_data(name, root)
+    here = f"{name} at {folder}"
+    try:
+        parts = _parts_for_check(name, root, folder)
+    except (DataNotFound, DamagedData) as error:
+        hidden = _hidden_told(folder) if notes else ""
+        return PhotoCheck(0, 0, [str(error)], [f"{here}: {hidden}."] if hidden else [])
+    faults = [what for photos in parts for what in photos.skipped]
+    damages: list[str] = []
+    pixels: list[str] = []
+    for photos in parts:
+        faults += filter(None, [_other_classes(photos, parts[0])])
+        if not faults and photos.boxes is not None:  # these have lists
+            faults += filter(None, [_unlisted(photos, folder)])
+        if decode:
+            seen = _all_looked_at(photos, photos.boxes is not None, True, notes)
+            damages += [damage for damage, _ in seen if damage]
+            pixels += [digest for _, digest in seen]
+    lines = [f"{here}: {what}." for what in faults] + damages
+    odd = [f"{here}: {what}." for what in _notes_on(parts, folder, pixels)] if notes else []
+    return PhotoCheck(sum(map(len, parts)), len(parts[0].classes), lines[:100], odd)
+
+# %% ../../nbs/data/04_photos.ipynb #2d598f72
 def photo_notes(
     name: str,  # one of `PHOTO_SETS`, or 'imagenet'
     root: str | os.PathLike | None = None,  # data root, see `data_root`
 ) -> list[str]:  # one line each
-    "What is odd about a set of photographs and no fault: copies of images. Raises `DataNotFound`."
-    folder = find_data(name, root)
-    try:
-        parts = _parts_for_check(name, root, folder)
-    except (DataNotFound, DamagedData):
-        return []  # `photo_faults` tells why
-    told = _copies_told([path for part in parts for path in part.paths], folder)
-    return [f"{name} at {folder}: {told}."] if told else []
+    """What is odd about a set of photographs and no fault; nothing is decoded.
+
+    Raises `DataNotFound`."""
+    return look_into(name, root, decode=False).notes
 
 
 def photo_faults(
@@ -876,20 +1011,4 @@ def photo_faults(
     decode: bool = True,  # decode every image, with a progress bar; else read names and lists
 ) -> tuple[int, int, list[str]]:  # images and classes that can be used; the first 100 faults
     "Everything that is wrong with a set of photographs. Raises `DataNotFound` if there is none."
-    folder = find_data(name, root)
-    try:
-        parts = _parts_for_check(name, root, folder)
-    except (DataNotFound, DamagedData) as error:
-        return 0, 0, [str(error)]
-    here = f"{name} at {folder}"
-    faults = [f"{here}: {what}." for photos in parts for what in photos.skipped]
-    for photos in parts:
-        if what := _other_classes(photos, parts[0]):
-            faults.append(f"{here}: {what}.")
-        if not faults and photos.boxes is not None:  # these have lists
-            if what := _unlisted(photos, folder):
-                faults.append(f"{here}: {what}.")
-        if decode:
-            damages = image_damages(photos, photos.boxes is not None, bar=True)
-            faults += filter(None, damages)
-    return sum(map(len, parts)), len(parts[0].classes), faults[:100]
+    return look_into(name, root, decode, notes=False)[:3]

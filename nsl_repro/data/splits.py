@@ -29,7 +29,7 @@ from nsl_repro.data.photos import (
     fingerprint,
     only_classes,
     load_photos,
-    photos_from_folder,
+    photos_from_parts,
     what_is_used,
 )
 
@@ -93,7 +93,7 @@ def _read_imagenet(root: _Root, classes: int = 0) -> tuple[PhotoSet, PhotoSet, d
             f"in {folder}/train and {folder}/val, one folder per class, since val is tested on, or "
             "set NSL_DATA to the folder that holds imagenet."
         )
-    train, test = (photos_from_folder(folder / part, "imagenet") for part in ("train", "val"))
+    train, test = photos_from_parts(folder, ("train", "val"), "imagenet")
     if odd := sorted(set(train.classes) ^ set(test.classes)):
         raise ValueError(
             f"{folder}/train and {folder}/val must hold the same classes, but {len(odd):,} are in "

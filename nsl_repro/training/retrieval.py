@@ -23,6 +23,8 @@ __all__ = ['nearest', 'recall_at_k', 'map_at_r', 'nmi', 'evaluate_retrieval', 's
 # %% ../../nbs/training/06_retrieval.ipynb #ad2fed8b
 def _tensor(x: Tensor | np.ndarray | list, name: str) -> Tensor:
     "What torch can hold, as a tensor. Raises `TypeError`, with the argument's name, for the rest."
+    if np.ma.is_masked(x):
+        raise TypeError(f"{name} must have no masked entries, since all are used, got some.")
     try:
         if isinstance(x, np.ndarray) and (not x.dtype.isnative or min(x.strides, default=0) < 0):
             x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))

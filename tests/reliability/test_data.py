@@ -38,10 +38,12 @@ from nsl_repro.data.inventory import data_state
 from nsl_repro.data.photos import (
     DamagedData,
     Noticed,
+    check_disjoint,
     check_photos,
     load_photos,
     photo_faults,
     photos_from_folder,
+    photos_from_parts,
     read_image,
 )
 from nsl_repro.command.runner import prepare
@@ -452,6 +454,11 @@ HIDDEN = {
     "a hidden folder in a class": ".thumbnails/deep",
     "an archive's folder": "__MACOSX",
     "a file server's folder": "@eaDir",
+    "a file server's bin": "@Recycle",
+    "a file server's snapshots": "#snapshot/daily",
+    "a file server's uploads": "@tmp",
+    "a file server's thumbnails": "@__thumb",
+    "a version control's folder": "CVS",
 }
 
 
@@ -490,6 +497,81 @@ def test_images_that_are_there_twice(root):
     state = data_state("cub", root, decode=True)
     assert state.state == "incomplete"  # of 11,788 images
     assert [said.format(96, copy, first) in note for note in state.notes] == [True]
+
+
+def make_imagenet(root):
+    "Three classes of eight images each, in two parts."
+    for n, part in enumerate(("train", "val")):
+        for c in "abc":
+            folder = root / "imagenet" / part / c
+            folder.mkdir(parents=True)
+            for k in range(8):
+                draws = np.random.default_rng([n, ord(c), k])
+                noise = draws.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(noise).save(folder / f"{k}.png")
+    return root / "imagenet"
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "@Recycle"])
+@pytest.mark.parametrize("name", ["cub", "mini_imagenet", "imagenet"])
+def test_folders_of_tools_in_the_root_of_a_set(name, hidden, root):
+    "Told by the readers of sets in parts, and by `data check` at every level of every set."
+    make_imagenet(root)
+    folder = root / {"cub": "CUB_200_2011", "mini_imagenet": "mini-imagenet"}.get(name, name)
+    image = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png"))[0]
+    shutil.copy(image, folder / f".{image.name}")  # a hidden file is passed over without a word
+    assert data_state(name, root, decode=True).notes == ()
+    places = [folder / hidden, image.parent / hidden]
+    places[0].mkdir()
+    shutil.copy(image, places[0])
+    said = "1 hidden folders, or folders of a tool, hold images that are passed over, the first is "
+    if name != "cub":  # whose lists name every image
+        read = load_splits if name == "imagenet" else load_photos
+        with pytest.warns(Noticed, match=said + hidden):
+            read(name, root)
+    assert data_state(name, root).faults[0].endswith("experiments run on such a part, too.")
+    state = data_state(name, root, decode=True)
+    assert [said + hidden in note for note in state.notes] == [True], state
+    places[1].mkdir()
+    shutil.copy(image, places[1])
+    (note,) = data_state(name, root, decode=True).notes
+    assert "2 hidden folders" in note
+    (folder / "train" if name == "imagenet" else image.parent).joinpath("cut.png").touch()
+    state = data_state(name, root, decode=True)
+    assert state.state == "damaged" and state.notes == (note,)  # beside what is wrong
+
+
+def test_images_beside_the_parts_of_imagenet(root):
+    "Counted by both readers and by `data check`."
+    folder = make_imagenet(root)
+    load_splits("imagenet", root)
+    shutil.copy(folder / "train" / "a" / "3.png", folder / "stray.png")
+    said = "1 images lie beside the parts of the set and belong to none, the first is stray.png"
+    with pytest.raises(DamagedData, match=said):
+        load_splits("imagenet", root)
+    with pytest.raises(DamagedData, match=said):
+        photos_from_parts(folder, ("train", "val"))
+    with pytest.warns(UserWarning, match=said):
+        train, val = photos_from_parts(folder, ("train", "val"), on_error="skip")
+    assert (len(train), len(val), train.skipped[0]) == (24, 24, f"{said}")
+    assert said in photo_faults("imagenet", root, decode=False)[2][0]
+
+
+def test_images_that_are_there_in_two_formats(root):
+    "The same pixels in files of other bytes are told by `data check`, which decodes them anyway."
+    folder = make_imagenet(root)
+    Image.open(folder / "train" / "a" / "3.png").save(folder / "val" / "b" / "new.bmp")
+    Image.open(folder / "train" / "a" / "4.png").save(folder / "val" / "b" / "new.jpg")  # others
+    pixels = np.zeros((2, 8, 3), np.uint8)
+    for i, shape in enumerate(((2, 8, 3), (8, 2, 3))):  # the same bytes of pixels, another shape
+        Image.fromarray(pixels.reshape(shape)).save(folder / "val" / "c" / f"flat{i}.png")
+    (note,) = data_state("imagenet", root, decode=True).notes
+    said = "1 of 52 images hold the same pixels as an earlier one in another file, the first is {}"
+    assert said.format("val/b/new.bmp, like train/a/3.png; nothing is left out") in note
+    shutil.copy(folder / "train" / "a" / "3.png", folder / "val" / "b" / "copy.png")
+    notes = data_state("imagenet", root, decode=True).notes
+    assert len(notes) == 2 and "1 of 53 images hold the same bytes" in notes[0]  # counted once
+    assert "1 of 53 images hold the same pixels" in notes[1]
 
 
 @pytest.fixture
@@ -578,17 +660,55 @@ def test_parts_that_share_classes(pair, root):
     assert said in photo_faults("mini_imagenet", root)[2][0]
 
 
+SHARED = {  # experiment -> what is passed to it, and where a class is a copy of another's
+    "nsl_fewshot": (["dataset=mini_imagenet", "way=2"], "mini-imagenet/{}/{}"),
+    "nsl_fewshot on cub": (["dataset=cub", "way=2"], "CUB_200_2011/images/{1}"),
+    "pddm_transfer": (["dataset=mini_imagenet"], "mini-imagenet/{}/{}"),
+    "pddm_retrieval": (["dataset=cub"], "CUB_200_2011/images/{1}"),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_classes_under_two_names(name, root, tmp_path, nsl_repro):
+    "A class that is learned and, under another name, tested as unseen: no run begins."
+    passed, place = SHARED[name]
+    learned = root / place.format("train", "001.Bird_1")
+    tested = root / place.format("test", "012.Bird_12")
+    for image in learned.iterdir():
+        shutil.copy(image, tested / image.name)
+    words = [word for value in ("preset=smoke", *passed) for word in ("-p", value)]
+    words += ["-p", f"data_root={root}", "-o", tmp_path / "out"]
+    done = nsl_repro("run", name.split()[0], *words, OMP_NUM_THREADS="1")
+    assert done.returncode == 3 and "test images are training images, too" in done.stderr
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.name == "entry.json"]
+
+
+def test_images_under_two_names(root, tmp_path, nsl_repro):
+    "The same where the classes are the same, and images are learned and tested."
+    learned, *others = sorted((root / "CUB_200_2011" / "images" / "001.Bird_1").iterdir())
+    for other in others:
+        shutil.copy(learned, other)
+    words = ["-p", "preset=smoke", "-p", "dataset=cub", "-p", f"data_root={root}"]
+    done = nsl_repro("run", "nsl_adapt", *words, "-o", tmp_path / "out", OMP_NUM_THREADS="1")
+    assert done.returncode == 3 and "test images are training images, too" in done.stderr
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.name == "entry.json"]
+
+
+def test_images_of_several_parts(root):
+    "Each part is compared with all before it, and each file is read once."
+    parts = [load_photos("mini_imagenet", root, part) for part in ("train", "val", "test")]
+    check_disjoint(*parts)
+    shutil.copy(parts[1].paths[3], parts[2].paths[5])
+    with pytest.raises(DamagedData, match="1 of 16 test images are training images, too") as told:
+        check_disjoint(*parts)
+    assert f"the first is {parts[2].paths[5]}, a copy of {parts[1].paths[3]}" in str(told.value)
+    check_disjoint(parts[0], parts[1])
+    check_disjoint(parts[0], parts[2])
+
+
 def test_images_that_are_learned_and_tested(root):
     "Where the classes are the same, the images of the parts are compared by their bytes."
-    folder = root / "imagenet"
-    for n, part in enumerate(("train", "val")):
-        for c in "abc":
-            (folder / part / c).mkdir(parents=True)
-            for k in range(8):
-                noise = np.random.default_rng([n, ord(c), k]).integers(
-                    0, 256, (32, 32, 3), np.uint8
-                )
-                Image.fromarray(noise).save(folder / part / c / f"{k}.png")
+    folder = make_imagenet(root)
     load_splits("imagenet", root)
     shutil.copy(folder / "train" / "a" / "3.png", folder / "val" / "a" / "5.png")
     with pytest.raises(DamagedData, match="1 of 24 test images are training images, too, the fi"):
