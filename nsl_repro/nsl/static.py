@@ -435,6 +435,7 @@ setattr(_Uses, "visit_For", _visit_loop)  # noqa: B010
 
 # %% ../../nbs/nsl/03_static.ipynb #c121515f
 _SETS_UP = ("init", "reset", "load")  # methods that write weights before there is a similarity
+_ON_DEMAND = "merge"  # of adapters: their forward calls such a method only after another one
 
 
 def _called(uses: _Uses, node: ast.Call) -> list[Any]:
@@ -445,7 +446,7 @@ def _called(uses: _Uses, node: ast.Call) -> list[Any]:
     above = isinstance(owner, ast.Call) and _named(owner.func) == "super"
     if not above and uses.module(owner) != "self":
         return [uses.known(node.func)]
-    if not uses.follows or any(part in name for part in _SETS_UP):
+    if not uses.follows or any(part in name for part in (*_SETS_UP, _ON_DEMAND)):
         return []
     found = [vars(kind)[name] for kind in uses.kind.__mro__ if name in vars(kind)]
     return found if above else found[:1]
