@@ -5,6 +5,8 @@ in words."""
 import copy
 import os
 import pickle
+from functools import partial
+from types import MethodType
 
 import pytest
 import torch
@@ -638,3 +640,375 @@ def test_a_patch_embedding_is_resized_with_its_similarity():
             m.set_input_size(img_size=(128, 128), patch_size=(8, 8))
         torch.testing.assert_close(model(x), folded(x), rtol=1e-4, atol=1e-5)
         assert (model(x) - net(x)).abs().max() > 1e-3
+
+
+class Merged(Adapted):
+    "Merges and takes back as peft does."
+
+    def __init__(self):
+        super().__init__()
+        self.lora_A["default"].bias = self.lora_B["default"].bias = None
+
+    def get_base_layer(self):
+        return self.base_layer
+
+    def delta(self):
+        a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
+        return torch.einsum("or,rikl->oikl", b.flatten(1), a)
+
+    def merge(self, safe=False):
+        base = self.get_base_layer()
+        if safe:
+            weight = base.weight.data.clone()
+            weight += self.delta()
+            base.weight.data = weight
+        else:
+            base.weight.data += self.delta()
+        self.forward = base.forward
+
+    def unmerge(self):
+        weight = self.get_base_layer().weight
+        weight.data -= self.delta()
+
+
+@pytest.mark.parametrize("kind", ("static_dns", "static_uns"))
+@pytest.mark.parametrize("safe", (False, True))
+def test_an_adapter_is_merged_after_folding(kind, safe):
+    "Before, what is written would be lost."
+    net = nn.Sequential(Merged())
+    model, x = stir(to_nsl(net, kind).model), torch.randn(2, 3, 6, 6)
+    y = model(x)
+    for call in (partial(model[0].merge, safe), model[0].unmerge):
+        with pytest.raises(ValueError, match="must write into plain weights.*fold"):
+            call()
+    assert torch.equal(model(x), y)
+    folded = fold(model)
+    torch.testing.assert_close(folded(x), y, rtol=1e-4, atol=1e-5)
+    folded[0].merge(safe)
+    torch.testing.assert_close(folded(x), y, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_peft():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    net = peft.get_peft_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), config)
+    model, x = stir(to_nsl(net, "static_uns").model).eval(), torch.randn(2, 3, 6, 6)
+    y = model(x)
+    for safe in (False, True):
+        with pytest.raises(ValueError, match="fold"):
+            copy.deepcopy(model).merge_and_unload(safe_merge=safe)
+    merged = fold(model).merge_and_unload()
+    torch.testing.assert_close(merged(x), y, rtol=1e-4, atol=1e-5)
+
+
+def read_it(x, c):
+    return F.conv2d(x, c.weight, c.bias)
+
+
+def read_through(x, c):
+    return read_it(x, c)
+
+
+def fuse_conv(conv):
+    fused = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size).requires_grad_(False)
+    fused.weight.copy_(conv.weight.clone().mul_(2))
+    fused.bias.copy_(conv.bias * 2)
+    return fused
+
+
+class One(nn.Module):
+    "A convolution whose weight is read or written in ways that are told by a subclass."
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.c(x)
+
+
+class ByHelper(One):
+    def forward(self, x):
+        return read_through(x, self.c)
+
+
+class ByGetattr(One):
+    def forward(self, x):
+        return F.conv2d(x, getattr(self.c, "weight"), self.c.bias)  # noqa: B009
+
+
+class ByProperty(One):
+    @property
+    def kernel(self):
+        return self.c.weight
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel, self.c.bias)
+
+
+class ByMethod(One):
+    def kernel(self):
+        return self.c.weight
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel(), self.c.bias)
+
+
+class ByList(One):
+    def __init__(self):
+        super().__init__()
+        self.all = [self.c]
+
+    def forward(self, x):
+        return F.conv2d(x, self.all[0].weight, self.c.bias)
+
+
+def by_instance():
+    net = One()
+    net.forward = lambda x: read_it(x, net.c)
+    return net
+
+
+def by_bound_instance():
+    net = One()
+    net.forward = MethodType(ByHelper.forward, net)
+    return net
+
+
+READ = [ByHelper, ByGetattr, ByProperty, ByMethod, ByList, by_bound_instance]
+
+
+@pytest.mark.parametrize("make", READ)
+def test_every_way_to_read_a_weight(make):
+    net, x = nn.Sequential(make(), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 8, 8)
+    model = stir(to_nsl(net, "static_uns").model)
+    assert (model(x) - net(x)).abs().max() > 0.01
+    torch.testing.assert_close(model(x), fold(model)(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[0](x), model[0].c(x), rtol=1e-4, atol=1e-5)
+    _, converted, skipped = to_nsl(net, "dynamic_dns")
+    assert converted == ["1"] and "its weight is read by" in skipped["0.c"]
+
+
+def test_a_lambda_on_the_instance_reads():
+    net, x = by_instance(), torch.randn(2, 3, 8, 8)
+    model = stir(to_nsl(net, "static_uns", inplace=True).model)
+    torch.testing.assert_close(model(x), model.c(x), rtol=1e-4, atol=1e-5)
+
+
+class Fusing(One):
+    def fuse(self):
+        self.c = fuse_conv(self.c)
+        return self
+
+
+@torch.no_grad()
+def test_a_fusion_by_a_function_finds_the_similarity():
+    net, x = Fusing(), torch.randn(2, 3, 8, 8)
+    model = stir(to_nsl(net, "static_uns").model)
+    y = 2 * model(x)
+    torch.testing.assert_close(model.fuse()(x), y, rtol=1e-4, atol=1e-5)
+    assert type(model.c) is nn.Conv2d and type(model.c.weight) is nn.Parameter
+    with pytest.raises(ValueError, match="fuse of Fusing must read weights that tell"):
+        to_nsl(net, "dynamic_dns").model.fuse()
+
+
+class Stored(One):
+    "Keeps the weight under another name."
+
+    def __init__(self, how):
+        super().__init__()
+        self.w = how(self.c.weight)
+
+    def forward(self, x):
+        return F.conv2d(x, self.w, self.c.bias)
+
+
+@pytest.mark.parametrize("how", (lambda w: w, lambda w: w.data, lambda w: [w][0]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_weight_is_left_alone(how, kind):
+    _, converted, skipped = to_nsl(nn.Sequential(Stored(how), nn.Conv2d(4, 4, 3)), kind)
+    assert converted == ["1"] and "is also the w of Stored" in skipped["0.c"]
+
+
+def clamp_(module):
+    module.weight.data.clamp_(-0.01, 0.01)
+
+
+class Clamped(One):
+    def forward(self, x):
+        w = self.c.weight
+        w.data.clamp_(-0.01, 0.01)
+        return self.c(x)
+
+
+class Replaced(One):
+    def forward(self, x):
+        self.c.weight.data = self.c.weight.data.clamp(-0.01, 0.01)
+        return self.c(x)
+
+
+class ByLoop(One):
+    def forward(self, x):
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                m.weight.data.clamp_(-0.01, 0.01)
+        return self.c(x)
+
+
+class ByParameters(One):
+    def forward(self, x):
+        with torch.no_grad():
+            for p in self.c.parameters():
+                p.clamp_(-0.01, 0.01)
+        return self.c(x)
+
+
+class ByCall(One):
+    def forward(self, x):
+        self.limit()
+        return self.c(x)
+
+    def limit(self):
+        clamp_(self.c)
+
+
+def by_parents_hook():
+    def hook(module, args):
+        for m in module.modules():
+            if isinstance(m, nn.Conv2d):
+                clamp_(m)
+
+    return with_hook(One(), hook)
+
+
+WRITE = [Clamped, Replaced, ByLoop, ByParameters, ByCall, by_parents_hook]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", WRITE)
+def test_a_parent_that_writes_a_weight(make, kind):
+    "Left alone by static kinds; a dynamic one keeps the weight as it is. Folding refuses."
+    net, x = nn.Sequential(make(), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 8, 8)
+    model, converted, skipped = to_nsl(net, kind)
+    if kind.startswith("static"):
+        assert converted == ["1"] and "its weight is written by" in skipped["0.c"]
+    torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)
+    net[0].c = StaticNSLConv2d(3, 4, 3)
+    with pytest.raises(ValueError, match="a weight that a module around it writes"):
+        fold(net)
+
+
+def clamp_by_state(module, args):
+    module.state_dict()["weight"].clamp_(-0.01, 0.01)
+
+
+def clamp_if_large(conv):
+    "Does nothing at the sizes that a trial has."
+    if conv.weight.abs().max() > 100:
+        clamp_(conv)
+
+
+class WithScale(nn.Conv2d):
+    "Cannot be tried without its second argument."
+
+    def forward(self, x, scale):
+        self.weight.data.clamp_(-0.01, 0.01)
+        return super().forward(x) * scale
+
+
+class Every(nn.Conv2d):
+    "Each third time."
+
+    def forward(self, x):
+        self.n = getattr(self, "n", 0) + 1
+        if self.n % 3 == 0:
+            nn.init.zeros_(self.weight)
+        return super().forward(x)
+
+
+HIDDEN = {
+    "helper": lambda: with_hook(nn.Conv2d(3, 4, 3), lambda m, a: clamp_(m)),
+    "state": lambda: with_hook(nn.Conv2d(3, 4, 3), clamp_by_state),
+    "seldom": lambda: with_hook(nn.Conv2d(3, 4, 3), lambda m, a: clamp_if_large(m)),
+    "argument": lambda: WithScale(3, 4, 3),
+    "third": lambda: Every(3, 4, 3),
+}
+
+
+@pytest.mark.parametrize("kind", ("static_dns", "static_uns"))
+@pytest.mark.parametrize("case", HIDDEN)
+def test_a_change_that_a_trial_misses(case, kind):
+    net = nn.Sequential(HIDDEN[case](), nn.Conv2d(4, 4, 3))
+    _, converted, skipped = to_nsl(net, kind)
+    assert converted == ["1"] and skipped["0"]
+
+
+def test_a_hook_is_tried_only_where_it_may_write():
+    calls = []
+    net = nn.Sequential(with_hook(nn.Conv2d(3, 4, 3), lambda m, a: calls.append(1)))
+    assert to_nsl(net).converted == ["0"] and calls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_convolution_put_on_the_instance(kind):
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 8, 8)
+    net[0]._conv_forward = lambda x, weight, bias: 2 * F.conv2d(x, weight, bias)
+    model, converted, skipped = to_nsl(net, kind)
+    assert ("0" in converted) == kind.startswith("static")
+    torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_a_layer_alone_is_traced(case):
+    layer, x = LAYERS[case]().eval(), torch.randn(2, 3, 8, 8)
+    traced = torch.fx.symbolic_trace(layer)
+    assert torch.equal(traced(x), layer(x)) and (case == "subclass" or not traced.training)
+
+
+@pytest.mark.parametrize("make", (StaticNSLConv2d, DynamicNSLConv2d))
+@pytest.mark.parametrize("kind", ("diagonal", "unconstrained"))
+def test_a_layer_with_a_shape_is_exported_and_not_recorded(make, kind):
+    "As the page says: PyTorch's older tracer does not know how taps are chosen."
+    layer, x = make(3, 4, 3, kind=kind, shape=5).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(RuntimeError):
+        torch.jit.trace(layer, x)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))
+    if make is StaticNSLConv2d:
+        torch.testing.assert_close(torch.jit.trace(fold(layer), x)(x), layer(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_default_device_does_not_move_a_predictor(kind):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    torch.set_default_device("meta")
+    try:
+        model = to_nsl(net, kind).model
+    finally:
+        torch.set_default_device(None)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(x), net(x))
+
+
+def test_what_freezing_holds():
+    "Norms, as the page says: not an average of one's own; a converted norm is frozen again."
+
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x):
+            self.mean.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+            return x
+
+    net = nn.Sequential(StaticNSLConv2d(3, 4, 3), nn.BatchNorm2d(4), Average())
+    similarity_parameters(net, freeze=True)
+    before = buffers(net)
+    net.train()(torch.randn(2, 3, 8, 8))
+    assert moved(net, before) == ["2.mean"]
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert not synced[1]._forward_pre_hooks
+    similarity_parameters(synced, freeze=True)
+    assert len(synced[1]._forward_pre_hooks) == 1
+    assert "norms" in similarity_parameters.__doc__

@@ -165,6 +165,9 @@ def as_one_call(
 ) -> Any:  # a Proxy for what it gives
     "The layer as one node of the graph that is being traced."
     path = x.tracer.path_of_module(layer)  # type: ignore[attr-defined]
+    if not path:  # it is all that is traced: a network around it can be called from the graph
+        path, x.tracer.root = "layer", nn.ModuleDict({"layer": layer})
+        x.tracer.root.training = layer.training
     return x.tracer.create_proxy("call_module", path, (x,), {})
 
 # %% ../../nbs/kernels/01_reference.ipynb #5626e4e6

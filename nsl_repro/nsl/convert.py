@@ -5,18 +5,17 @@
 # %% ../../nbs/nsl/09_convert.ipynb #123e6852
 from __future__ import annotations
 
-import dis
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from types import CodeType, FunctionType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -26,7 +25,19 @@ from ..base.checks import checked
 from .dynamic import DynamicNSLConv2d
 from .predictor import SharedPredictor, SimilarityPredictor
 from .shape import KernelShape
-from .static import NeuralSimilarity, StaticNSLConv2d, _changes_weight, _copied, _tried
+from nsl_repro.nsl.static import (
+    _NEW,
+    _SETS_UP,
+    NeuralSimilarity,
+    StaticNSLConv2d,
+    _changes_weight,
+    _copied,
+    _owners,
+    _tried,
+    _uses,
+    _watched,
+    _written,
+)
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversion', 'to_nsl', 'similarity_parameters', 'parameter_groups']
@@ -65,6 +76,8 @@ def _why_left_alone(conv: nn.Module, kind: str) -> str:
             return "its weight is parametrized"
         if type(conv) is not nn.Conv2d:
             return f"its class {type(conv).__name__} may compute more than a convolution"
+        if "_conv_forward" in vars(conv):
+            return "its _conv_forward was replaced on the instance"
     return ""
 
 # %% ../../nbs/nsl/09_convert.ipynb #48e0da11
@@ -140,7 +153,8 @@ def _give_dynamic(conv: nn.Conv2d, form: str, options: dict[str, Any]) -> None:
         dilation=conv.dilation,
     )
     size, settings = _pair(conv.kernel_size), {"batchnorm": False, **options}
-    predictor = SimilarityPredictor(conv.in_channels, size, form, **geometry, **settings)
+    with torch.device("cpu"):  # whatever the default is
+        predictor = SimilarityPredictor(conv.in_channels, size, form, **geometry, **settings)
     nn.init.zeros_(predictor.m2.weight)
     predictor.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)
     layer = cast(DynamicNSLConv2d, conv)  # what it becomes
@@ -156,7 +170,8 @@ def _why_not_static(conv: nn.Conv2d) -> str:
     "Why a static similarity would not be right in this layer, found by trying; or nothing."
     if _changes_weight(conv):
         return "its weight is changed by its forward or a hook (a mask, a maximal norm)"
-    if type(conv) is nn.Conv2d or any(p.is_meta for p in conv.parameters()):
+    known = type(conv) is nn.Conv2d and "_conv_forward" not in vars(conv)
+    if known or any(p.is_meta for p in conv.parameters()):
         return ""
     twin, other = (cast(nn.Conv2d, _copied(conv)) for _ in range(2))
     for layer in (twin, other):
@@ -181,56 +196,51 @@ def _similarity_of(conv: nn.Conv2d) -> NeuralSimilarity:
     return [m for m in conv.modules() if isinstance(m, NeuralSimilarity)][-1]
 
 # %% ../../nbs/nsl/09_convert.ipynb #9e1b8413
-_NO_NUMBERS = ("dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad")
-_SETS_UP = ("init", "reset", "load")  # methods that write weights before there is a similarity
-
-
-def _reads(code: CodeType) -> set[str]:
-    "Of which attributes of `self` a function reads the weight; '' stands for any other object."
-    found = set()
-    steps = list(dis.get_instructions(code))
-    for owner, name, step, use in zip(steps, steps[1:], steps[2:], steps[3:]):
-        if step.argval != "weight" or not step.opname.startswith("LOAD_ATTR"):
-            continue
-        if name.argval == "self" or use.argval in _NO_NUMBERS:
-            continue
-        of_self = name.opname.startswith("LOAD_ATTR") and owner.argval == "self"
-        found.add(name.argval if of_self else "")
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            found |= _reads(inner)
-    return found
-
-
 def _readers(kind: type[nn.Module]) -> dict[str, set[str]]:
-    "The methods of a class that read other modules' weights, and whose; PyTorch's own are known."
+    "The methods of a class that meet other modules' weights, and whose; PyTorch's own are known."
     found = {}
     for name in dir(kind):
         method = inspect.getattr_static(kind, name)
-        method = inspect.unwrap(getattr(method, "__func__", method))
-        if not isinstance(method, FunctionType) or (method.__module__ or "").startswith("torch."):
-            continue
-        if not any(part in name for part in _SETS_UP) and (read := _reads(method.__code__)):
-            found[name] = read
+        method = getattr(method, "fget", getattr(method, "func", method))  # of a property
+        if whose := _met(name, method, kind):
+            found[name] = whose
     return found
+
+
+def _met(name: str, method: Any, kind: type[nn.Module]) -> set[str]:
+    "Whose weights a method reads or writes."
+    if any(part in name for part in _SETS_UP):
+        return set()
+    uses = _uses(method, kind, "forward" in name)
+    return set() if uses is None else (uses.read | uses.written) - {"self", _NEW}
 
 # %% ../../nbs/nsl/09_convert.ipynb #d661a035
 class _Reading(NamedTuple):
     module: nn.Module
     method: str
     convolutions: list[nn.Module]
+    writes: bool = False  # in every forward pass
+
+    @property
+    def goes_on(self) -> bool:
+        "Where the method cannot say no: a forward, a property."
+        kind = type(self.module)
+        method = inspect.getattr_static(kind, self.method, None)
+        return "forward" in self.method or not (method is None or callable(method))
 
 
 def _readings(model: nn.Module, convolutions: dict[str, nn.Module]) -> list[_Reading]:
-    "Who reads the weights of which of these convolutions."
+    "Who reads or writes the weights of which of these convolutions."
     ours, found = {*convolutions.values()}, []
     readers = {kind: _readers(kind) for kind in {type(m) for m in model.modules()}}
     for m in model.modules():
-        for method, attributes in readers[type(m)].items():
-            parts = [getattr(m, name, None) if name else m for name in sorted(attributes)]
-            below = {c for part in parts if isinstance(part, nn.Module) for c in part.modules()}
-            if read := [c for c in below - {m} if c in ours]:
+        own = {n: f for n, f in vars(m).items() if isinstance(f, (FunctionType, MethodType))}
+        on_instance = {name: _met(name, f, type(m)) for name, f in own.items()}
+        for method, whose in (readers[type(m)] | on_instance).items():
+            if whose and (read := [c for c in _owners(m, whose) - {m} if c in ours]):
                 found.append(_Reading(m, method, read))
+        if written := [c for c in _written(m) - {m} if c in ours]:
+            found.append(_Reading(m, "forward or a hook", written, writes=True))
     return found
 
 
@@ -240,11 +250,37 @@ def _refuse_to_read(reader: str, names: list[str], *args: Any, **kwargs: Any) ->
         "dynamic similarity changes with the input."
     )
 
-
+# %% ../../nbs/nsl/09_convert.ipynb #d0049e79
 def _forbid(reading: _Reading, names: list[str]) -> None:
     "In place: the method raises from now on."
     reader = f"{reading.method} of {type(reading.module).__name__}"
     setattr(reading.module, reading.method, partial(_refuse_to_read, reader, names))
+
+
+def _watch(reading: _Reading) -> None:
+    "In place: the method raises where it writes."
+    reader = f"{reading.method} of {type(reading.module).__name__}"
+    method = getattr(reading.module, reading.method)
+    setattr(reading.module, reading.method, partial(_watched, method, reader))
+
+
+def _why_shared(model: nn.Module, convolutions: dict[str, nn.Module]) -> dict[nn.Module, str]:
+    "Convolutions whose weight another module has too, under a name of its own."
+    ours = {c for c in convolutions.values() if isinstance(c._parameters.get("weight"), Tensor)}
+    places = {
+        cast(Tensor, c.weight).data_ptr(): c for c in ours if not cast(Tensor, c.weight).is_meta
+    }
+    found = {}
+    for m in model.modules():
+        for name, value in {**vars(m), **m._parameters, **m._buffers}.items():
+            for t in value if isinstance(value, (list, tuple)) else [value]:
+                if not isinstance(t, Tensor) or t.is_meta or (m in ours and name == "weight"):
+                    continue
+                if (
+                    conv := places.get(t.data_ptr())
+                ) is not None and t.numel() == conv.weight.numel():
+                    found[conv] = f"its weight is also the {name} of {type(m).__name__}"
+    return found
 
 # %% ../../nbs/nsl/09_convert.ipynb #4ddb8875
 _OF_LAYER = ("self", "in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
@@ -330,27 +366,31 @@ def _why_not_here(
         return "it belongs to an adapter (LoRA)"
     if not _selected(name, conv, where):
         return "left out by `where`"
-    if kind.startswith("dynamic"):
-        for reader, method, read in readings:
-            if "forward" in method and conv in read:
-                return f"its weight is read by the {method} of {type(reader).__name__}"
+    static = kind.startswith("static")
+    for reading in readings:
+        if conv in reading.convolutions and (reading.writes if static else reading.goes_on):
+            how = "written" if reading.writes else "read"
+            return f"its weight is {how} by the {reading.method} of {type(reading.module).__name__}"
     return ""
 
 
 def _give(model: nn.Module, names: list[str], kind: str, options: dict[str, Any]) -> None:
     "In place: the similarities of the convolutions of these names."
     convolutions = {name: cast(nn.Conv2d, model.get_submodule(name)) for name in names}
-    readings = _readings(model, {**convolutions})
+    readings = [r for r in _readings(model, {**convolutions}) if not r.writes]
     if kind.startswith("static"):
         given: _Given = {}
         read = {c for reading in readings for c in reading.convolutions}
         for conv in convolutions.values():
             _give_static(conv, _form(kind), given, conv in read)
-        return
-    for conv in convolutions.values():
-        _give_dynamic(conv, _form(kind), options)
+    else:
+        for conv in convolutions.values():
+            _give_dynamic(conv, _form(kind), options)
     for reading in readings:
-        _forbid(reading, [name for name, c in convolutions.items() if c in reading.convolutions])
+        if kind.startswith("static") and not reading.goes_on:
+            _watch(reading)
+        elif kind.startswith("dynamic"):
+            _forbid(reading, [n for n, c in convolutions.items() if c in reading.convolutions])
 
 # %% ../../nbs/nsl/09_convert.ipynb #e055f87e
 @checked
@@ -372,10 +412,11 @@ def to_nsl(
     _check_options(kind, options)
     convolutions = _convolutions(model)
     _check_names(convolutions, where)
-    readings = _readings(model, convolutions)
+    readings, shared = _readings(model, convolutions), _why_shared(model, convolutions)
     skipped = {}
     for name, conv in convolutions.items():
         why = _why_left_alone(conv, kind) or _why_not_here(name, conv, kind, where, readings)
+        why = why or shared.get(conv, "")
         if why or (kind.startswith("static") and (why := _why_not_static(cast(nn.Conv2d, conv)))):
             skipped[name] = why
     converted = [name for name in convolutions if name not in skipped]

@@ -5,12 +5,20 @@
 # %% ../../nbs/nsl/03_static.ipynb #ce1bdaed
 from __future__ import annotations
 
+import ast
+import builtins
 import copy
+import inspect
+import itertools
+import textwrap
 from collections.abc import Callable
+from functools import lru_cache, partial
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Literal, NoReturn, cast
 
 import torch
 import torch.fx
+import torch.overrides
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
@@ -230,24 +238,339 @@ def _tie(layer: nn.Module, before: tuple[Any, ...], tied: _Tied) -> None:
     if folded.shape == layer._parameters["weight"].shape:  # type: ignore[union-attr]
         layer.weight = folded
 
+# %% ../../nbs/nsl/03_static.ipynb #74b873fa
+def _plain(function: Any) -> FunctionType | None:
+    "The function behind a method, a wrapper or an object; none of PyTorch's: they are known."
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    while isinstance(function, partial):
+        function = function.func
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(function, FunctionType):
+        function = getattr(type(function), "__call__", None)
+    known = (getattr(function, "__module__", None) or "").startswith("torch.")
+    return function if isinstance(function, FunctionType) and not known else None
+
+
+@lru_cache(maxsize=1024)
+def _tree(code: CodeType) -> ast.AST | None:
+    "Its source, read; None where there is none, or only a piece of a statement."
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    "With the functions inside."
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return [code, *itertools.chain.from_iterable(map(_codes, inner))]
+
+
+def _globals(function: FunctionType) -> dict[str, Any]:
+    "What the names stand for that a function does not define itself."
+    cells = zip(function.__code__.co_freevars, function.__closure__ or ())
+    own = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+    return {**vars(builtins), **function.__globals__, **own}
+
+# %% ../../nbs/nsl/03_static.ipynb #a279f65c
+_VIEWS = {"data", "detach", "view", "view_as", "reshape", "flatten", "squeeze", "unsqueeze"}
+_VIEWS |= {"permute", "transpose", "t", "T", "mT", "select", "narrow", "contiguous"}
+_ALL = {"parameters", "named_parameters", "state_dict", "_parameters"}
+_PARTS = {"modules", "children", "named_modules", "named_children", "_modules"} | _ALL
+_NEW = "a module made here"
+
+
+class _Scope(ast.NodeVisitor):
+    "What the names in a function stand for, line by line."
+
+    def __init__(
+        self, function: FunctionType, modules: dict[str, str], weights: dict[str, str]
+    ) -> None:
+        self.globals = _globals(function)
+        self.modules, self.weights = modules, weights  # local name -> whose
+
+    def known(self, node: ast.AST) -> Any:
+        "What a global name stands for, or None."
+        if isinstance(node, ast.Name):
+            return None if node.id in self.modules else self.globals.get(node.id)
+        owner = self.known(node.value) if isinstance(node, ast.Attribute) else None
+        inside = isinstance(owner, (ModuleType, type))
+        return getattr(owner, node.attr, None) if inside else None  # type: ignore[attr-defined]
+
+    def module(self, node: ast.AST) -> str:
+        if isinstance(node, ast.Name):
+            return self.modules.get(node.id, "")
+        if isinstance(node, (ast.Subscript, ast.Starred)):
+            return self.module(node.value)
+        if isinstance(node, ast.Attribute):
+            of = self.module(node.value)
+            return of if of != "self" else "" if node.attr in _PARTS else node.attr
+        if not isinstance(node, ast.Call):
+            return ""
+        made = self.known(node.func)
+        if made is copy.deepcopy or (isinstance(made, type) and issubclass(made, nn.Module)):
+            return _NEW
+        of = self.module(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        return "" if of == "self" else of
+
+# %% ../../nbs/nsl/03_static.ipynb #f0f63ef0
+def _named(node: ast.AST) -> str:
+    "The last part of a dotted name."
+    return str(getattr(node, "attr", getattr(node, "id", "")))
+
+
+def _word(node: ast.AST | None) -> Any:
+    return getattr(node, "value", None)  # of a constant
+
+
+def _whose_weight(node: ast.AST | None, scope: _Scope) -> str | None:
+    "Whose weight an expression is, also through views of it, or None."
+    if isinstance(node, ast.Name):
+        return scope.weights.get(node.id)
+    if isinstance(node, ast.Subscript):
+        if _word(node.slice) == "weight" and any(_named(n) in _ALL for n in ast.walk(node.value)):
+            return scope.module(node.value)
+        return _whose_weight(node.value, scope)
+    if isinstance(node, ast.Attribute):
+        if node.attr == "weight":
+            return scope.module(node.value)
+        return _whose_weight(node.value, scope) if node.attr in _VIEWS else None
+    if isinstance(node, ast.IfExp):
+        first = _whose_weight(node.body, scope)
+        return _whose_weight(node.orelse, scope) if first is None else first
+    if not isinstance(node, ast.Call):
+        return None
+    name = _named(node.func)
+    if name == "getattr" and len(node.args) > 1 and _word(node.args[1]) == "weight":
+        return scope.module(node.args[0])
+    through = isinstance(node.func, ast.Attribute) and (name in _VIEWS or _in_place(name))
+    return _whose_weight(node.func.value, scope) if through else None  # type: ignore[attr-defined]
+
+
+def _in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+
+# %% ../../nbs/nsl/03_static.ipynb #e8533a98
+_NO_NUMBERS = ("dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad")
+_DEPTH = 3  # calls
+
+
+class _Uses(_Scope):
+    "Whose weights a function reads, and whose it writes."
+
+    def __init__(
+        self, function: FunctionType, kind: type, modules: dict[str, str], weights: dict[str, str]
+    ) -> None:
+        super().__init__(function, modules, weights)
+        self.kind, self.depth, self.follows = kind, _DEPTH, True
+        self.read: set[str] = set()
+        self.written: set[str] = set()
+
+    def write(self, node: ast.AST | None) -> None:
+        if (whose := _whose_weight(node, self)) is not None:
+            self.written.add(whose)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if node.attr in _NO_NUMBERS and _whose_weight(node.value, self) is not None:
+            return
+        if node.attr == "weight" and self.known(node.value) is None:
+            self.read.add(self.module(node.value))
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name, args = _named(node.func), node.args
+        if name in ("getattr", "setattr") and len(args) > 1 and _word(args[1]) == "weight":
+            (self.read if name == "getattr" else self.written).add(self.module(args[0]))
+        elif _in_place(name):
+            for part in [getattr(node.func, "value", None), *args]:
+                self.write(part)
+        for keyword in node.keywords:
+            if keyword.arg == "out":
+                self.write(keyword.value)
+        _follow(self, node)
+        self.generic_visit(node)
+
+# %% ../../nbs/nsl/03_static.ipynb #e6e57ece
+def _bind(uses: _Uses, target: ast.AST, value: ast.AST) -> None:
+    "A name gets a value; what is no name is written."
+    if isinstance(target, (ast.Tuple, ast.List)):
+        parts = getattr(value, "elts", None) or [value] * len(target.elts)
+        for name, part in zip(target.elts, parts):
+            _bind(uses, name, part)
+    elif isinstance(target, ast.Name):
+        uses.modules[target.id] = uses.module(value)
+        uses.weights.pop(target.id, None)
+        if (whose := _whose_weight(value, uses)) is not None:
+            uses.weights[target.id] = whose
+    else:
+        uses.write(target)
+
+
+def _visit_assignment(uses: _Uses, node: Any) -> None:
+    if node.value is not None:
+        uses.visit(node.value)
+    for target in getattr(node, "targets", None) or [node.target]:
+        uses.visit(target)
+        if isinstance(node, ast.AugAssign):
+            uses.write(target)
+        elif node.value is not None:
+            _bind(uses, target, node.value)
+
+
+def _visit_loop(uses: _Uses, node: ast.For) -> None:
+    "Over modules, or over parameters, each of which may be the weight."
+    _bind(uses, node.target, node.iter)
+    calls = [n for n in ast.walk(node.iter) if isinstance(n, ast.Call)]
+    numbers = any(_named(call.func) in _ALL for call in calls)
+    if numbers and uses.depth == _DEPTH:
+        for name in ast.walk(node.target):
+            if isinstance(name, ast.Name):
+                uses.weights[name.id] = uses.module(node.iter)
+    uses.generic_visit(node)
+
+
+for _name in ("Assign", "AnnAssign", "AugAssign", "NamedExpr"):
+    setattr(_Uses, f"visit_{_name}", _visit_assignment)
+setattr(_Uses, "visit_For", _visit_loop)  # noqa: B010
+
+# %% ../../nbs/nsl/03_static.ipynb #c121515f
+_SETS_UP = ("init", "reset", "load")  # methods that write weights before there is a similarity
+_ON_DEMAND = "merge"  # of adapters: their forward calls such a method only after another one
+
+
+def _called(uses: _Uses, node: ast.Call) -> list[Any]:
+    "The functions behind a call: a global, a method of the same object or of its base classes."
+    if not isinstance(node.func, ast.Attribute):
+        return [uses.known(node.func)]
+    name, owner = node.func.attr, node.func.value
+    above = isinstance(owner, ast.Call) and _named(owner.func) == "super"
+    if not above and uses.module(owner) != "self":
+        return [uses.known(node.func)]
+    if not uses.follows or any(part in name for part in (*_SETS_UP, _ON_DEMAND)):
+        return []
+    found = [vars(kind)[name] for kind in uses.kind.__mro__ if name in vars(kind)]
+    return found if above else found[:1]
+
+
+def _follow(uses: _Uses, node: ast.Call) -> None:
+    "Into the functions that are called, and those that are handed on."
+    of_self = isinstance(node.func, ast.Attribute) and uses.known(node.func) is None
+    handed = [uses.known(arg) for arg in node.args]
+    for target in [*_called(uses, node), *(f for f in handed if isinstance(f, FunctionType))]:
+        function = None if isinstance(target, type) else _plain(target)
+        if function is None or uses.depth == 0 or target is copy.deepcopy:
+            continue
+        code = function.__code__
+        names = code.co_varnames[: code.co_argcount]
+        me = {names[0]: "self"} if of_self and names else {}
+        given = dict(zip(names[len(me) :], node.args))
+        given |= {k.arg: k.value for k in node.keywords if k.arg in names}
+        modules = me | {name: uses.module(arg) for name, arg in given.items()}
+        found = {name: _whose_weight(arg, uses) for name, arg in given.items()}
+        weights = {name: whose for name, whose in found.items() if whose is not None}
+        _look(function, uses, modules, weights)
+
+# %% ../../nbs/nsl/03_static.ipynb #a60ae85c
+def _look(
+    function: FunctionType, above: _Uses, modules: dict[str, str], weights: dict[str, str]
+) -> None:
+    "What a function that is called reads and writes, one call deeper."
+    inner = _Uses(function, above.kind, modules, weights)
+    inner.depth, inner.follows = above.depth - 1, above.follows
+    inner.read, inner.written = above.read, above.written
+    _read_code(function, inner)
+
+
+def _read_code(function: FunctionType, uses: _Uses) -> None:
+    "By its source, or by the names in it: any weight then."
+    if (tree := _tree(function.__code__)) is not None:
+        return uses.visit(tree)
+    names: set[str] = set()
+    for code in _codes(function.__code__):
+        names |= {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
+    if not names.isdisjoint({"weight", *_ALL}):
+        uses.read |= {""} if "weight" in names else set()
+        uses.written |= {""} if "data" in names or any(map(_in_place, names)) else set()
+    for target in map(uses.globals.get, names):
+        if isinstance(target, FunctionType) and uses.depth and (plain := _plain(target)):
+            _look(plain, uses, {}, {})
+
+
+def _uses(function: Any, kind: type[nn.Module], follows: bool = True) -> _Uses | None:
+    "Of a method, or of a hook; `follows`: into other methods of the same object."
+    if (plain := _plain(function)) is None:
+        return None
+    uses = _Uses(plain, kind, dict.fromkeys(plain.__code__.co_varnames[:1], "self"), {})
+    uses.follows = follows
+    _read_code(plain, uses)
+    return uses
+
+# %% ../../nbs/nsl/03_static.ipynb #dc87c4dc
+def _modules_in(value: Any) -> list[nn.Module]:
+    "Itself and all inside it; also of a list or dict of modules."
+    if isinstance(value, nn.Module):
+        return [*value.modules()]
+    values = value.values() if isinstance(value, dict) else value
+    known = isinstance(values, (list, tuple, set)) or isinstance(value, dict)
+    return [m for v in values if isinstance(v, nn.Module) for m in v.modules()] if known else []
+
+
+def _owners(module: nn.Module, whose: set[str]) -> set[nn.Module]:
+    "The modules behind the attributes that a function names."
+    parts = [module if name in ("", "self") else getattr(module, name, None) for name in whose]
+    found = {m for part in parts for m in _modules_in(part)}
+    if "" in whose:  # also those in plain lists
+        found.update(m for value in [*vars(module).values()] for m in _modules_in(value))
+    return found if "" in whose or "self" not in whose else found | {module}
+
+
+def _at_each_pass(module: nn.Module) -> list[Any]:
+    "What runs when a module is called: its forward, and its hooks."
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = [getattr(module, name, None) for name in ("forward", "_conv_forward")]
+    return [f for f in [*own, *hooks] if f is not None]
+
+
+def _written(module: nn.Module) -> set[nn.Module]:
+    "Whose weights are written in every forward pass of a module: its own, those of its parts."
+    found: set[nn.Module] = set()
+    for function in _at_each_pass(module):
+        uses = _uses(function, type(module))
+        if uses is not None and uses.written:
+            found |= _owners(module, uses.written)
+            if "" in uses.written:
+                outside = [v for v in uses.globals.values() if isinstance(v, nn.Module)]
+                found.update(m for v in outside for m in v.modules())
+    return found
+
 # %% ../../nbs/nsl/03_static.ipynb #25db56d2
-_NAMES = {"weight", "weight_orig", "data", "parameters", "named_parameters", "_parameters"}
+_NAMES = {"weight", "weight_orig", "data", "getattr", "setattr", "vars", "apply", *_PARTS}
 
 
 def _may_change_weights(hook: Callable[..., Any]) -> bool:
-    "By the names in its code; of an object nothing is known."
-    code = getattr(getattr(hook, "__func__", hook), "__code__", None)
-    return code is None or not _NAMES.isdisjoint(code.co_names)
+    "By the names in its code, and what it calls; of another object nothing is known."
+    if not isinstance(getattr(hook, "__func__", hook), FunctionType):
+        return True
+    function = cast(FunctionType, getattr(hook, "__func__", hook))
+    known = _globals(function)
+    for code in _codes(function.__code__):
+        called = [known.get(name) for name in code.co_names if name not in vars(builtins)]
+        if any(callable(c) and not isinstance(c, type) for c in called):
+            return True
+        if not _NAMES.isdisjoint(code.co_names):
+            return True
+    return False
 
 
 def _suspect(layer: nn.Module) -> bool:
     "Whether a layer has a forward or hooks of its own that may change its weight."
     hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
-    own = type(layer)._conv_forward is not nn.Conv2d._conv_forward  # type: ignore[attr-defined]
+    own = "_conv_forward" in vars(layer) or "forward" in vars(layer)
+    own |= type(layer)._conv_forward is not nn.Conv2d._conv_forward  # type: ignore[attr-defined]
     known = type(layer).forward in (nn.Conv2d.forward, StaticNSLConv2d.forward)
     return own or not known or any(map(_may_change_weights, hooks))
 
-
+# %% ../../nbs/nsl/03_static.ipynb #705c8143
 @torch.no_grad()
 def _tried(layer: nn.Conv2d, training: bool) -> Tensor | None:
     "The output for a fixed image, by the layer itself; None if it cannot be had."
@@ -267,8 +590,12 @@ def _tried(layer: nn.Conv2d, training: bool) -> Tensor | None:
 
 @torch.no_grad()
 def _changes_weight(layer: nn.Conv2d) -> bool:
-    "Whether a forward pass writes into the weight, tried on copies."
-    if not _suspect(layer) or any(p.is_meta for p in layer.parameters()):
+    "Whether a forward pass writes into the weight, by its code, or tried on copies."
+    if not _suspect(layer):
+        return False
+    if layer in _written(layer):
+        return True
+    if any(p.is_meta for p in layer.parameters()):
         return False
     for training in (True, False):
         trial = _copied(layer)
@@ -281,6 +608,60 @@ def _changes_weight(layer: nn.Conv2d) -> bool:
         if not torch.equal(cast(Tensor, trial.weight), before):
             return True
     return False
+
+# %% ../../nbs/nsl/03_static.ipynb #a6ef144a
+_AUGMENTED = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "div")}
+
+
+class _Watch(torch.overrides.TorchFunctionMode):
+    "Inside, what a similarity makes of a weight can be read, and not written."
+
+    def __init__(self, writer: str) -> None:
+        super().__init__()
+        self.writer = writer
+        self.made: dict[nn.Module, list[Tensor]] = {}
+
+    def see(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, NeuralSimilarity):
+            self.made[module] = [*self.made.get(module, [])[-7:], output.detach()]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        writes = _in_place(name) or name in ("__set__", "__setitem__") or name in _AUGMENTED
+        target = args[0] if writes and args else kwargs.get("out")
+        if isinstance(target, Tensor):
+            made = [t for some in self.made.values() for t in some if t.device == target.device]
+            with torch._C.DisableTorchFunction():
+                place = target.untyped_storage().data_ptr()
+                lost = any(place == t.untyped_storage().data_ptr() for t in made)
+            if lost and place:
+                raise ValueError(
+                    f"{self.writer} must write into plain weights, got a weight that a similarity "
+                    "makes, where it would be lost: fold the network first."
+                )
+        return func(*args, **kwargs)
+
+# %% ../../nbs/nsl/03_static.ipynb #a5699be5
+def _watched(method: Callable[..., Any], writer: str, *args: Any, **kwargs: Any) -> Any:
+    "A method that meets such weights. Raises `ValueError` if it writes into one."
+    with _Watch(writer) as watch:
+        hook = nn.modules.module.register_module_forward_hook(watch.see)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            hook.remove()
+
+
+def _unwatch(module: nn.Module) -> None:
+    "In place: the methods of a network are its own again."
+    for m in module.modules():
+        for name, value in [*vars(m).items()]:
+            if isinstance(value, partial) and value.func is _watched:
+                delattr(m, name)
+                if getattr(m, name, None) != value.args[0]:
+                    setattr(m, name, value.args[0])
 
 # %% ../../nbs/nsl/03_static.ipynb #075fac2e
 def _refuse(layer: nn.Module, why: str) -> NoReturn:
@@ -334,10 +715,14 @@ def fold(
 
     A layer with a shape is folded as in evaluation, and shrinks where it can: see `shrink`. A
     pruned weight is folded as it is, and its mask is gone. Raises `ValueError` for a weight that an
-    unknown hook computes, or that a hook or a forward of the layer's own changes."""
+    unknown hook computes, or that a hook or a forward changes."""
     module = _copied(module)
+    _unwatch(module)
     tied: _Tied = {}
+    written = {layer for m in module.modules() for layer in _written(m) - {m}}
     for layer in list(module.modules()):
+        if layer in written and _similarities(layer):
+            _refuse(layer, "has a weight that a module around it writes")
         _fold(layer, tied)
     return module
 
