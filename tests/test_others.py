@@ -1012,3 +1012,15 @@ def test_what_freezing_holds():
     similarity_parameters(synced, freeze=True)
     assert len(synced[1]._forward_pre_hooks) == 1
     assert "norms" in similarity_parameters.__doc__
+
+
+def test_who_only_reads_is_not_watched():
+    "A method that a forward calls costs nothing, and compiles; copies keep what is watched."
+    model, x = to_nsl(nn.Sequential(ByMethod())).model, torch.randn(1, 3, 6, 6)
+    assert "kernel" not in vars(model[0])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    model = to_nsl(nn.Sequential(Merged())).model
+    for m in (model, copy.deepcopy(model)):
+        assert vars(m[0])["merge"].args[0].__self__ is m[0]
+        assert "merge" not in vars(fold(m)[0])

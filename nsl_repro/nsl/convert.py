@@ -30,6 +30,7 @@ from nsl_repro.nsl.static import (
     StaticNSLConv2d,
     _changes_weight,
     _copied,
+    _may_write,
     _owners,
     _tried,
     _uses,
@@ -256,10 +257,11 @@ def _forbid(reading: _Reading, names: list[str]) -> None:
 
 
 def _watch(reading: _Reading) -> None:
-    "In place: the method raises where it writes."
+    "In place: a method that may write raises where it does."
     reader = f"{reading.method} of {type(reading.module).__name__}"
     method = getattr(reading.module, reading.method)
-    setattr(reading.module, reading.method, partial(_watched, method, reader))
+    if _may_write(method, type(reading.module)):
+        setattr(reading.module, reading.method, partial(_watched, method, reader))
 
 
 def _why_shared(model: nn.Module, convolutions: dict[str, nn.Module]) -> dict[nn.Module, str]:
@@ -418,9 +420,12 @@ def _hold_statistics(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> No
 @checked
 def similarity_parameters(
     model: nn.Module,
-    freeze: bool = False,  # let nothing else in the model be trained or move, statistics included
+    freeze: bool = False,  # let nothing else be trained, and no statistics of norms move
 ) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
-    "The parameters that decide how patches and filters are compared. Raises `ValueError` if none."
+    """The parameters that decide how patches and filters are compared. Raises `ValueError` if none.
+
+    `freeze` holds the running statistics of norms and the vectors of spectral norms that the model
+    has now; other buffers that a module moves itself go on, and norms that come later."""
     kinds = NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor
     found: dict[nn.Parameter, None] = {}  # each once, in order
     for m in model.modules():

@@ -644,6 +644,15 @@ class _Watch(torch.overrides.TorchFunctionMode):
         return func(*args, **kwargs)
 
 # %% ../../nbs/nsl/03_static.ipynb #a5699be5
+def _may_write(method: Any, kind: type[nn.Module]) -> bool:
+    "By what is found in its code, or by names of things that write."
+    if (uses := _uses(method, kind)) is None or uses.written:
+        return uses is not None
+    codes = _codes(cast(FunctionType, _plain(method)).__code__)
+    names = {name for code in codes for name in code.co_names}
+    return not names.isdisjoint({"data", "setattr"}) or any(map(_in_place, names))
+
+
 def _watched(method: Callable[..., Any], writer: str, *args: Any, **kwargs: Any) -> Any:
     "A method that meets such weights. Raises `ValueError` if it writes into one."
     with _Watch(writer) as watch:
