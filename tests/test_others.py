@@ -1024,3 +1024,26 @@ def test_who_only_reads_is_not_watched():
     for m in (model, copy.deepcopy(model)):
         assert vars(m[0])["merge"].args[0].__self__ is m[0]
         assert "merge" not in vars(fold(m)[0])
+
+
+class Averaged(nn.Module):
+    "A second convolution that follows the first, as in MoCo."
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    @torch.no_grad()
+    def follow(self):
+        for a, b in zip(self.q.parameters(), self.k.parameters()):
+            b.data = 0.9 * b.data + 0.1 * a.data
+
+    def forward(self, x):
+        self.follow()
+        return self.q(x) + self.k(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_average_of_all_parameters_is_no_writer(kind):
+    model, converted, _ = to_nsl(Averaged(), kind)
+    assert converted == ["q", "k"] and model(torch.randn(1, 3, 5, 5)).shape == (1, 4, 3, 3)

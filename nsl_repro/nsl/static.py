@@ -418,11 +418,11 @@ def _visit_assignment(uses: _Uses, node: Any) -> None:
 
 
 def _visit_loop(uses: _Uses, node: ast.For) -> None:
-    "Over modules, or over parameters, each of which may be the weight."
+    "Over modules, or parameters: a forward may write these; a method may average all of them."
     _bind(uses, node.target, node.iter)
     calls = [n for n in ast.walk(node.iter) if isinstance(n, ast.Call)]
     numbers = any(_named(call.func) in _ALL for call in calls)
-    if numbers and uses.depth == _DEPTH:
+    if numbers and uses.follows and uses.depth == _DEPTH:  # in a forward or a hook
         for name in ast.walk(node.target):
             if isinstance(name, ast.Name):
                 uses.weights[name.id] = uses.module(node.iter)
