@@ -1012,3 +1012,38 @@ def test_what_freezing_holds():
     similarity_parameters(synced, freeze=True)
     assert len(synced[1]._forward_pre_hooks) == 1
     assert "norms" in similarity_parameters.__doc__
+
+
+def test_who_only_reads_is_not_watched():
+    "A method that a forward calls costs nothing, and compiles; copies keep what is watched."
+    model, x = to_nsl(nn.Sequential(ByMethod())).model, torch.randn(1, 3, 6, 6)
+    assert "kernel" not in vars(model[0])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    model = to_nsl(nn.Sequential(Merged())).model
+    for m in (model, copy.deepcopy(model)):
+        assert vars(m[0])["merge"].args[0].__self__ is m[0]
+        assert "merge" not in vars(fold(m)[0])
+
+
+class Averaged(nn.Module):
+    "A second convolution that follows the first, as in MoCo."
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    @torch.no_grad()
+    def follow(self):
+        for a, b in zip(self.q.parameters(), self.k.parameters()):
+            b.data = 0.9 * b.data + 0.1 * a.data
+
+    def forward(self, x):
+        self.follow()
+        return self.q(x) + self.k(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_average_of_all_parameters_is_no_writer(kind):
+    model, converted, _ = to_nsl(Averaged(), kind)
+    assert converted == ["q", "k"] and model(torch.randn(1, 3, 5, 5)).shape == (1, 4, 3, 3)

@@ -164,11 +164,12 @@ def as_one_call(
     x: torch.fx.Proxy,  # what the layer gets
 ) -> Any:  # a Proxy for what it gives
     "The layer as one node of the graph that is being traced."
-    path = x.tracer.path_of_module(layer)  # type: ignore[attr-defined]
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(layer)
     if not path:  # it is all that is traced: a network around it can be called from the graph
-        path, x.tracer.root = "layer", nn.ModuleDict({"layer": layer})
-        x.tracer.root.training = layer.training
-    return x.tracer.create_proxy("call_module", path, (x,), {})
+        path, tracer.root = "layer", nn.ModuleDict({"layer": layer})
+        tracer.root.training = layer.training
+    return tracer.create_proxy("call_module", path, (x,), {})
 
 # %% ../../nbs/kernels/01_reference.ipynb #5626e4e6
 def pad_amounts(

@@ -32,6 +32,7 @@ from nsl_repro.nsl.static import (
     StaticNSLConv2d,
     _changes_weight,
     _copied,
+    _may_write,
     _owners,
     _tried,
     _uses,
@@ -258,29 +259,30 @@ def _forbid(reading: _Reading, names: list[str]) -> None:
 
 
 def _watch(reading: _Reading) -> None:
-    "In place: the method raises where it writes."
+    "In place: a method that may write raises where it does."
     reader = f"{reading.method} of {type(reading.module).__name__}"
     method = getattr(reading.module, reading.method)
-    setattr(reading.module, reading.method, partial(_watched, method, reader))
+    if _may_write(method, type(reading.module)):
+        setattr(reading.module, reading.method, partial(_watched, method, reader))
+
+
+def _place(t: Tensor) -> tuple[int, int]:
+    "The same for a weight and its views of the same size."
+    known = type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not t.is_meta
+    return (t.data_ptr(), t.numel()) if known and t.numel() else (id(t), -1)
 
 
 def _why_shared(model: nn.Module, convolutions: dict[str, nn.Module]) -> dict[nn.Module, str]:
     "Convolutions whose weight another module has too, under a name of its own."
-    ours = {c for c in convolutions.values() if isinstance(c._parameters.get("weight"), Tensor)}
-    places = {
-        cast(Tensor, c.weight).data_ptr(): c for c in ours if not cast(Tensor, c.weight).is_meta
-    }
-    found = {}
+    ours, others = {*convolutions.values()}, {}
     for m in model.modules():
         for name, value in {**vars(m), **m._parameters, **m._buffers}.items():
             for t in value if isinstance(value, (list, tuple)) else [value]:
-                if not isinstance(t, Tensor) or t.is_meta or (m in ours and name == "weight"):
-                    continue
-                if (
-                    conv := places.get(t.data_ptr())
-                ) is not None and t.numel() == conv.weight.numel():
-                    found[conv] = f"its weight is also the {name} of {type(m).__name__}"
-    return found
+                if isinstance(t, Tensor) and not (m in ours and name == "weight"):
+                    others[_place(t)] = f"its weight is also the {name} of {type(m).__name__}"
+    weights = {c: c._parameters.get("weight") for c in ours}
+    places = {c: _place(w) for c, w in weights.items() if w is not None}
+    return {c: others[place] for c, place in places.items() if place in others}
 
 # %% ../../nbs/nsl/09_convert.ipynb #4ddb8875
 _OF_LAYER = ("self", "in_channels", "kernel_size", "kind", "stride", "padding", "dilation")
@@ -456,9 +458,12 @@ def _hold_statistics(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> No
 @checked
 def similarity_parameters(
     model: nn.Module,
-    freeze: bool = False,  # let nothing else in the model be trained or move, statistics included
+    freeze: bool = False,  # let nothing else be trained, and no statistics of norms move
 ) -> list[nn.Parameter]:  # of the static similarities, the learned shapes and the predictors
-    "The parameters that decide how patches and filters are compared. Raises `ValueError` if none."
+    """The parameters that decide how patches and filters are compared. Raises `ValueError` if none.
+
+    `freeze` holds the running statistics of norms and the vectors of spectral norms that the model
+    has now; other buffers that a module moves itself go on, and norms that come later."""
     kinds = NeuralSimilarity, KernelShape, SimilarityPredictor, SharedPredictor
     found: dict[nn.Parameter, None] = {}  # each once, in order
     for m in model.modules():

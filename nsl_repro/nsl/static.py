@@ -418,11 +418,11 @@ def _visit_assignment(uses: _Uses, node: Any) -> None:
 
 
 def _visit_loop(uses: _Uses, node: ast.For) -> None:
-    "Over modules, or over parameters, each of which may be the weight."
+    "Over modules, or parameters: a forward may write these; a method may average all of them."
     _bind(uses, node.target, node.iter)
     calls = [n for n in ast.walk(node.iter) if isinstance(n, ast.Call)]
     numbers = any(_named(call.func) in _ALL for call in calls)
-    if numbers and uses.depth == _DEPTH:
+    if numbers and uses.follows and uses.depth == _DEPTH:  # in a forward or a hook
         for name in ast.walk(node.target):
             if isinstance(name, ast.Name):
                 uses.weights[name.id] = uses.module(node.iter)
@@ -644,6 +644,15 @@ class _Watch(torch.overrides.TorchFunctionMode):
         return func(*args, **kwargs)
 
 # %% ../../nbs/nsl/03_static.ipynb #a5699be5
+def _may_write(method: Any, kind: type[nn.Module]) -> bool:
+    "By what is found in its code, or by names of things that write."
+    if (uses := _uses(method, kind)) is None or uses.written:
+        return uses is not None
+    codes = _codes(cast(FunctionType, _plain(method)).__code__)
+    names = {name for code in codes for name in code.co_names}
+    return not names.isdisjoint({"data", "setattr"}) or any(map(_in_place, names))
+
+
 def _watched(method: Callable[..., Any], writer: str, *args: Any, **kwargs: Any) -> Any:
     "A method that meets such weights. Raises `ValueError` if it writes into one."
     with _Watch(writer) as watch:
