@@ -185,11 +185,10 @@ class PhotoSet(Dataset):
         return read_image(self.paths[i], self._box(i, crop))
 
     def _box(self, i: int, crop: bool) -> list[float] | None:
-        if not crop:
-            return None
-        if self.boxes is None:
+        if crop and self.boxes is None:
             raise ValueError(f"crop must be False for {self.name}, got no bounding boxes.")
-        return self.boxes[i].tolist()
+        boxes = self.boxes if crop else None
+        return None if boxes is None else boxes[i].tolist()
 
 # %% ../../nbs/data/04_photos.ipynb #15d67d63
 class Noticed(UserWarning):
