@@ -246,7 +246,7 @@ def _plain(function: Any) -> FunctionType | None:
         function = function.func
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not isinstance(function, FunctionType):
-        function = getattr(type(function), "__call__", None)
+        function = inspect.getattr_static(type(function), "__call__", None)
     known = (getattr(function, "__module__", None) or "").startswith("torch.")
     return function if isinstance(function, FunctionType) and not known else None
 
