@@ -199,9 +199,9 @@ def test_help_needs_no_torch(python, tmp_path):
     assert call(python, "-c", f"import nsl_repro.command.cli; {SLOW}", cwd=tmp_path).split() == []
 
 
-def test_readme_starts_with_the_two_commands():
+def test_readme_names_the_two_commands_before_all_others():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = text.split("```")[1].splitlines()
+    commands = text.split("```sh")[1].splitlines()
     assert [line.split("#")[0].strip() for line in commands[1:3]] == ["make reproduce", "make test"]
 
 

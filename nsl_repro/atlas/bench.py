@@ -179,7 +179,8 @@ def _by_class(values: Tensor, y: Tensor) -> Tensor:  # (C,) percent
 def _retrieval(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
     R = y.bincount()[y] - 1  # how many there are to find
     _, indices = nearest(z, k=max(1, min(int(R.max()), len(y) - 1)), score=score)
-    hits, rank = y[indices] == y[:, None], torch.arange(1, indices.shape[1] + 1)
+    hits = y[indices] == y[:, None]
+    rank = torch.arange(1, indices.shape[1] + 1, device=y.device)
     wanted = hits & (rank <= R[:, None])
     precision = (wanted * hits.cumsum(1) / rank).sum(1) / R.clamp(min=1)
     return dict(recall_at_1=_by_class(hits[:, 0], y), map_at_r=_by_class(precision, y))
@@ -187,7 +188,7 @@ def _retrieval(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
 
 def _classification(z: Tensor, y: Tensor, score: Any, shot: int = 5) -> dict[str, Tensor]:
     support = first_of_each(y, shot)
-    query = torch.ones(len(y), dtype=torch.bool)
+    query = torch.ones(len(y), dtype=torch.bool, device=y.device)
     query[support] = False
     means = prototypes(z[support], y[support], int(y.max()) + 1)
     matrix = getattr(score, "matrix", score)
@@ -204,9 +205,9 @@ def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
     found, every = [], max(1, len(y) // 500)
     for c in range(int(y.max()) + 1):
         inside, outside = z[y == c], z[y != c][::every]
-        i, j = torch.triu_indices(len(inside), len(inside), 1)
+        i, j = torch.triu_indices(len(inside), len(inside), 1, device=z.device)
         found.append(auroc(matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
-    return dict(verification=torch.tensor(found, dtype=torch.float64))
+    return dict(verification=torch.tensor(found, dtype=torch.float64, device="cpu"))
 
 # %% ../../nbs/atlas/03_bench.ipynb #9d7b5371
 _SCORES = dict(retrieval=_retrieval, classification=_classification, verification=_verification)
@@ -231,7 +232,7 @@ def class_scores(
             f"z must be finite, got {int((~z.isfinite()).sum())} numbers that are not."
         )
     y = y.long()
-    count = y.bincount() if len(y) and y.min() >= 0 else torch.zeros(1)
+    count = y.bincount() if len(y) and y.min() >= 0 else y.new_zeros(1)
     if len(count) < 2 or count.min() < 2:
         wanted = "labels 0, 1, ... with two or more images of each of two or more classes"
         raise ValueError(f"y must be {wanted}, got counts {count.tolist()[:10]}.")
@@ -254,7 +255,7 @@ def class_interval(
         got = f"{len(values)} and {draws}"
         raise ValueError(f"values and draws must be at least one, got {got}.")
     values, g = values.double(), generator_for(seed, "class bootstrap")
-    drawn = torch.randint(len(values), (draws, len(values)), generator=g)
+    drawn = torch.randint(len(values), (draws, len(values)), generator=g, device="cpu")
     means = values[drawn].mean(1)
     low, high = means.quantile(values.new_tensor([0.025, 0.975])).tolist()
     return Interval(values.mean().item(), (high - low) / 2)

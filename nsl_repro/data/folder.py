@@ -98,5 +98,6 @@ def class_parts(
     while (over := sum(counts) - classes) != 0:
         spare = [n - needed for n, needed in zip(counts, least)]
         counts[spare.index(max(spare)) if over > 0 else 0] -= 1 if over > 0 else -1
-    order = torch.randperm(classes, generator=generator_for(seed, "own classes"))
+    g = generator_for(seed, "own classes")
+    order = torch.randperm(classes, generator=g, device="cpu")
     return [sorted(part.tolist()) for part in order.split(counts)]

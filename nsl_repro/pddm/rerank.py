@@ -27,6 +27,11 @@ def _check_places(places: Tensor, gallery: Tensor) -> None:
         )
 
 
+def _on_its_device(x: Tensor | np.ndarray) -> Tensor:
+    "An array is on the CPU."
+    return x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu")
+
+
 @checked
 @torch.no_grad()
 def rerank(
@@ -41,11 +46,12 @@ def rerank(
     Raises `ValueError` for lists that do not fit, and for a chunk that is not positive."""
     if chunk < 1:
         raise ValueError(f"chunk must be a positive number of pairs, got {chunk}.")
-    a, b, places = (torch.as_tensor(x) for x in (queries, gallery, neighbors))
+    a, b, places = (_on_its_device(x) for x in (queries, gallery, neighbors))
     _check_places(places, b)
     places = places.long().to(b.device)
     query, column = (places >= 0).nonzero(as_tuple=True)
-    S = torch.full(places.shape, -torch.inf, device=b.device)
+    precision = torch.promote_types(b.dtype, torch.float32)
+    S = torch.full(places.shape, -torch.inf, dtype=precision, device=b.device)
     for i, c in zip(query.split(chunk), column.split(chunk)):
         S[i, c] = score(a[i.to(a.device)].to(b.device), b[places[i, c]]).to(S.dtype)
     S, order = S.sort(dim=1, descending=True, stable=True)

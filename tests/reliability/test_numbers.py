@@ -326,6 +326,8 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
         ("fold", "shrink", "kernel_shapes"), "takes weights apart, outside of any forward pass"
     ),
     "library_outcomes": "a table of words",
+    "pddm_settings": "a table of options",
+    "score_range": "the least and the largest of the scores that are measured here",
     "KernelShape": "its gates are exactly 0 or 1",
     **dict.fromkeys(("hard_quadruplets", "QuadrupletMiner"), "finds indices"),
     **dict.fromkeys(("image_set", "adapted_names"), "no floating-point tensors"),
