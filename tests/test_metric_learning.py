@@ -17,7 +17,7 @@ from pytorch_metric_learning.utils import distributed, loss_and_miner_utils
 
 from nsl_repro.pddm.loss import DoubleHeaderHingeLoss
 from nsl_repro.pddm.mining import hard_quadruplets
-from nsl_repro.pddm.plugins import PDDMDistance, PDDMLoss, QuadrupletMiner, library_outcomes
+from nsl_repro.pddm.plugins import PDDMDistance, PDDMLoss, QuadrupletMiner, plugin_outcomes
 from nsl_repro.pddm.unit import PDDM
 
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -126,7 +126,7 @@ def test_the_page_tells_what_the_library_does_to_a_unit():
     if not library.__version__.startswith("2.9"):
         pytest.skip("another version may have other losses")
     state = torch.get_rng_state()
-    found = {taken.name: taken for taken in library_outcomes()}
+    found = {taken.name: taken for taken in plugin_outcomes()}
     assert torch.equal(state, torch.get_rng_state())
 
     def those(kind, outcome):

@@ -28,17 +28,17 @@ def home(tmp_path, monkeypatch):
 
 
 def test_files_in_the_home_folder(home):
-    make_folder("~/work")
-    write_whole("~/work/a", "a")
-    assert checksum("~/work/a") == checksum(home / "work" / "a")
-    with locked("~/work/run") as folder:
-        assert folder == home / "work" / "run"
-    assert data_root("~/work") == home / "work"
-    save_checkpoint({"a": torch.ones(1)}, "~/work/checkpoint.pt")
-    assert load_checkpoint("~/work/checkpoint.pt")["a"] == 1
-    assert newest_checkpoint("~/work/checkpoint.pt")["a"] == 1
-    with pytest.raises(FileNotFoundError, match=f"{home}/work/none must be a folder that holds"):
-        photos_from_folder("~/work/none")
+    make_folder("~/kept")
+    write_whole("~/kept/a", "a")
+    assert checksum("~/kept/a") == checksum(home / "kept" / "a")
+    with locked("~/kept/run") as folder:
+        assert folder == home / "kept" / "run"
+    assert data_root("~/kept") == home / "kept"
+    save_checkpoint({"a": torch.ones(1)}, "~/kept/checkpoint.pt")
+    assert load_checkpoint("~/kept/checkpoint.pt")["a"] == 1
+    assert newest_checkpoint("~/kept/checkpoint.pt")["a"] == 1
+    with pytest.raises(FileNotFoundError, match=f"{home}/kept/none must be a folder that holds"):
+        photos_from_folder("~/kept/none")
 
 
 @pytest.mark.parametrize("form", ["parameter", "option", "both"])

@@ -39,7 +39,7 @@ except ImportError as error:
     ) from error
 
 # %% auto #0
-__all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss', 'Taken', 'library_outcomes']
+__all__ = ['PDDMDistance', 'QuadrupletMiner', 'PDDMLoss', 'Taken', 'plugin_outcomes']
 
 # %% ../../nbs/pddm/04_plugins.ipynb #b8c8f9e3
 @checked
@@ -416,7 +416,7 @@ def _wrapped(part: type, ours: bool) -> str:
 
 # %% ../../nbs/pddm/04_plugins.ipynb #02a44640
 @checked
-def library_outcomes() -> list[Taken]:  # losses, miners, then wrappers
+def plugin_outcomes() -> list[Taken]:  # losses, miners, then wrappers
     "What each loss, miner and wrapper of the installed pytorch-metric-learning does to a unit."
     wrappers = (_losses.MultipleLosses, _losses.CrossBatchMemory, _losses.SelfSupervisedLoss)
     asked: list[tuple[str, type, str, bool | None]]

@@ -910,7 +910,7 @@ NOT_HERE = {
     "triton_forward": "called by the operator alone, which checks",
     "triton_backward": "called by the operator alone, which checks",
     "why_not_here": "takes no arguments",
-    "library_outcomes": "takes no arguments",
+    "plugin_outcomes": "takes no arguments",
     "triton_over_norm": "called by `over_patch_norm` alone",
     "triton_over_norm_backward": "called by `over_patch_norm` alone",
     "triton_planes": "called by `planar_conv2d` alone",

@@ -325,7 +325,7 @@ UNMEASURED = {  # what is exported and not in OPERATORS, and why
     **dict.fromkeys(
         ("fold", "shrink", "kernel_shapes"), "takes weights apart, outside of any forward pass"
     ),
-    "library_outcomes": "a table of words",
+    "plugin_outcomes": "a table of words",
     "pddm_settings": "a table of options",
     "score_range": "the least and the largest of the scores that are measured here",
     "KernelShape": "its gates are exactly 0 or 1",
