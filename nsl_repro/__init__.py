@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from .nsl.dynamic import dynamic_conv2d as dynamic_conv2d
     from .nsl.sphere import SphereConv2d as SphereConv2d
     from .nsl.static import StaticNSLConv2d as StaticNSLConv2d
-    from .nsl.static import fold as fold
+    from .nsl.folding import fold as fold
     from .pddm.loss import DoubleHeaderHingeLoss as DoubleHeaderHingeLoss
     from .pddm.mining import hard_quadruplets as hard_quadruplets
     from .pddm.plugins import PDDMLoss as PDDMLoss
@@ -32,7 +32,7 @@ _HOMES = {  # name -> its module, imported when it is asked for
     "dynamic_conv2d": "nsl.dynamic",
     "SphereConv2d": "nsl.sphere",
     "StaticNSLConv2d": "nsl.static",
-    "fold": "nsl.static",
+    "fold": "nsl.folding",
     "DoubleHeaderHingeLoss": "pddm.loss",
     "hard_quadruplets": "pddm.mining",
     "PDDMLoss": "pddm.plugins",

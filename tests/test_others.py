@@ -26,7 +26,8 @@ from nsl_repro.nsl.convert import KINDS, similarity_parameters, to_nsl
 from nsl_repro.nsl.dynamic import DynamicNSLConv2d, dynamic_conv2d
 from nsl_repro.nsl.predictor import SharedPredictor
 from nsl_repro.nsl.sphere import SphereConv2d
-from nsl_repro.nsl.static import NeuralSimilarity, StaticNSLConv2d, fold
+from nsl_repro.nsl.folding import fold
+from nsl_repro.nsl.static import NeuralSimilarity, StaticNSLConv2d
 
 LAST = torch.channels_last
 

@@ -19,7 +19,7 @@ from ..base.checks import checked, described
 from ..base.files import user_path
 from ..data.draws import generator_for
 from ..nsl.convert import KINDS, similarity_parameters, to_nsl
-from ..nsl.static import fold
+from ..nsl.folding import fold
 from .embedding import train_embedding
 from .loop import TrainResult
 

@@ -31,7 +31,7 @@ from ..data.features import load_backbone
 from ..data.images import channel_statistics, to_input
 from ..nsl.dynamic import DynamicNSLConv2d
 from ..nsl.shape import KernelShape
-from ..nsl.static import fold
+from ..nsl.folding import fold
 from ..pddm.unit import PDDM
 from nsl_repro.results.ledger import (
     Entry,

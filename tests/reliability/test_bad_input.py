@@ -30,7 +30,7 @@ from nsl_repro.atlas import bench, heads, pair_weighting, pairs
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, folder as folders, images as pictures
 from nsl_repro.kernels import cpu
-from nsl_repro.nsl import attention, convert, dynamic, predictor, shape, similarity
+from nsl_repro.nsl import attention, convert, dynamic, folding, predictor, shape, similarity
 from nsl_repro.nsl import sphere, static, theory
 from nsl_repro.pddm import loss as losses, mining, plugins, rerank as reranking, unit as units
 from nsl_repro.training import adaptation, embedding, fewshot, imagenet, locality, loop, models
@@ -107,7 +107,7 @@ GOOD = {
         dict(**pair, budget=3, relaxation="straight_through", price=0.01, speed=1.0)
         | dict(threshold=0.5),
     ),
-    "fold": (static.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
+    "fold": (folding.fold, dict(module=static.StaticNSLConv2d(4, 6, 3))),
     "similarity_decay": (
         static.similarity_decay,
         dict(module=static.StaticNSLConv2d(4, 6, 3), target="zero"),
