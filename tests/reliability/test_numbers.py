@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from nsl_repro.data import splits as splitting
-from nsl_repro.nsl import attention, dynamic, predictor, shape, similarity, sphere, static
+from nsl_repro.nsl import attention, dynamic, folding, predictor, shape, similarity, sphere, static
 from nsl_repro.pddm import loss as losses, mining, plugins, unit as units
 from nsl_repro.training import classify, embedding, fewshot, imagenet, models, retrieval
 from nsl_repro.training import loop as loops, recipe as recipes
@@ -356,6 +356,7 @@ def test_no_operator_is_forgotten():
             similarity,
             shape,
             static,
+            folding,
             dynamic,
             sphere,
             attention,

@@ -356,6 +356,7 @@ REVIEWED = {  # (file, call): why
         "nbs/nsl/03_static.ipynb",
         "pickle.loads",
     ): "layers that the cell itself has pickled: that they can be is what is shown",
+    ("nbs/nsl/10_folding.ipynb", "pickle.loads"): "the same, of folded ones",
     (
         "nbs/training/10_weights.ipynb",
         "pickle.loads",
