@@ -543,14 +543,14 @@ def finished_run(
     Raises `ValueError` if it was made from other data than `asked.data`."""
     folder, published = run_folder(asked, root), _ledger_path(asked, root)
     file = folder / "entry.json"
+    whole = file.is_file() or needs is None or (folder / needs).is_file()
     if not file.is_file():
-        enough = needs is None or (folder / needs).is_file()
-        if not (_publishing() and enough and published.is_file()):
+        if not (_publishing() and published.is_file()):
             return None
         file = published
     entry = read_entry(file)
     _check_data(asked, entry.data, file)
-    return entry
+    return entry if whole else None
 
 # %% ../../nbs/results/01_ledger.ipynb #d062a4de
 def recorded_run(
@@ -563,10 +563,11 @@ def recorded_run(
 ) -> Entry:  # with `NSL_PUBLISH=1` the published one
     """Do a run unless it was finished before, and keep its entry in its folder.
 
+    A published run that is done again for a file keeps its published entry.
     Raises `ValueError` before any work if the identity is not valid, or if what is there was made
     from other data, and `CannotWrite`."""
     asked = new_entry(**identity, metrics={}, curves={}, wall_time_s=0.0)
-    folder = run_folder(asked, root)
+    folder, published = run_folder(asked, root), _ledger_path(asked, root)
     with locked(folder):  # other processes that are asked for this run wait here
         if not resume:
             forget_run(folder)
@@ -575,5 +576,8 @@ def recorded_run(
             _begin(folder, asked)
             _do(work, folder, deterministic, identity)
             entry = read_entry(folder / "entry.json")
+            if resume and _publishing() and published.is_file():  # done for a file: it stands
+                entry = read_entry(published)
+                write_whole(folder / "entry.json", _as_text(entry))
         _note(entry)
         return publish_run(entry, root) if _publishing() else entry
