@@ -18,7 +18,7 @@ from nsl_repro.results.methods import COMPARISONS, METHOD_STYLES
 from nsl_repro.training.adaptation import ADAPTATIONS
 from nsl_repro.training.embedding import EMBEDDING_METHODS
 from nsl_repro.training.imagenet import IMAGENET_METHODS
-from nsl_repro.training.models import METHODS
+from nsl_repro.training.models import METHODS, cnn9
 
 EXPERIMENTS = {p.stem: p for p in sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))}
 BUILT = {  # experiment -> what the library builds for it
@@ -51,6 +51,12 @@ def test_what_is_built_is_offered(name):
     assert asked <= built, f"{name} offers {asked - built}, which the library does not build"
     if name not in OFFERS_SOME:
         assert built <= asked, f"the library builds {built - asked}, which {name} does not offer"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_layers(method):
+    "Of its own: `cnn9` refuses a name that no branch of `_middle_layers` builds."
+    cnn9(method, width=0.125, image_size=16)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
