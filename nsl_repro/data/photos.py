@@ -478,6 +478,7 @@ def _check_root(folder: Path, fault: _Faults) -> None:
         fault.tell(_odd_told(odd[_PASSED], _PASSED, folder))
 
 
+_BESIDE = "images lie beside the folders of the classes and belong to none"
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -488,9 +489,6 @@ def _parts(folder: Path) -> list[str]:  # sorted
     return [p.name for p in found] if divided else []
 
 # %% ../../nbs/data/04_photos.ipynb #ca30bb82
-_BESIDE = "images lie beside the folders of the classes and belong to none"
-
-
 def _folder_rows(folder: Path, fault: _Faults) -> _Rows:
     "Image files and the name of each one's class, both sorted."
     rows = _Rows([], [])
