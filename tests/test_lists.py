@@ -12,13 +12,15 @@ from conftest import ROOT
 from nsl_repro.command.cli import BAD_USAGE
 from nsl_repro.command.parameters import read_parameters
 from nsl_repro.data.folder import OWN
-from nsl_repro.data.images import DATASETS
+from nsl_repro.data.images import DATASETS, load_dataset
+from nsl_repro.data.photos import PHOTO_SETS, WHOLE, load_photos
 from nsl_repro.data.sources import SOURCES
 from nsl_repro.results.methods import COMPARISONS, METHOD_STYLES
 from nsl_repro.training.adaptation import ADAPTATIONS
 from nsl_repro.training.embedding import EMBEDDING_METHODS
 from nsl_repro.training.imagenet import IMAGENET_METHODS
-from nsl_repro.training.models import METHODS
+from nsl_repro.training.models import METHODS, cnn9
+from nsl_repro.training.weights import _LICENCES
 
 EXPERIMENTS = {p.stem: p for p in sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))}
 BUILT = {  # experiment -> what the library builds for it
@@ -53,6 +55,12 @@ def test_what_is_built_is_offered(name):
         assert built <= asked, f"the library builds {built - asked}, which {name} does not offer"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_layers(method):
+    "Of its own: `cnn9` refuses a name that no branch of `_middle_layers` builds."
+    cnn9(method, width=0.125, image_size=16)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_methods_have_a_label_and_a_look_of_their_own(name):
     methods = offered(name, "methods") if name != "atlas" else []  # a system is a notebook there
@@ -75,11 +83,29 @@ def test_comparisons_are_of_experiments():
 def test_data_sets_are_known_and_described():
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     for name in EXPERIMENTS:
-        unknown = set(offered(name, "dataset")) - SOURCES.keys() - {OWN, "synthetic"}
+        data_sets = set(offered(name, "dataset")) - {OWN, "synthetic"}
+        unknown = data_sets - SOURCES.keys()
         assert not unknown, f"{name} offers {unknown}, which are not in SOURCES"
-    assert DATASETS.keys() <= SOURCES.keys()
+        unread = data_sets - DATASETS.keys() - PHOTO_SETS.keys() - {"imagenet"}  # in data.splits
+        assert not unread, f"{name} offers {unread}, not in DATASETS and not in PHOTO_SETS"
+    assert {*DATASETS, *PHOTO_SETS} <= SOURCES.keys()
+    assert PHOTO_SETS.keys() <= WHOLE.keys()
+    assert SOURCES.keys() <= _LICENCES.keys(), "_LICENCES lacks a data set"
     for name in (*SOURCES, OWN):
         assert f"| `{name}` |" in readme, f"data/README.md must have a row for {name}"
+
+
+def test_a_data_set_without_a_reader_is_refused(monkeypatch, tmp_path):
+    for known in (SOURCES, PHOTO_SETS):
+        monkeypatch.setitem(known, "dogs", known["cub"])
+    monkeypatch.setitem(DATASETS, "dogs", DATASETS["cifar10"])
+    (tmp_path / SOURCES["cub"].folders[0]).mkdir()
+    (tmp_path / SOURCES["cub"].folders[0] / SOURCES["cub"].marks[0]).touch()
+    with pytest.raises(ValueError, match="load_photos has a reader for, got 'dogs'"):
+        load_photos("dogs", tmp_path)
+    monkeypatch.setitem(SOURCES, "dogs", SOURCES["digits"])
+    with pytest.raises(ValueError, match="load_dataset has a reader for, got 'dogs'"):
+        load_dataset("dogs")
 
 
 def test_notebooks_stand_in_the_tour():

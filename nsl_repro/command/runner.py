@@ -202,10 +202,11 @@ def _check_data(parameters: dict[str, Parameter], settings: dict[str, Any]) -> N
     if not source.folders or will_be_fetched:
         return
     check_files(dataset, root)
-    if dataset in ("cub", "cars", "mini_imagenet"):
-        from nsl_repro.data.photos import load_photos
+    if not source.files:  # without checksums of their own: the reader looks
+        from nsl_repro.data.photos import PHOTO_SETS, load_photos
 
-        load_photos(dataset, root, on_error=settings.get("on_error", "raise"))
+        if dataset in PHOTO_SETS:
+            load_photos(dataset, root, on_error=settings.get("on_error", "raise"))
 
 # %% ../../nbs/command/02_runner.ipynb #0b374e29
 _ADVICE = re.compile(

@@ -19,6 +19,7 @@ from ..base.files import user_path
 from .draws import generator_for
 from nsl_repro.data.photos import (
     PhotoSet,
+    _parts,
     check_photos,
     fingerprint,
     load_photos,
@@ -39,9 +40,6 @@ def own_name(
     return "_".join(filter(None, (OWN, plain[:30].strip("_"), data[:8])))
 
 # %% ../../nbs/data/08_folder.ipynb #cc51ab0f
-_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-
-
 def own_photos(
     folder: str | os.PathLike,  # one folder of images per class
     on_error: str = "raise",  # 'raise', or 'skip' what is wrong, with a warning that counts it
@@ -62,14 +60,12 @@ def check_own(
         raise DataNotFound(f"{wanted}, got none: pass -p data_root=FOLDER.")
     if not user_path(folder).is_dir():
         raise DataNotFound(f"{wanted}, got {folder}, which is no folder.")
-    found = [path for path in user_path(folder).iterdir() if path.is_dir() and path.name[0] != "."]
-    if not found:
+    if not any(path.is_dir() and path.name[0] != "." for path in user_path(folder).iterdir()):
         raise DataNotFound(f"{wanted}, got {folder}, in which there are no folders.")
-    if all(path.name.lower() in _PARTS and any(map(Path.is_dir, path.iterdir())) for path in found):
-        parts = ", ".join(sorted(path.name for path in found))
+    if parts := _parts(user_path(folder)):
         raise DataNotFound(
-            f"{wanted}, got {folder}, which has parts ({parts}): name one of them, or put the "
-            "folders of all classes side by side."
+            f"{wanted}, got {folder}, which has parts ({', '.join(parts)}): name one of them, or "
+            "put the folders of all classes side by side."
         )
 
 # %% ../../nbs/data/08_folder.ipynb #49c896da

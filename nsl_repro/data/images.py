@@ -130,7 +130,9 @@ def _load_digits() -> tuple[ImageSet, ImageSet]:
 def _load_cifar(name: str, root: str | os.PathLike | None, train: bool) -> ImageSet:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}.get(name)
+    if reader is None:  # a name in DATASETS alone
+        raise ValueError(f"name must be one that load_dataset has a reader for, got {name!r}.")
     try:
         half = reader(data_root(root), train=train)
     except (OSError, RuntimeError) as error:  # it vanished or changed since it was checked

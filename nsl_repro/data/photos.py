@@ -477,10 +477,18 @@ def _check_root(folder: Path, fault: _Faults) -> None:
     if odd:
         fault.tell(_odd_told(odd[_PASSED], _PASSED, folder))
 
-# %% ../../nbs/data/04_photos.ipynb #ca30bb82
+
 _BESIDE = "images lie beside the folders of the classes and belong to none"
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
+def _parts(folder: Path) -> list[str]:  # sorted
+    "The names of the folders in it, if all of them are parts of a set, with classes inside."
+    found = sorted(p for p in folder.iterdir() if p.is_dir() and _is_data(p.name))
+    divided = all(p.name.lower() in _PARTS and any(map(Path.is_dir, p.iterdir())) for p in found)
+    return [p.name for p in found] if divided else []
+
+# %% ../../nbs/data/04_photos.ipynb #ca30bb82
 def _folder_rows(folder: Path, fault: _Faults) -> _Rows:
     "Image files and the name of each one's class, both sorted."
     rows = _Rows([], [])
@@ -497,9 +505,11 @@ def _folder_rows(folder: Path, fault: _Faults) -> _Rows:
     outside = _outside(folder, rows.paths)
     for i in np.flatnonzero(outside):
         odd["images are links that lead out of the folder"].append(rows.paths[i])
-    for what, which in odd.items():
-        tell = fault.tell if what == _PASSED else fault
-        tell(_odd_told(which, what, folder))
+    if _PASSED in odd:
+        fault.tell(_odd_told(odd.pop(_PASSED), _PASSED, folder))
+    told = [_odd_told(which, what, folder) for what, which in odd.items()]
+    for what in ["; ".join(told)] if told and fault.raises else told:  # one error names all kinds
+        fault(what)
     kept = np.flatnonzero(~outside)
     return _Rows([rows.paths[i] for i in kept], [rows.keys[i] for i in kept])
 
@@ -515,6 +525,9 @@ def photos_from_folder(
     if not folder.is_dir():
         wanted = "must be a folder that holds one folder of images per class"
         raise DataNotFound(f"{folder} {wanted}, got no folder.")
+    if parts := _parts(folder):
+        divided = f"{folder} must hold one folder of images per class, got parts"
+        raise DataNotFound(f"{divided} ({', '.join(parts)}): name one, or take photos_from_parts.")
     fault = _Faults(on_error, str(folder))
     rows = _folder_rows(folder, fault)
     name = name or folder.resolve().name
@@ -804,7 +817,10 @@ def load_photos(
     if name == "mini_imagenet":
         rows, classes = _load_parts(folder, [split] if split else list(splits), remedy, fault)
         return _photo_set(name, folder, rows, classes, fault)
-    rows, classes = {"cub": _load_cub, "cars": _load_cars}[name](folder, remedy, fault)
+    read = {"cub": _load_cub, "cars": _load_cars}.get(name)
+    if read is None:  # a name in PHOTO_SETS alone
+        raise ValueError(f"name must be one that load_photos has a reader for, got {name!r}.")
+    rows, classes = read(folder, remedy, fault)
     photos = _photo_set(name, folder, rows, classes, fault)
     return photos if split is None else split_classes(photos)[split == "test"]
 
@@ -894,14 +910,17 @@ def check_photos(
     crop: bool = False,  # also cut out the boxes
     on_error: str = "raise",  # 'raise', or 'skip' what is damaged, with a warning that counts it
 ) -> PhotoSet:  # the same set, or what is left of it
-    "Decode every image. Raises `DamagedData` that counts the damaged ones and names the first."
+    "Decode every image. Raises `DamagedData` that counts the damaged ones and names some of them."
     fault = _Faults(on_error, photos.name)
     damages = image_damages(photos, crop)
     good = [i for i, damage in enumerate(damages) if not damage]
     if len(good) == len(photos):
         return photos
-    first = next(filter(None, damages)).rstrip(".")
-    fault(f"{len(photos) - len(good):,} of {len(photos):,} images are damaged: {first}")
+    bad = [i for i, damage in enumerate(damages) if damage]
+    told = str(damages[bad[0]]).rstrip(".")
+    if others := ["/".join(photos.paths[i].parts[-2:]) for i in bad[1:4]]:
+        told += f"; also damaged: {', '.join(others)}" + " and others" * (len(bad) > 4)
+    fault(f"{len(bad):,} of {len(photos):,} images are damaged: {told}")
     rows = _Rows(
         [photos.paths[i] for i in good],
         photos.labels[good].tolist(),

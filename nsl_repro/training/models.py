@@ -108,9 +108,11 @@ def _dynamic_layers(
     return (shared_layer if core else own_layer), core
 
 # %% ../../nbs/training/01_models.ipynb #78eb042c
-_BUILT = re.compile(  # all that is built below; another name must not get the layers of these
-    r"cnn|cnn_pp|cnn_wide_(dns|uns)|static_(dns|uns)|dynamic_(dns|uns)(_sphere|_cnn|_shared)?"
-)
+_BUILT = {  # what each branch below builds; another name must not get the layers of these
+    "static": r"static_(dns|uns)",
+    "dynamic": r"dynamic_(dns|uns)(_sphere|_cnn|_shared)?",
+    "plain": r"cnn|cnn_pp|cnn_wide_(dns|uns)",
+}
 
 
 def _middle_layers(
@@ -123,17 +125,18 @@ def _middle_layers(
     shape: dict | None = None,
 ) -> tuple[_Layers, SharedPredictor | None]:
     "The function that makes a method's nine layers, and the predictor that they share or None."
-    if not _BUILT.fullmatch(method):
-        raise ValueError(
-            f"method must be one that _middle_layers builds, got {method!r}: a name in METHODS "
-            "needs its layers there, and its place in _BUILT."
-        )
-    if method.startswith("static"):
+    branch = next((kind for kind, names in _BUILT.items() if re.fullmatch(names, method)), None)
+    if branch == "static":
         return _static_layers(method, static_init, shape), None
-    if method.startswith("dynamic"):
+    if branch == "dynamic":
         settings = _predictor_settings(method, variant, width, bn, predictor)
         return _dynamic_layers(method, settings, shape)
-    return partial(nn.Conv2d, **_SAME), None
+    if branch == "plain":
+        return partial(nn.Conv2d, **_SAME), None
+    raise ValueError(
+        f"method must be one that _middle_layers builds, got {method!r}: a name in METHODS "
+        "needs its layers there, and its place in _BUILT."
+    )
 
 # %% ../../nbs/training/01_models.ipynb #5384ff93
 def _predictor_options(method: str) -> set[str]:
