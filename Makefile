@@ -62,7 +62,7 @@ docs: $(READY)
 	$(BIN)/python docs
 
 check-docs: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
 
 lint: $(READY)
 	$(BIN)/ruff format --check
