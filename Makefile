@@ -56,13 +56,13 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/test_sync.py --ignore=tests/test_style.py --ignore=tests/test_imports.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
 soak: $(READY)
-	NSL_SOAK=1 NSL_RECORD=data/reliability.json $(BIN)/python -m pytest tests/reliability tests/test_others.py $(ARGS)
+	NSL_SOAK=1 NSL_RECORD=data/reliability.json $(BIN)/python -m pytest tests/reliability tests/test_others.py tests/test_experiments.py $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python docs
 
 check-docs: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
 
 lint: $(READY)
 	$(BIN)/ruff format --check

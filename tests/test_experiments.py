@@ -1,6 +1,8 @@
 """Every experiment notebook runs at `smoke` through the command: with all the methods it offers on
-embedded data, with its default ones elsewhere."""
+embedded data, with its default ones elsewhere. `make soak` runs it on every data set, `make test`
+on those that differ in more than their files."""
 
+import os
 from typing import get_args
 
 import pytest
@@ -44,9 +46,14 @@ def test_parameters(experiment):
         assert word in parameters["preset"].expects
 
 
+SOAK = os.environ.get("NSL_SOAK") == "1"
+TWINS = {"cifar100": "cifar10", "cars": "cub", "mini_imagenet": "cub"}  # used as another one is
+
+
 def datasets(path):
-    "The data sets that an experiment offers."
-    return get_args(read_parameters(path)["dataset"].type)
+    "The data sets that an experiment offers, without twins."
+    offered = get_args(read_parameters(path)["dataset"].type)
+    return [name for name in offered if SOAK or TWINS.get(name) not in offered]
 
 
 OTHER_VARIANT = {"nsl_stability": {"dns_no_bn"}}  # methods that the default variant has not
