@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, heads, pair_weighting, pairs
+from nsl_repro.atlas import bench, heads, pair_weighting, pairs, snr_distance
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
@@ -542,6 +542,20 @@ GOOD = {
         dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
     ),
     "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "snr_distance": (snr_distance.snr_distance, dict(x=z, y=draw(3, 8), smallest=1e-6)),
+    "squared_euclidean": (snr_distance.squared_euclidean, dict(x=z, y=draw(3, 8))),
+    "squared_on_sphere": (snr_distance.squared_on_sphere, dict(x=z, y=draw(3, 8))),
+    "zero_mean_penalty": (snr_distance.zero_mean_penalty, dict(z=z)),
+    "distance_triplet": (snr_distance.distance_triplet, dict(D=z @ z.T, labels=y, margin=0.2)),
+    "distance_contrastive": (
+        snr_distance.distance_contrastive,
+        dict(D=z @ z.T, labels=y, margin=0.5),
+    ),
+    "dsml_loss": (snr_distance.dsml_loss, dict(z=z, labels=y, margin=0.2, zero_mean=0.01)),
+    "DistanceObjective.forward": (
+        snr_distance.DistanceObjective(snr_distance.snr_distance),
+        dict(z=z, labels=y),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -578,7 +592,7 @@ NOT_HERE = {
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components"), PART),
-    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table"), TEXT),
+    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
