@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import nsl_repro
 from nsl_repro.atlas import bench, heads, pair_weighting, pairs, snr_distance
+from nsl_repro.atlas import threshold_consistency
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
@@ -552,6 +553,15 @@ GOOD = {
         dict(D=z @ z.T, labels=y, margin=0.5),
     ),
     "dsml_loss": (snr_distance.dsml_loss, dict(z=z, labels=y, margin=0.2, zero_mean=0.01)),
+    "tcm_loss": (
+        threshold_consistency.tcm_loss,
+        dict(S=z @ z.T, labels=y, high=0.9, low=0.5, pull=1.0, push=0.5),
+    ),
+    "class_utilities": (
+        threshold_consistency.class_utilities,
+        dict(D=z @ z.T, labels=y, thresholds=draw(5)),
+    ),
+    "opis": (threshold_consistency.opis, dict(z=z, labels=y, far=(0.1, 0.5), steps=5)),
     "DistanceObjective.forward": (
         snr_distance.DistanceObjective(snr_distance.snr_distance),
         dict(z=z, labels=y),
@@ -587,7 +597,7 @@ NOT_HERE = {
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
     **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
-    **dict.fromkeys(("Planned", "Question", "System", "Row"), CONTAINER),
+    **dict.fromkeys(("Planned", "Question", "System", "Row", "Consistency"), CONTAINER),
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
