@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import nsl_repro
 from nsl_repro.atlas import bench, heads, pair_weighting, pairs, snr_distance
-from nsl_repro.atlas import threshold_consistency
+from nsl_repro.atlas import structured_bilinear, threshold_consistency
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
@@ -562,6 +562,18 @@ GOOD = {
         dict(D=z @ z.T, labels=y, thresholds=draw(5)),
     ),
     "opis": (threshold_consistency.opis, dict(z=z, labels=y, far=(0.1, 0.5), steps=5)),
+    "StructuredBilinear": (
+        structured_bilinear.StructuredBilinear,
+        dict(dim=8, size=4, order=torch.arange(8).flip(0)),
+    ),
+    "StructuredBilinear.forward": (
+        structured_bilinear.StructuredBilinear(8, 4),
+        dict(x=z, y=draw(3, 8)),
+    ),
+    "BilinearObjective.forward": (
+        structured_bilinear.BilinearObjective(structured_bilinear.StructuredBilinear(8)),
+        dict(z=z, labels=y),
+    ),
     "DistanceObjective.forward": (
         snr_distance.DistanceObjective(snr_distance.snr_distance),
         dict(z=z, labels=y),
