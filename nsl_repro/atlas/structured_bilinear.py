@@ -64,11 +64,7 @@ class BilinearObjective(nn.Module):
 
     Embeddings get no gradient. The scale is common to all pairs and changes no ranking."""
 
-    def __init__(
-        self,
-        similarity: StructuredBilinear,
-        scale: float = 16.0,
-    ):
+    def __init__(self, similarity: StructuredBilinear, scale: float = 16.0):
         super().__init__()
         self.score, self.scale = similarity, nn.Parameter(torch.tensor(float(scale)))
 

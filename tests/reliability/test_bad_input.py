@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, heads, pair_weighting, pairs, snr_distance
+from nsl_repro.atlas import bench, energy_confusion, heads, pair_weighting, pairs, snr_distance
 from nsl_repro.atlas import structured_bilinear, threshold_consistency
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
@@ -572,6 +572,11 @@ GOOD = {
     ),
     "BilinearObjective.forward": (
         structured_bilinear.BilinearObjective(structured_bilinear.StructuredBilinear(8)),
+        dict(z=z, labels=y),
+    ),
+    "energy_confusion": (energy_confusion.energy_confusion, dict(z=z, labels=y, blind=True)),
+    "ConfusedObjective.forward": (
+        energy_confusion.ConfusedObjective(pair_weighting.triplet),
         dict(z=z, labels=y),
     ),
     "DistanceObjective.forward": (
