@@ -21,15 +21,13 @@ from .pairs import mean_of_hard, pair_masks
 from .registry import Question, System
 from ..base.checks import checked
 
-# %% ../../nbs/atlas/12_snr_distance.ipynb #6c6d7b03
-def _centered(h: Tensor) -> Tensor:
-    h = h.to(torch.promote_types(h.dtype, torch.float32))
-    return h - h.mean(1, keepdim=True)
-
-
-def _check_types(x: Tensor, y: Tensor) -> None:
+# %% ../../nbs/atlas/12_snr_distance.ipynb #12d64676
+def _wide(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    "Both in float32 at least."
     if x.dtype != y.dtype:
         raise TypeError(f"y must be {x.dtype}, as x is, got {y.dtype}.")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide), y.to(wide)
 
 
 @checked
@@ -43,8 +41,7 @@ def snr_distance(
     Raises `TypeError` for y of another type. Source: Yuan et al., CVPR 2019 [3p]."""
     if not smallest > 0:
         raise ValueError(f"smallest must be positive, got {smallest}.")
-    _check_types(x, y)
-    x, y = _centered(x), _centered(y)
+    x, y = (h - h.mean(1, keepdim=True) for h in _wide(x, y))
     return euclidean_table(x, y).square() / x.square().sum(1, keepdim=True).clamp(min=smallest)
 
 # %% ../../nbs/atlas/12_snr_distance.ipynb #5f2f0196
@@ -84,20 +81,18 @@ def dsml_loss(
     "A loss on SNR distances, and the zero-mean penalty. Source: Yuan et al., CVPR 2019 [3p]."
     return structure(snr_distance(z, z), labels, margin) + zero_mean * zero_mean_penalty(z)
 
-# %% ../../nbs/atlas/12_snr_distance.ipynb #353de88f
+# %% ../../nbs/atlas/12_snr_distance.ipynb #07c2282c
 @checked
 def squared_euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Tensor:  # (n, m)
     "Raises `TypeError` for y of another type."
-    _check_types(x, y)
-    return euclidean_table(x, y).square()
+    return euclidean_table(*_wide(x, y)).square()
 
 
 @checked
 def squared_on_sphere(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Tensor:  # (n, m)
     "The same of centered rows of length 1. Raises `TypeError` for y of another type."
-    _check_types(x, y)
-    x, y = (nn.functional.normalize(_centered(h), dim=1) for h in (x, y))
-    return euclidean_table(x, y).square()
+    x, y = (h - h.mean(1, keepdim=True) for h in _wide(x, y))
+    return squared_euclidean(*(nn.functional.normalize(h, dim=1) for h in (x, y)))
 
 
 @checked
