@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'SYSTEM', 'tcm_loss', 'class_utilities', 'Consistency', 'opis', 'study']
 
-# %% ../../nbs/atlas/14_threshold_consistency.ipynb #471142ae
+# %% ../../nbs/atlas/14_threshold_consistency.ipynb #6407fcd4
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from .bench import BUDGETS, Arm, compare, load_bench
-from .pair_weighting import binomial_deviance, multi_similarity, triplet
-from .pairs import PairObjective, cosine_table, mean_of_all, pair_masks
+from .pair_weighting import _arm, binomial_deviance, multi_similarity, triplet
+from .pairs import cosine_table, mean_of_all, pair_masks
 from .registry import Question, System
 from ..base.checks import checked
 
@@ -60,7 +60,7 @@ def class_utilities(
             found.append(2 * accepted * refused / (accepted + refused).clamp(min=1e-300))
     return torch.stack(found) if found else D.new_empty(0, len(thresholds)).double()
 
-# %% ../../nbs/atlas/14_threshold_consistency.ipynb #a6a8e521
+# %% ../../nbs/atlas/14_threshold_consistency.ipynb #2edeb4b8
 class Consistency(NamedTuple):
     "How far classes agree about thresholds."
 
@@ -91,26 +91,16 @@ def opis(
         got = sizes.tolist()[:10]
         raise ValueError(f"labels must be two or more classes of two or more images, got {got}.")
     D = 1 - cosine_table(z)
-    ordered = D[pair_masks(labels).negative].sort().values
-    ends = [ordered[int(share * (len(ordered) - 1))].item() for share in far]
+    apart = D[pair_masks(labels).negative]
+    ends = [apart.kthvalue(1 + int(share * (len(apart) - 1))).values.item() for share in far]
     thresholds = torch.linspace(ends[0], ends[1], steps, dtype=torch.float64)
     utility = class_utilities(D, labels, thresholds)
     variance = (utility - utility.mean(0)).square().mean()
     return Consistency(variance.item(), utility, thresholds, int((sizes < 2).sum()))
 
-# %% ../../nbs/atlas/14_threshold_consistency.ipynb #9bf05aea
+# %% ../../nbs/atlas/14_threshold_consistency.ipynb #6addcf6f
 def _with_tcm(loss: Any, S: Tensor, labels: Tensor, **settings: float) -> Tensor:
     return loss(S, labels, **settings) + tcm_loss(S, labels)
-
-
-def _pairs(loss: Any, dim: int, classes: int, **settings: float) -> PairObjective:
-    return PairObjective(loss, **settings)
-
-
-def _arm(loss: Any, **other: float) -> Arm:
-    "Three learning rates, and another value of one constant."
-    rates = ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4})
-    return Arm(partial(_pairs, loss), (*rates, {"lr": 1e-4, **other}))
 
 
 _BASES: dict[str, tuple[Any, dict[str, float]]] = {
