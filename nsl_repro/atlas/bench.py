@@ -435,6 +435,7 @@ def compare(
     arms: dict[str, Arm],  # name -> arm; at least two
     seed: int,
     budget: Budget,
+    more: Callable[[Any, Any], dict[str, float]] | None = None,  # (net, score) -> other figures
 ) -> dict[str, float]:  # such as 'triplet_recall_at_1'
     """Choose, learn and score every arm on the same footing.
 
@@ -448,6 +449,7 @@ def compare(
         if arm.build is None:  # the features as they are
             found = class_scores(bench.test.x, bench.test.y, arm.score or "cosine", budget.kinds)
             metrics |= {f"{name}_{key}": v.mean().item() for key, v in found.items()}
+            metrics |= _more(more, name, nn.Identity(), arm.score or "cosine")
             continue
         choice = _choice(name, arm, bench, budget)
         options = (choice.setting, budget, seed, choice.steps)
@@ -459,4 +461,11 @@ def compare(
         metrics[f"{name}_class_half_width"] = class_interval(found["recall_at_1"]).half_width
         metrics[f"{name}_best_epoch"] = max(learned.recalls[1:])
         metrics[f"{name}_steps"] = choice.steps
+        metrics |= _more(more, name, learned.net, learned.score)
     return metrics
+
+
+@torch.no_grad()
+def _more(more: Any, name: str, net: Any, score: Any) -> dict[str, float]:
+    "What a study measures beside, under the arm's name."
+    return {f"{name}_{key}": value for key, value in (more(net, score) if more else {}).items()}

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, heads, pair_weighting, pairs
+from nsl_repro.atlas import bench, energy_confusion, heads, pair_weighting, pairs, snr_distance
+from nsl_repro.atlas import structured_bilinear, threshold_consistency
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, folder as folders, images as pictures
 from nsl_repro.kernels import cpu
@@ -580,6 +581,46 @@ GOOD = {
         dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
     ),
     "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "snr_distance": (snr_distance.snr_distance, dict(x=z, y=draw(3, 8), smallest=1e-6)),
+    "squared_euclidean": (snr_distance.squared_euclidean, dict(x=z, y=draw(3, 8))),
+    "squared_on_sphere": (snr_distance.squared_on_sphere, dict(x=z, y=draw(3, 8))),
+    "zero_mean_penalty": (snr_distance.zero_mean_penalty, dict(z=z)),
+    "distance_triplet": (snr_distance.distance_triplet, dict(D=z @ z.T, labels=y, margin=0.2)),
+    "distance_contrastive": (
+        snr_distance.distance_contrastive,
+        dict(D=z @ z.T, labels=y, margin=0.5),
+    ),
+    "dsml_loss": (snr_distance.dsml_loss, dict(z=z, labels=y, margin=0.2, zero_mean=0.01)),
+    "tcm_loss": (
+        threshold_consistency.tcm_loss,
+        dict(S=z @ z.T, labels=y, high=0.9, low=0.5, pull=1.0, push=0.5),
+    ),
+    "class_utilities": (
+        threshold_consistency.class_utilities,
+        dict(D=z @ z.T, labels=y, thresholds=draw(5)),
+    ),
+    "opis": (threshold_consistency.opis, dict(z=z, labels=y, far=(0.1, 0.5), steps=5)),
+    "StructuredBilinear": (
+        structured_bilinear.StructuredBilinear,
+        dict(dim=8, size=4, order=torch.arange(8).flip(0)),
+    ),
+    "StructuredBilinear.forward": (
+        structured_bilinear.StructuredBilinear(8, 4),
+        dict(x=z, y=draw(3, 8)),
+    ),
+    "BilinearObjective.forward": (
+        structured_bilinear.BilinearObjective(structured_bilinear.StructuredBilinear(8)),
+        dict(z=z, labels=y),
+    ),
+    "energy_confusion": (energy_confusion.energy_confusion, dict(z=z, labels=y, blind=True)),
+    "ConfusedObjective.forward": (
+        energy_confusion.ConfusedObjective(pair_weighting.triplet),
+        dict(z=z, labels=y),
+    ),
+    "DistanceObjective.forward": (
+        snr_distance.DistanceObjective(snr_distance.snr_distance),
+        dict(z=z, labels=y),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -611,12 +652,12 @@ NOT_HERE = {
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
     **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
-    **dict.fromkeys(("Planned", "Question", "System", "Row"), CONTAINER),
+    **dict.fromkeys(("Planned", "Question", "System", "Row", "Consistency"), CONTAINER),
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components"), PART),
-    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table"), TEXT),
+    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
