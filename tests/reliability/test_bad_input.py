@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, heads, pair_weighting, pairs
+from nsl_repro.atlas import bench, decoupled_softmax, heads, pair_weighting, pairs
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
@@ -542,6 +542,23 @@ GOOD = {
         dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
     ),
     "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
+    "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
+    "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
+    "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
+    "letter_trigrams": (decoupled_softmax.letter_trigrams, dict(texts=("ab", "abc"))),
+    "LabelObjective.forward": (
+        decoupled_softmax.LabelObjective(
+            decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
+        ),
+        dict(z=z, y=y),
+    ),
+    "LabelObjective.scores": (
+        decoupled_softmax.LabelObjective(
+            decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
+        ).scores,
+        dict(z=z),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -579,6 +596,7 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table"), TEXT),
+    **dict.fromkeys(("label_names",), TEXT),
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
