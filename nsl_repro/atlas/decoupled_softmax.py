@@ -6,7 +6,7 @@
 __all__ = ['SYSTEM', 'joint_softmax', 'decoupled_softmax', 'soft_topk', 'soft_topk_loss', 'label_names', 'letter_trigrams',
            'LabelObjective', 'study']
 
-# %% ../../nbs/atlas/19_decoupled_softmax.ipynb #cb26b8e9
+# %% ../../nbs/atlas/19_decoupled_softmax.ipynb #411d745f
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from .bench import BUDGETS, Arm, Bench, Part, _by_class, compare, load_bench
+from .heads import _check_classes
 from .pairs import masked_logsumexp, mean_of_all
 from .registry import Question, System
 from ..base.checks import checked
@@ -117,7 +118,7 @@ def letter_trigrams(texts: Sequence[str]) -> Tensor:  # (L, G), rows of length 1
             counts[row, places[gram]] += 1
     return F.normalize(counts, dim=1)
 
-# %% ../../nbs/atlas/19_decoupled_softmax.ipynb #54fe07f6
+# %% ../../nbs/atlas/19_decoupled_softmax.ipynb #2cebab1a
 @checked
 class LabelObjective(nn.Module):
     "A loss on the cosines of images with the texts of labels."
@@ -146,10 +147,13 @@ class LabelObjective(nn.Module):
 
     def scores(self, z: Float[Tensor, "m dim"]) -> Tensor:  # (m, L)
         "Cosines over the temperature."
+        if z.shape[1] != (dim := self.encoder.out_features):
+            raise ValueError(f"z must be (m, {dim}), got {tuple(z.shape)}.")
         labels = F.normalize(self.encoder(self.texts), dim=1)
         return F.normalize(z, dim=1) @ labels.T / self.tau + self.bias
 
     def forward(self, z: Float[Tensor, "m dim"], y: Integer[Tensor, " m"]) -> Tensor:  # scalar
+        _check_classes(y, len(self.right))
         return self.loss(self.scores(z), self.right[y.long()])
 
 
