@@ -26,7 +26,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, decoupled_softmax, heads, pair_weighting, pairs
+from nsl_repro.atlas import (
+    adaptive_cosine_margin,
+    bench,
+    decoupled_softmax,
+    heads,
+    pair_weighting,
+    pairs,
+)
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
 from nsl_repro.kernels import cpu
@@ -542,6 +549,12 @@ GOOD = {
         dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
     ),
     "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "scale_and_margin": (
+        adaptive_cosine_margin.scale_and_margin,
+        dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
+    ),
+    "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
+    "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
