@@ -31,6 +31,7 @@ from nsl_repro.atlas import (
     bench,
     decoupled_softmax,
     heads,
+    metric_mixup,
     pair_weighting,
     pairs,
 )
@@ -549,6 +550,25 @@ GOOD = {
         dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
     ),
     "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "contrastive_form": (metric_mixup.contrastive_form, dict(margin=0.5)),
+    "similarity_form": (metric_mixup.similarity_form, dict(beta=2.0, gamma=40.0, base=0.5)),
+    "form_loss": (
+        metric_mixup.form_loss,
+        dict(
+            s=z @ z.T, y=(z @ z.T).sigmoid(), mask=z @ z.T > 0, form=metric_mixup.similarity_form()
+        ),
+    ),
+    "mixed_similarity": (
+        metric_mixup.mixed_similarity,
+        dict(S=z @ z.T, partner=torch.arange(36).view(6, 6) % 6, lam=0.3),
+    ),
+    "metrix": (
+        metric_mixup.metrix,
+        dict(
+            S=(z @ z.T).tanh(), labels=y, form=metric_mixup.similarity_form(), weight=0.4, lam=0.3
+        ),
+    ),
+    "utilization": (metric_mixup.utilization, dict(queries=z, train=draw(3, 8))),
     "scale_and_margin": (
         adaptive_cosine_margin.scale_and_margin,
         dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
@@ -609,7 +629,8 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table"), TEXT),
-    **dict.fromkeys(("label_names",), TEXT),
+    "label_names": TEXT,
+    "Form": CONTAINER,
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
