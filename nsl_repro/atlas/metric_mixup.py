@@ -6,7 +6,7 @@
 __all__ = ['SYSTEM', 'Form', 'contrastive_form', 'similarity_form', 'form_loss', 'mixed_similarity', 'metrix', 'utilization',
            'study']
 
-# %% ../../nbs/atlas/15_metric_mixup.ipynb #7102a41b
+# %% ../../nbs/atlas/15_metric_mixup.ipynb #6c7d0033
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -17,11 +17,12 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from .bench import BUDGETS, Arm, Bench, Part, class_scores, compare, load_bench
+from .heads import euclidean_table
 from .pairs import PairObjective, pair_masks
 from .registry import Question, System
 from ..base.checks import checked
 
-# %% ../../nbs/atlas/15_metric_mixup.ipynb #343429c7
+# %% ../../nbs/atlas/15_metric_mixup.ipynb #dd06f23c
 class Form(NamedTuple):
     "A loss on pairs by its four functions."
 
@@ -35,6 +36,7 @@ def _same(total: Tensor) -> Tensor:
     return total
 
 
+@checked
 def contrastive_form(
     margin: float = 0.5,  # negatives below it are far enough
 ) -> Form:
@@ -42,6 +44,7 @@ def contrastive_form(
     return Form(lambda s: 1 - s, lambda s: (s - margin).relu(), _same, _same)
 
 
+@checked
 def similarity_form(
     beta: float = 2.0,  # of the positives
     gamma: float = 40.0,  # of the negatives
@@ -113,7 +116,7 @@ def metrix(
     mixed = mixed_similarity(S, partner.to(S.device), lam)
     return clean + weight * form_loss(mixed, torch.full_like(S, lam), negative & some, form)
 
-# %% ../../nbs/atlas/15_metric_mixup.ipynb #bce61855
+# %% ../../nbs/atlas/15_metric_mixup.ipynb #bf53f326
 @checked
 def utilization(
     queries: Float[Tensor, "q d"],  # embeddings of new images
@@ -127,8 +130,7 @@ def utilization(
 
 
 def _nearest_distances(queries: Tensor, train: Tensor) -> Tensor:  # (q,), squared
-    train = train.to(queries.dtype)
-    found = [torch.cdist(some, train).amin(1) for some in queries.split(512)]
+    found = [euclidean_table(some, train).amin(1) for some in queries.split(512)]
     return torch.cat(found).square()
 
 # %% ../../nbs/atlas/15_metric_mixup.ipynb #8c84f568
