@@ -118,7 +118,7 @@ def letter_trigrams(texts: Sequence[str]) -> Tensor:  # (L, G), rows of length 1
             counts[row, places[gram]] += 1
     return F.normalize(counts, dim=1)
 
-# %% ../../nbs/atlas/19_decoupled_softmax.ipynb #2cebab1a
+# %% ../../nbs/atlas/19_decoupled_softmax.ipynb #be6095bc
 @checked
 class LabelObjective(nn.Module):
     "A loss on the cosines of images with the texts of labels."
@@ -152,9 +152,9 @@ class LabelObjective(nn.Module):
         labels = F.normalize(self.encoder(self.texts), dim=1)
         return F.normalize(z, dim=1) @ labels.T / self.tau + self.bias
 
-    def forward(self, z: Float[Tensor, "m dim"], y: Integer[Tensor, " m"]) -> Tensor:  # scalar
-        _check_classes(y, len(self.right))
-        return self.loss(self.scores(z), self.right[y.long()])
+    def forward(self, z: Float[Tensor, "m dim"], labels: Integer[Tensor, " m"]) -> Tensor:
+        _check_classes(labels, len(self.right))
+        return self.loss(self.scores(z), self.right[labels.long()])
 
 
 def _precision(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
