@@ -116,7 +116,7 @@ def metrix(
     mixed = mixed_similarity(S, partner.to(S.device), lam)
     return clean + weight * form_loss(mixed, torch.full_like(S, lam), negative & some, form)
 
-# %% ../../nbs/atlas/15_metric_mixup.ipynb #bf53f326
+# %% ../../nbs/atlas/15_metric_mixup.ipynb #6d16dc00
 @checked
 def utilization(
     queries: Float[Tensor, "q d"],  # embeddings of new images
@@ -130,7 +130,7 @@ def utilization(
 
 
 def _nearest_distances(queries: Tensor, train: Tensor) -> Tensor:  # (q,), squared
-    found = [euclidean_table(some, train).amin(1) for some in queries.split(512)]
+    found = [euclidean_table(some, train.to(some.dtype)).amin(1) for some in queries.split(512)]
     return torch.cat(found).square()
 
 # %% ../../nbs/atlas/15_metric_mixup.ipynb #8c84f568

@@ -34,6 +34,7 @@ from nsl_repro.atlas import (
     metric_mixup,
     pair_weighting,
     pairs,
+    semantic_proxies,
 )
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, images as pictures
@@ -569,6 +570,16 @@ GOOD = {
         ),
     ),
     "utilization": (metric_mixup.utilization, dict(queries=z, train=draw(3, 8))),
+    "proxy_anchor": (
+        semantic_proxies.proxy_anchor,
+        dict(s=draw(6, 8), labels=y, alpha=8.0, delta=0.1),
+    ),
+    "MemoryCell.forward": (semantic_proxies.MemoryCell(8), dict(p=z, h=draw(6, 8))),
+    "SemanticProxies": (
+        semantic_proxies.SemanticProxies,
+        dict(dim=8, classes=3, kind="mean", share=0.5),
+    ),
+    "SemanticProxies.forward": (semantic_proxies.SemanticProxies(8, 3), dict(z=z, labels=y)),
     "scale_and_margin": (
         adaptive_cosine_margin.scale_and_margin,
         dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
