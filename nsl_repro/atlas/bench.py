@@ -56,6 +56,7 @@ class Bench:
     train: Part  # both: to learn on in the end
     test: Part  # classes that nothing has seen
     data: str = ""  # what was in the files, for the ledger
+    names: tuple[str, ...] = ()  # of the training classes, then of the test classes; or none
 
 
 @checked
@@ -65,6 +66,7 @@ def split_bench(
     labels: Integer[Tensor, " N"],  # from 0
     n_train: int,  # the classes below it are for training
     data: str = "",  # for the ledger
+    names: tuple[str, ...] = (),  # of the classes
 ) -> Bench:
     "Features with their classes apart. Raises `ValueError` for too few classes."
     present = len(labels.unique())
@@ -75,7 +77,7 @@ def split_bench(
     test, held = labels >= n_train, torch.isin(labels, order[: max(2, n_train // 3)])
     masks = (~test & ~held, held, ~test, test)
     fit, choose, train, unseen = (_part(x, labels, mask.nonzero().flatten()) for mask in masks)
-    return Bench(name, fit, choose, train, unseen, data)
+    return Bench(name, fit, choose, train, unseen, data, names)
 
 # %% ../../nbs/atlas/03_bench.ipynb #fd9c02e2
 def _to_bytes(array: np.ndarray) -> bytes:
@@ -121,7 +123,7 @@ def first_of_each(
     return torch.cat(rows).sort().values
 
 
-def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
+def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, tuple[str, ...]]:
     with warnings.catch_warnings():  # copies of images are told where the data set is checked
         warnings.simplefilter("ignore", Noticed)
         photos = load_photos(name, root)
@@ -132,29 +134,31 @@ def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
     photos = photos.subset(first_of_each(photos.labels, most))
     where = data_root(root) / "cache" / "features"
     found = frozen_features(photos, size=64 if smoke else 192, cache=where)
-    return found.values, photos.labels, fingerprint(photos)
+    names = tuple(photos.classes[c] for c in photos.labels.unique())
+    return found.values, photos.labels, fingerprint(photos), names
 
 
-def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
+def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, tuple[str, ...]]:
     both = load_dataset(name, root)
     if name == "digits":
         pixels, labels = torch.cat([s.images for s in both]), torch.cat([s.labels for s in both])
         rows = first_of_each(labels, 16 if smoke else len(labels))
-        return load_backbone("pixels")(pixels[rows]), labels[rows], ""
+        return load_backbone("pixels")(pixels[rows]), labels[rows], "", ()
     images = both[0].subset(first_of_each(both[0].labels, 8 if smoke else _PER_CLASS[name]))
     where, size = data_root(root) / "cache" / "features", 32 if smoke else 96
     x = image_features(images, name, load_backbone(), size, where)
-    return x, images.labels, hashlib.sha256(images.images.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()[:16]
+    return x, images.labels, digest, ()
 
 # %% ../../nbs/atlas/03_bench.ipynb #2c33aaea
 @cache
 def _loaded(name: str, root: str, smoke: bool) -> Bench:
     read = _of_photos if name in ("cub", "cars", "mini_imagenet") else _of_images
-    x, labels, data = read(name, root, smoke)
+    x, labels, data, names = read(name, root, smoke)
     labels = labels.unique(return_inverse=True)[1]
     classes = int(labels.max()) + 1
     n_train = classes * 4 // 5 if name == "mini_imagenet" else classes // 2
-    return split_bench(name, x.float(), labels, n_train, data)
+    return split_bench(name, x.float(), labels, n_train, data, names)
 
 
 @checked
@@ -320,6 +324,7 @@ class Arm:
     unit: bool = True  # embeddings of length 1
     hidden: int = 0  # width of a layer between features and embedding
     score: Any = None  # of pairs, for the test; None: the objective's `score`, or the cosine
+    judge: Callable[..., dict[str, Tensor]] | None = None  # (net, objective, part) -> scores
 
 
 @dataclass(frozen=True)
@@ -359,6 +364,7 @@ class _Learned:
     "A trained arm."
 
     net: Callable[[Tensor], Tensor]
+    objective: nn.Module
     score: Any
     recalls: list[float]  # on the measured part, after each segment
     steps: list[int]
@@ -376,11 +382,14 @@ def _learn(
     assert arm.build is not None
     objective = arm.build(dim=budget.dim, classes=classes, **setting)
     score = arm.score or getattr(objective, "score", None) or "cosine"
-    kept: dict[int, dict] = {}
+    both, kept = nn.ModuleList([net, objective]), []
 
     def measure() -> dict[str, float]:
-        kept[len(kept)] = {k: v.clone() for k, v in net.state_dict().items()}
+        kept.append({k: v.clone() for k, v in both.state_dict().items()})
         with torch.no_grad():
+            if arm.judge:
+                found = arm.judge(net, objective, watched)
+                return dict(recall=next(iter(found.values())).mean().item())
             _, first = nearest(net(watched.x), k=1, score=score)
         right = watched.y[first] == watched.y[:, None]
         return dict(recall=_by_class(right[:, 0], watched.y).mean().item())
@@ -394,8 +403,8 @@ def _learn(
         result = train_embedding(net, objective, inputs, part.y, measure=measure, **options)
     done = [int(step) for step in result.curves["measured_step"]]
     if steps:
-        net.load_state_dict(kept[done.index(steps)])
-    return _Learned(net.eval(), score, result.curves["recall"], done)
+        both.load_state_dict(kept[done.index(steps)])
+    return _Learned(net.eval(), objective, score, result.curves["recall"], done)
 
 # %% ../../nbs/atlas/03_bench.ipynb #8210a899
 class Choice(NamedTuple):
@@ -455,10 +464,15 @@ def compare(
         options = (choice.setting, budget, seed, choice.steps)
         learned = _learn(arm, bench.train, bench.test, *options)
         with torch.no_grad():
-            z = learned.net(bench.test.x)
-        found = class_scores(z, bench.test.y, learned.score, budget.kinds)
+            if arm.judge:
+                found = arm.judge(learned.net, learned.objective, bench.test)
+            else:
+                found = class_scores(
+                    learned.net(bench.test.x), bench.test.y, learned.score, budget.kinds
+                )
         metrics |= {f"{name}_{key}": v.mean().item() for key, v in found.items()}
-        metrics[f"{name}_class_half_width"] = class_interval(found["recall_at_1"]).half_width
+        first = next(iter(found.values()))
+        metrics[f"{name}_class_half_width"] = class_interval(first).half_width
         metrics[f"{name}_best_epoch"] = max(learned.recalls[1:])
         metrics[f"{name}_steps"] = choice.steps
         metrics |= _more(more, name, learned.net, learned.score)

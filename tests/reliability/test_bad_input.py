@@ -26,8 +26,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, energy_confusion, heads, pair_weighting, pairs, snr_distance
-from nsl_repro.atlas import structured_bilinear, threshold_consistency
+from nsl_repro.atlas import (
+    adaptive_cosine_margin,
+    bench,
+    decoupled_softmax,
+    energy_confusion,
+    heads,
+    metric_mixup,
+    pair_weighting,
+    pairs,
+    semantic_proxies,
+    snr_distance,
+    structured_bilinear,
+    threshold_consistency,
+)
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, folder as folders, images as pictures
 from nsl_repro.kernels import cpu
@@ -621,6 +633,58 @@ GOOD = {
         snr_distance.DistanceObjective(snr_distance.snr_distance),
         dict(z=z, labels=y),
     ),
+    "contrastive_form": (metric_mixup.contrastive_form, dict(margin=0.5)),
+    "similarity_form": (metric_mixup.similarity_form, dict(beta=2.0, gamma=40.0, base=0.5)),
+    "form_loss": (
+        metric_mixup.form_loss,
+        dict(
+            s=z @ z.T, y=(z @ z.T).sigmoid(), mask=z @ z.T > 0, form=metric_mixup.similarity_form()
+        ),
+    ),
+    "mixed_similarity": (
+        metric_mixup.mixed_similarity,
+        dict(S=z @ z.T, partner=torch.arange(36).view(6, 6) % 6, lam=0.3),
+    ),
+    "metrix": (
+        metric_mixup.metrix,
+        dict(
+            S=(z @ z.T).tanh(), labels=y, form=metric_mixup.similarity_form(), weight=0.4, lam=0.3
+        ),
+    ),
+    "utilization": (metric_mixup.utilization, dict(queries=z, train=draw(3, 8))),
+    "proxy_anchor": (
+        semantic_proxies.proxy_anchor,
+        dict(s=draw(6, 8), labels=y, alpha=8.0, delta=0.1),
+    ),
+    "MemoryCell.forward": (semantic_proxies.MemoryCell(8), dict(p=z, h=draw(6, 8))),
+    "SemanticProxies": (
+        semantic_proxies.SemanticProxies,
+        dict(dim=8, classes=3, kind="mean", share=0.5),
+    ),
+    "SemanticProxies.forward": (semantic_proxies.SemanticProxies(8, 3), dict(z=z, labels=y)),
+    "scale_and_margin": (
+        adaptive_cosine_margin.scale_and_margin,
+        dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
+    ),
+    "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
+    "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
+    "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
+    "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
+    "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
+    "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
+    "letter_trigrams": (decoupled_softmax.letter_trigrams, dict(texts=("ab", "abc"))),
+    "LabelObjective.forward": (
+        decoupled_softmax.LabelObjective(
+            decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
+        ),
+        dict(z=z, y=y),
+    ),
+    "LabelObjective.scores": (
+        decoupled_softmax.LabelObjective(
+            decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
+        ).scores,
+        dict(z=z),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -658,6 +722,8 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
+    "label_names": TEXT,
+    "Form": CONTAINER,
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
