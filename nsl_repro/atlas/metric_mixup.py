@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from .bench import BUDGETS, Arm, compare, load_bench
+from .bench import BUDGETS, Arm, BenchNet, compare, load_bench
 from .heads import euclidean_table
 from .pairs import PairObjective, pair_masks
 from .registry import Question, System
@@ -65,12 +65,10 @@ def similarity_form(
 def form_loss(
     s: Float[Tensor, "m n"],  # cosines of anchors with others
     y: Float[Tensor, "m n"],  # how far each of the others is of the anchor's class, 0 to 1
-    mask: Tensor,  # (m, n) bool: what counts
+    mask: Bool[Tensor, "m n"],  # what counts
     form: Form,
 ) -> Tensor:  # scalar, the mean over anchors
     "A loss of the form with labels between 0 and 1."
-    if mask.dtype != torch.bool or mask.shape != s.shape:
-        raise ValueError(f"mask must be bool {tuple(s.shape)}, got {mask.dtype} {mask.shape}.")
     s, y = s.masked_fill(~mask, 0), y.to(s.dtype)
     pull = (y * form.pull(s)).masked_fill(~mask, 0).sum(1)
     push = ((1 - y) * form.push(s)).masked_fill(~mask, 0).sum(1)
@@ -157,6 +155,8 @@ def study(
     bench = load_bench(dataset, root, preset == "smoke")
 
     def covered(net: Any, score: Any) -> dict[str, float]:
+        if not isinstance(net, BenchNet):  # frozen features are not on the sphere
+            return {}
         return dict(utilization=utilization(net(bench.test.x), net(bench.train.x)).item())
 
     return compare(bench, ARMS, seed, BUDGETS[preset], covered)
