@@ -726,6 +726,7 @@ NOT_HERE = {
     **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
     **dict.fromkeys(("Planned", "Question", "System", "Row", "Consistency"), CONTAINER),
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
+    **dict.fromkeys(("ObjectiveLoss", "SimilarityDistance"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
