@@ -75,7 +75,11 @@ def additive_margin(cosine: Float[Tensor, "*shape"], margin: float = 0.35) -> Te
 
 @checked
 def angular_margin(cosine: Float[Tensor, "*shape"], margin: float = 0.5) -> Tensor:
-    "The cosine of the angle and a margin; a line beyond a half turn. Source: ArcFace."
+    """The cosine of the angle and a margin; a line beyond a half turn. Source: ArcFace.
+
+    Raises `ValueError` for a margin that is not between 0 and a half turn."""
+    if not 0 <= margin < math.pi:
+        raise ValueError(f"margin must be at least 0 and below pi, got {margin}.")
     angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
     beyond = cosine - margin * math.sin(margin)
     return torch.where(angle <= math.pi - margin, (angle + margin).cos(), beyond)
