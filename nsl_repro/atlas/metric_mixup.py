@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from .bench import BUDGETS, Arm, BenchNet, compare, load_bench
+from .bench import BUDGETS, Arm, BenchNet, compare, four_settings
+from .bench import load_bench
 from .heads import euclidean_table
 from .pairs import PairObjective, pair_masks
 from .registry import Question, System
@@ -134,9 +135,7 @@ def _build(kind: str, mixed: bool, dim: int, classes: int, **settings: float) ->
 
 
 def _arm(kind: str, mixed: bool, **other: float) -> Arm:
-    "Three learning rates, and another value of one constant."
-    rates = ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4})
-    return Arm(partial(_build, kind, mixed), (*rates, {"lr": 1e-4, **other}))
+    return Arm(partial(_build, kind, mixed), four_settings(**other))
 
 
 ARMS = {
