@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
-           'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare']
+           'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'four_settings', 'Choice', 'choose',
+           'compare', 'images_apart', 'calibration_error', 'known_class_scores']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -56,6 +57,7 @@ class Bench:
     train: Part  # both: to learn on in the end
     test: Part  # classes that nothing has seen
     data: str = ""  # what was in the files, for the ledger
+    names: tuple[str, ...] = ()  # of the training classes, then of the test classes; or none
 
 
 @checked
@@ -65,6 +67,7 @@ def split_bench(
     labels: Integer[Tensor, " N"],  # from 0
     n_train: int,  # the classes below it are for training
     data: str = "",  # for the ledger
+    names: tuple[str, ...] = (),  # of the classes
 ) -> Bench:
     "Features with their classes apart. Raises `ValueError` for too few classes."
     present = len(labels.unique())
@@ -75,7 +78,7 @@ def split_bench(
     test, held = labels >= n_train, torch.isin(labels, order[: max(2, n_train // 3)])
     masks = (~test & ~held, held, ~test, test)
     fit, choose, train, unseen = (_part(x, labels, mask.nonzero().flatten()) for mask in masks)
-    return Bench(name, fit, choose, train, unseen, data)
+    return Bench(name, fit, choose, train, unseen, data, names)
 
 # %% ../../nbs/atlas/03_bench.ipynb #fd9c02e2
 def _to_bytes(array: np.ndarray) -> bytes:
@@ -121,7 +124,7 @@ def first_of_each(
     return torch.cat(rows).sort().values
 
 
-def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
+def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, tuple[str, ...]]:
     with warnings.catch_warnings():  # copies of images are told where the data set is checked
         warnings.simplefilter("ignore", Noticed)
         photos = load_photos(name, root)
@@ -132,29 +135,31 @@ def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
     photos = photos.subset(first_of_each(photos.labels, most))
     where = data_root(root) / "cache" / "features"
     found = frozen_features(photos, size=64 if smoke else 192, cache=where)
-    return found.values, photos.labels, fingerprint(photos)
+    names = tuple(photos.classes[c] for c in photos.labels.unique())
+    return found.values, photos.labels, fingerprint(photos), names
 
 
-def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str]:
+def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, tuple[str, ...]]:
     both = load_dataset(name, root)
     if name == "digits":
         pixels, labels = torch.cat([s.images for s in both]), torch.cat([s.labels for s in both])
         rows = first_of_each(labels, 16 if smoke else len(labels))
-        return load_backbone("pixels")(pixels[rows]), labels[rows], ""
+        return load_backbone("pixels")(pixels[rows]), labels[rows], "", ()
     images = both[0].subset(first_of_each(both[0].labels, 8 if smoke else _PER_CLASS[name]))
     where, size = data_root(root) / "cache" / "features", 32 if smoke else 96
     x = image_features(images, name, load_backbone(), size, where)
-    return x, images.labels, hashlib.sha256(images.images.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()[:16]
+    return x, images.labels, digest, ()
 
 # %% ../../nbs/atlas/03_bench.ipynb #2c33aaea
 @cache
 def _loaded(name: str, root: str, smoke: bool) -> Bench:
     read = _of_photos if name in ("cub", "cars", "mini_imagenet") else _of_images
-    x, labels, data = read(name, root, smoke)
+    x, labels, data, names = read(name, root, smoke)
     labels = labels.unique(return_inverse=True)[1]
     classes = int(labels.max()) + 1
     n_train = classes * 4 // 5 if name == "mini_imagenet" else classes // 2
-    return split_bench(name, x.float(), labels, n_train, data)
+    return split_bench(name, x.float(), labels, n_train, data, names)
 
 
 @checked
@@ -320,6 +325,7 @@ class Arm:
     unit: bool = True  # embeddings of length 1
     hidden: int = 0  # width of a layer between features and embedding
     score: Any = None  # of pairs, for the test; None: the objective's `score`, or the cosine
+    judge: Callable[..., dict[str, Tensor]] | None = None  # (net, objective, part) -> scores
 
 
 @dataclass(frozen=True)
@@ -341,6 +347,13 @@ BUDGETS = {
     "small": Budget(1000, 128, trials=8, segments=10),
 }
 
+# %% ../../nbs/atlas/03_bench.ipynb #99738ddc
+def four_settings(
+    **other: float,  # a constant of the objective
+) -> tuple[dict[str, float], ...]:
+    "Three learning rates, the default first, and that one with another constant."
+    return ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4}, {"lr": 1e-4, **other})
+
 # %% ../../nbs/atlas/03_bench.ipynb #13c6f1df
 @contextmanager
 def _no_bars() -> Iterator[None]:
@@ -359,6 +372,7 @@ class _Learned:
     "A trained arm."
 
     net: Callable[[Tensor], Tensor]
+    objective: nn.Module
     score: Any
     recalls: list[float]  # on the measured part, after each segment
     steps: list[int]
@@ -376,11 +390,14 @@ def _learn(
     assert arm.build is not None
     objective = arm.build(dim=budget.dim, classes=classes, **setting)
     score = arm.score or getattr(objective, "score", None) or "cosine"
-    kept: dict[int, dict] = {}
+    both, kept = nn.ModuleList([net, objective]), []
 
     def measure() -> dict[str, float]:
-        kept[len(kept)] = {k: v.clone() for k, v in net.state_dict().items()}
+        kept.append({k: v.clone() for k, v in both.state_dict().items()})
         with torch.no_grad():
+            if arm.judge:
+                found = arm.judge(net, objective, watched)
+                return dict(recall=next(iter(found.values())).mean().item())
             _, first = nearest(net(watched.x), k=1, score=score)
         right = watched.y[first] == watched.y[:, None]
         return dict(recall=_by_class(right[:, 0], watched.y).mean().item())
@@ -394,8 +411,8 @@ def _learn(
         result = train_embedding(net, objective, inputs, part.y, measure=measure, **options)
     done = [int(step) for step in result.curves["measured_step"]]
     if steps:
-        net.load_state_dict(kept[done.index(steps)])
-    return _Learned(net.eval(), score, result.curves["recall"], done)
+        both.load_state_dict(kept[done.index(steps)])
+    return _Learned(net.eval(), objective, score, result.curves["recall"], done)
 
 # %% ../../nbs/atlas/03_bench.ipynb #8210a899
 class Choice(NamedTuple):
@@ -435,6 +452,7 @@ def compare(
     arms: dict[str, Arm],  # name -> arm; at least two
     seed: int,
     budget: Budget,
+    more: Callable[[Any, Any], dict[str, float]] | None = None,  # (net, score) -> other figures
 ) -> dict[str, float]:  # such as 'triplet_recall_at_1'
     """Choose, learn and score every arm on the same footing.
 
@@ -448,15 +466,79 @@ def compare(
         if arm.build is None:  # the features as they are
             found = class_scores(bench.test.x, bench.test.y, arm.score or "cosine", budget.kinds)
             metrics |= {f"{name}_{key}": v.mean().item() for key, v in found.items()}
+            metrics |= _more(more, name, nn.Identity(), arm.score or "cosine")
             continue
         choice = _choice(name, arm, bench, budget)
         options = (choice.setting, budget, seed, choice.steps)
         learned = _learn(arm, bench.train, bench.test, *options)
         with torch.no_grad():
-            z = learned.net(bench.test.x)
-        found = class_scores(z, bench.test.y, learned.score, budget.kinds)
+            if arm.judge:
+                found = arm.judge(learned.net, learned.objective, bench.test)
+            else:
+                found = class_scores(
+                    learned.net(bench.test.x), bench.test.y, learned.score, budget.kinds
+                )
         metrics |= {f"{name}_{key}": v.mean().item() for key, v in found.items()}
-        metrics[f"{name}_class_half_width"] = class_interval(found["recall_at_1"]).half_width
+        first = next(iter(found.values()))
+        metrics[f"{name}_class_half_width"] = class_interval(first).half_width
         metrics[f"{name}_best_epoch"] = max(learned.recalls[1:])
         metrics[f"{name}_steps"] = choice.steps
+        metrics |= _more(more, name, learned.net, learned.score)
     return metrics
+
+
+@torch.no_grad()
+def _more(more: Any, name: str, net: Any, score: Any) -> dict[str, float]:
+    "What a study measures beside, under the arm's name."
+    return {f"{name}_{key}": value for key, value in (more(net, score) if more else {}).items()}
+
+# %% ../../nbs/atlas/03_bench.ipynb #5122bacc
+def images_apart(bench: Bench) -> Bench:
+    "All classes in every part, and each image in one of fit, choose and test."
+    x = torch.cat([bench.train.x, bench.test.x])
+    y = torch.cat([bench.train.y, bench.test.y + bench.train.y.max() + 1])
+    place = torch.empty_like(y)  # of an image in its class
+    for c in y.unique():
+        place[y == c] = torch.arange(int((y == c).sum()), device=y.device)
+    rows = (place % 4 == 0, place % 4 == 2, place % 2 == 0, place % 2 == 1)
+    fit, choose, train, test = (Part(x[mask], y[mask]) for mask in rows)
+    return Bench(bench.name, fit, choose, train, test, bench.data, bench.names)
+
+# %% ../../nbs/atlas/03_bench.ipynb #580bf7f0
+@checked
+def calibration_error(
+    p: Float[Tensor, "N C"],  # probabilities
+    y: Integer[Tensor, " N"],  # in 0..C-1
+    bins: int = 15,  # of equal width
+) -> float:  # percent
+    "How far confidence and accuracy are apart. Raises `ValueError` for what is no probability."
+    if bins < 1 or not len(y) or not 0 <= y.min() <= y.max() < p.shape[1]:
+        got = f"{bins} bins and {len(y)} labels from {y.tolist()[:10]}"
+        raise ValueError(f"bins must be positive and y in 0..{p.shape[1] - 1}, got {got}.")
+    if not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3):
+        found = f"rows that add up to {p.sum(1).tolist()[:5]}"
+        raise ValueError(f"p must be probabilities, got {found}.")
+    confidence, first = p.double().max(1)
+    gap = (first == y).double() - confidence
+    which = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    sums = gap.new_zeros(bins).index_add(0, which, gap)
+    return 100 * sums.abs().sum().item() / len(y)
+
+# %% ../../nbs/atlas/03_bench.ipynb #623ded5a
+@checked
+def known_class_scores(
+    logits: Float[Tensor, "N C"],  # the larger, the more similar to the class
+    y: Integer[Tensor, " N"],  # each of 0..C-1 at least once
+    p: Float[Tensor, "N C"] | None = None,  # probabilities, of a head that gives them
+) -> dict[str, Tensor]:  # per class top_1, top_5 (percent), nll (nats); and ece (1,) percent
+    "How often the right class is first or among five; with probabilities, what they are worth."
+    if not logits.isfinite().all():
+        raise ValueError(f"logits must be finite, got {int((~logits.isfinite()).sum())} others.")
+    y = y.long()
+    hits = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
+    found = dict(top_1=_by_class(hits[:, 0], y), top_5=_by_class(hits.any(1), y))
+    if p is not None:
+        right = p.gather(1, y[:, None])[:, 0].double().clamp(min=1e-12)
+        found["nll"] = _by_class(-right.log(), y) / 100
+        found["ece"] = torch.tensor([calibration_error(p, y)], dtype=torch.float64, device="cpu")
+    return found

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLANNED', 'Study', 'LEAST_SEEDS', 'NOT_YET', 'Planned', 'Question', 'System', 'find_system', 'systems',
-           'run_study', 'question_estimate', 'judge', 'Row', 'map_rows', 'map_table', 'plot_map']
+           'run_study', 'question_estimate', 'judge', 'Row', 'map_rows', 'map_table', 'arms_table', 'plot_map']
 
 # %% ../../nbs/atlas/04_registry.ipynb #8ec3f905
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -22,7 +22,8 @@ import torch
 from .bench import BENCHES, BUDGETS, load_bench
 from ..base.checks import checked
 from ..results.claims import Verdict, corrected
-from ..results.intervals import Estimate, Interval, difference_estimate, mean_estimate
+from ..results.intervals import Estimate, Interval, difference_estimate
+from ..results.intervals import difference_interval, mean_estimate, mean_interval
 from ..results.ledger import Entry, recorded_run
 from ..results.tables import Table
 
@@ -319,6 +320,36 @@ def map_table(
         "all runs together."
     )
     return Table(["family", "system", "claim", "effect", "verdict", "cost"], lines, caption)
+
+# %% ../../nbs/atlas/04_registry.ipynb #3f1c0d15
+def arms_table(
+    entries: Iterable[Entry],  # of one system and one preset
+    datasets: Sequence[str],
+    arms: dict[str, str],  # arm -> the arm that it is subtracted from; '': none
+    metric: str = "recall_at_1",
+    spec: str = ".1f",  # how numbers are written
+) -> Table:
+    "Each arm's metric over the seeds, and the difference to it, paired by seed."
+    entries = list(entries)
+    columns = ["arm"]
+    for dataset in datasets:
+        columns += [dataset, "difference"]
+    lines = []
+    for arm, ours in arms.items():
+        line = [arm.replace("_", " ")]
+        for dataset in datasets:
+            runs = {e.seed: e.metrics for e in entries if e.dataset == dataset}
+            values = {seed: m[f"{arm}_{metric}"] for seed, m in runs.items()}
+            mean, half = mean_interval(values.values())
+            line += [f"{mean:{spec}} ± {half:{spec}}", ""]
+            if ours and ours != arm:
+                other = {seed: m[f"{ours}_{metric}"] for seed, m in runs.items()}
+                mean, half = difference_interval(other, values)
+                line[-1] = f"{mean:+{spec}} ± {half:{spec}}"
+        lines.append(line)
+    caption = f"{metric.replace('_', ' ')}, mean ± 95 % interval over seeds. Difference: "
+    named = {ours.replace("_", " ") for ours in arms.values() if ours}
+    return Table(columns, lines, caption + f"{' or '.join(sorted(named))} minus the arm.")
 
 # %% ../../nbs/atlas/04_registry.ipynb #27818fd1
 _COLORS = {"supported": "#009E73", "refuted": "#D55E00"}

@@ -26,7 +26,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nsl_repro
-from nsl_repro.atlas import bench, heads, pair_weighting, pairs
+from nsl_repro.atlas import (
+    adaptive_cosine_margin,
+    bench,
+    decoupled_softmax,
+    energy_confusion,
+    heads,
+    labels,
+    metric_mixup,
+    pair_weighting,
+    pairs,
+    semantic_proxies,
+    snr_distance,
+    structured_bilinear,
+    threshold_consistency,
+)
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, folder as folders, images as pictures
 from nsl_repro.kernels import cpu
@@ -550,9 +564,11 @@ GOOD = {
         dict(dim=8, classes=3, scale=4.0, weight=draw(3, 8), learn_scale=True),
     ),
     "MarginHead.forward": (
-        heads.MarginHead(8, 3, margin=lambda cosine: cosine - 0.1),
+        heads.MarginHead(8, 3, margin=heads.additive_margin),
         dict(z=z, labels=y),
     ),
+    "additive_margin": (heads.additive_margin, dict(cosine=z, margin=0.1)),
+    "angular_margin": (heads.angular_margin, dict(cosine=z, margin=0.1)),
     "euclidean_table": (heads.euclidean_table, dict(a=z, b=draw(3, 8))),
     "DistanceHead": (heads.DistanceHead, dict(dim=8, classes=3, n=2.0, smallest=1e-4)),
     "DistanceHead.forward": (heads.DistanceHead(8, 3), dict(z=z)),
@@ -566,6 +582,11 @@ GOOD = {
         dict(z=z, y=y, score="cosine", kinds=("retrieval", "verification")),
     ),
     "class_interval": (bench.class_interval, dict(values=draw(5), draws=20, seed=0)),
+    "calibration_error": (bench.calibration_error, dict(p=draw(6, 4).softmax(1), y=y, bins=5)),
+    "known_class_scores": (
+        bench.known_class_scores,
+        dict(logits=draw(6, 3), y=y, p=draw(6, 3).softmax(1)),
+    ),
     "BenchNet": (bench.BenchNet, dict(in_dim=8, dim=4, hidden=3, unit=False)),
     "BenchNet.forward": (bench.BenchNet(8, 4), dict(x=z)),
     "contradicted": (pair_weighting.contradicted, dict(S=z @ z.T, labels=y, eps=0.1)),
@@ -580,6 +601,98 @@ GOOD = {
         dict(S=z @ z.T, labels=y, alpha=2.0, beta=40.0, base=0.5),
     ),
     "mined_only": (pair_weighting.mined_only, dict(S=z @ z.T, labels=y, eps=0.1)),
+    "snr_distance": (snr_distance.snr_distance, dict(x=z, y=draw(3, 8), smallest=1e-6)),
+    "squared_euclidean": (snr_distance.squared_euclidean, dict(x=z, y=draw(3, 8))),
+    "squared_on_sphere": (snr_distance.squared_on_sphere, dict(x=z, y=draw(3, 8))),
+    "zero_mean_penalty": (snr_distance.zero_mean_penalty, dict(z=z)),
+    "distance_triplet": (snr_distance.distance_triplet, dict(D=z @ z.T, labels=y, margin=0.2)),
+    "distance_contrastive": (
+        snr_distance.distance_contrastive,
+        dict(D=z @ z.T, labels=y, margin=0.5),
+    ),
+    "dsml_loss": (snr_distance.dsml_loss, dict(z=z, labels=y, margin=0.2, zero_mean=0.01)),
+    "tcm_loss": (
+        threshold_consistency.tcm_loss,
+        dict(S=z @ z.T, labels=y, high=0.9, low=0.5, pull=1.0, push=0.5),
+    ),
+    "class_utilities": (
+        threshold_consistency.class_utilities,
+        dict(D=z @ z.T, labels=y, thresholds=draw(5)),
+    ),
+    "opis": (threshold_consistency.opis, dict(z=z, labels=y, far=(0.1, 0.5), steps=5)),
+    "StructuredBilinear": (
+        structured_bilinear.StructuredBilinear,
+        dict(dim=8, size=4, order=torch.arange(8).flip(0)),
+    ),
+    "StructuredBilinear.forward": (
+        structured_bilinear.StructuredBilinear(8, 4),
+        dict(x=z, y=draw(3, 8)),
+    ),
+    "BilinearObjective.forward": (
+        structured_bilinear.BilinearObjective(structured_bilinear.StructuredBilinear(8)),
+        dict(z=z, labels=y),
+    ),
+    "energy_confusion": (energy_confusion.energy_confusion, dict(z=z, labels=y, blind=True)),
+    "ConfusedObjective.forward": (
+        energy_confusion.ConfusedObjective(pair_weighting.triplet),
+        dict(z=z, labels=y),
+    ),
+    "DistanceObjective.forward": (
+        snr_distance.DistanceObjective(snr_distance.snr_distance),
+        dict(z=z, labels=y),
+    ),
+    "contrastive_form": (metric_mixup.contrastive_form, dict(margin=0.5)),
+    "similarity_form": (metric_mixup.similarity_form, dict(beta=2.0, gamma=40.0, base=0.5)),
+    "form_loss": (
+        metric_mixup.form_loss,
+        dict(
+            s=z @ z.T, y=(z @ z.T).sigmoid(), mask=z @ z.T > 0, form=metric_mixup.similarity_form()
+        ),
+    ),
+    "mixed_similarity": (
+        metric_mixup.mixed_similarity,
+        dict(S=z @ z.T, partner=torch.arange(36).view(6, 6) % 6, lam=0.3),
+    ),
+    "metrix": (
+        metric_mixup.metrix,
+        dict(
+            S=(z @ z.T).tanh(), labels=y, form=metric_mixup.similarity_form(), weight=0.4, lam=0.3
+        ),
+    ),
+    "utilization": (metric_mixup.utilization, dict(queries=z, train=draw(3, 8))),
+    "proxy_anchor": (heads.proxy_anchor, dict(s=draw(6, 8), labels=y, alpha=8.0, delta=0.1)),
+    "MemoryCell.forward": (semantic_proxies.MemoryCell(8), dict(p=z, h=draw(6, 8))),
+    "SemanticProxies": (
+        semantic_proxies.SemanticProxies,
+        dict(dim=8, classes=3, kind="mean", share=0.5),
+    ),
+    "SemanticProxies.forward": (
+        semantic_proxies.SemanticProxies(8, 3).eval(),  # in training it remembers the call
+        dict(z=z, labels=y),
+    ),
+    "scale_and_margin": (
+        adaptive_cosine_margin.scale_and_margin,
+        dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
+    ),
+    "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
+    "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
+    "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
+    "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
+    "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
+    "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
+    "letter_trigrams": (labels.letter_trigrams, dict(texts=("ab", "abc"))),
+    "LabelObjective.forward": (
+        labels.LabelObjective(
+            decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
+        ),
+        dict(z=z, labels=y),
+    ),
+    "LabelObjective.scores": (
+        labels.LabelObjective(
+            decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
+        ).scores,
+        dict(z=z),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -611,12 +724,17 @@ NOT_HERE = {
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
     **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
-    **dict.fromkeys(("Planned", "Question", "System", "Row"), CONTAINER),
+    **dict.fromkeys(("Planned", "Question", "System", "Row", "Consistency"), CONTAINER),
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
+    **dict.fromkeys(("ObjectiveLoss", "SimilarityDistance"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
-    **dict.fromkeys(("first_of_each", "start_at_components"), PART),
-    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table"), TEXT),
+    **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
+    "four_settings": PART,
+    **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
+    **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
+    "label_names": TEXT,
+    "Form": CONTAINER,
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
