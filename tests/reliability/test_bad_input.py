@@ -579,6 +579,14 @@ GOOD = {
         dict(z=z, y=y, score="cosine", kinds=("retrieval", "verification")),
     ),
     "class_interval": (bench.class_interval, dict(values=draw(5), draws=20, seed=0)),
+    "calibration_error": (
+        bench.calibration_error,
+        dict(p=draw(6, 4).softmax(1), y=y, bins=5),
+    ),
+    "known_class_scores": (
+        bench.known_class_scores,
+        dict(logits=draw(6, 3), y=y, p=draw(6, 3).softmax(1)),
+    ),
     "BenchNet": (bench.BenchNet, dict(in_dim=8, dim=4, hidden=3, unit=False)),
     "BenchNet.forward": (bench.BenchNet(8, 4), dict(x=z)),
     "contradicted": (pair_weighting.contradicted, dict(S=z @ z.T, labels=y, eps=0.1)),
@@ -720,7 +728,7 @@ NOT_HERE = {
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
-    **dict.fromkeys(("first_of_each", "start_at_components"), PART),
+    **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "label_names": TEXT,
     "Form": CONTAINER,
