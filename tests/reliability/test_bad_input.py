@@ -39,6 +39,7 @@ from nsl_repro.atlas import (
     snr_distance,
     structured_bilinear,
     threshold_consistency,
+    z_loss,
 )
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, folder as folders, images as pictures
@@ -676,6 +677,12 @@ GOOD = {
     ),
     "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
     "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
+    "z_loss": (z_loss.z_loss, dict(o=draw(6, 4), labels=y, a=0.5, b=1.0)),
+    "FactoredSphericalHead": (z_loss.FactoredSphericalHead, dict(weight=draw(4, 8))),
+    "FactoredSphericalHead.step": (
+        z_loss.FactoredSphericalHead(draw(4, 8)).step,
+        dict(h=z, labels=y, lr=0.0),  # a rate of zero leaves the head as it is for the next call
+    ),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -731,6 +738,8 @@ NOT_HERE = {
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "label_names": TEXT,
+    **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
+    **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
     "Form": CONTAINER,
     "systems": "takes no arguments",
     "plot_map": PICTURE,
