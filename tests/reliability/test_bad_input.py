@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import nsl_repro
 from nsl_repro.atlas import (
     adaptive_cosine_margin,
+    any_loss,
     bench,
     decoupled_softmax,
     energy_confusion,
@@ -581,10 +582,7 @@ GOOD = {
         dict(z=z, y=y, score="cosine", kinds=("retrieval", "verification")),
     ),
     "class_interval": (bench.class_interval, dict(values=draw(5), draws=20, seed=0)),
-    "calibration_error": (
-        bench.calibration_error,
-        dict(p=draw(6, 4).softmax(1), y=y, bins=5),
-    ),
+    "calibration_error": (bench.calibration_error, dict(p=draw(6, 4).softmax(1), y=y, bins=5)),
     "known_class_scores": (
         bench.known_class_scores,
         dict(logits=draw(6, 3), y=y, p=draw(6, 3).softmax(1)),
@@ -686,6 +684,12 @@ GOOD = {
     ),
     "ghost_radius": (softmax_ghosts.ghost_radius, dict(z=draw(4), a=draw(8)[4:])),
     "step_ratio": (softmax_ghosts.step_ratio, dict(slopes=z)),
+    "AnyLoss": (any_loss.AnyLoss, dict(score=any_loss.g_mean, L=20.0)),
+    "AnyLoss.forward": (any_loss.AnyLoss(L=9.0), dict(p=draw(6, 1).sigmoid(), y=y[:, None] % 2)),
+    "AnyLoss.counts": (
+        any_loss.AnyLoss(L=9.0).counts,
+        dict(p=draw(6, 1).sigmoid(), y=y[:, None] % 2),
+    ),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -742,6 +746,9 @@ NOT_HERE = {
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "logit_slopes": CALLS,
     **dict.fromkeys(("RadiusClip", "train_with_spike", "onset"), LONG),
+    **dict.fromkeys(("Counts", "Task"), CONTAINER),
+    **dict.fromkeys(("f_score", "g_mean", "balanced_accuracy", "accuracy", "counts_of"), PART),
+    "best_threshold": PART,
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
