@@ -41,6 +41,7 @@ from nsl_repro.atlas import (
     softmax_ghosts,
     structured_bilinear,
     threshold_consistency,
+    two_pass_softmax,
     z_loss,
 )
 from nsl_repro.base import checks
@@ -690,6 +691,8 @@ GOOD = {
         any_loss.AnyLoss(L=9.0).counts,
         dict(p=draw(6, 1).sigmoid(), y=y[:, None] % 2),
     ),
+    "ext_exp": (two_pass_softmax.ext_exp, dict(x=z)),
+    "softmax_in_passes": (two_pass_softmax.softmax_in_passes, dict(x=z, way="reload")),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -749,6 +752,9 @@ NOT_HERE = {
     **dict.fromkeys(("Counts", "Task"), CONTAINER),
     **dict.fromkeys(("f_score", "g_mean", "balanced_accuracy", "accuracy", "counts_of"), PART),
     "best_threshold": PART,
+    "ext_add": PART,
+    "compiled": FILES,
+    **dict.fromkeys(("ulp_error", "pass_times"), LONG),
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
