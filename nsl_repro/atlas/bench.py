@@ -486,6 +486,7 @@ def _more(more: Any, name: str, net: Any, score: Any) -> dict[str, float]:
     return {f"{name}_{key}": value for key, value in (more(net, score) if more else {}).items()}
 
 # %% ../../nbs/atlas/03_bench.ipynb #5122bacc
+@lru_cache(maxsize=16)
 def images_apart(bench: Bench) -> Bench:
     "All classes in every part, and each image in one of fit, choose and test."
     x = torch.cat([bench.train.x, bench.test.x])

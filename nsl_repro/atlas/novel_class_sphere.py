@@ -76,7 +76,7 @@ def surest(scale: float, classes: int) -> float:
         return 1.0
     return 1 / (1 + (classes - 1) * math.exp(-scale * classes / (classes - 1)))
 
-# %% ../../nbs/atlas/30_novel_class_sphere.ipynb #c3dd522a
+# %% ../../nbs/atlas/30_novel_class_sphere.ipynb #2a2fd3d3
 def _support(y: Tensor) -> Tensor:  # (N,) bool
     "Every second image of each class."
     mask = torch.zeros_like(y, dtype=torch.bool)
@@ -114,15 +114,14 @@ def class_vectors(objective: Any, means: Tensor) -> tuple[Tensor, float]:  # (C,
 def _judge(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
     "Joint, old, new and disjoint accuracy by class; for heads the calibration error."
     z, known, support = net(part.x), objective.known, _support(part.y)
-    directions = F.normalize(z[support], dim=1)
-    means = prototypes(directions, part.y[support], int(part.y.max()) + 1)
+    means = F.normalize(z[support], dim=1)
+    means = prototypes(means, part.y[support], int(part.y.max()) + 1)
     vectors, scale = class_vectors(objective, F.normalize(means, dim=1))
     logits, y = scale * z[~support] @ vectors.T, part.y[~support]
     joint = known_class_scores(logits, y)["top_1"]
-    new = y >= known
-    apart = known_class_scores(logits[new][:, known:], y[new] - known)["top_1"]
-    old_mean, new_mean = joint[:known].mean(), joint[known:].mean()
-    both = 2 * old_mean * new_mean / (old_mean + new_mean).clamp(min=1e-9)
+    apart = known_class_scores(logits[y >= known][:, known:], y[y >= known] - known)["top_1"]
+    means = torch.stack([joint[:known].mean(), joint[known:].mean()])
+    both = 2 * means.prod() / means.sum().clamp(min=1e-9)
     found = dict(joint=joint, old=joint[:known], new=joint[known:], disjoint=apart)
     found["harmonic"] = both[None]
     if getattr(objective, "head", None) is not None:
