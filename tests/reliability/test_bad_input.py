@@ -759,7 +759,7 @@ NOT_HERE = {
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "logit_slopes": CALLS,
     **dict.fromkeys(("RadiusClip", "train_with_spike", "onset"), LONG),
-    **dict.fromkeys(("Counts", "Task"), CONTAINER),
+    **dict.fromkeys(("Counts", "Task", "Onset"), CONTAINER),
     **dict.fromkeys(("f_score", "g_mean", "balanced_accuracy", "accuracy", "counts_of"), PART),
     "best_threshold": PART,
     "ext_add": PART,
