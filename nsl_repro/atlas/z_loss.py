@@ -170,11 +170,7 @@ def step_times(
         found[f"{way}_power"] = math.log(growth) / math.log(sizes[-1] / sizes[0])
     return found
 
-# %% ../../nbs/atlas/25_z_loss.ipynb #6f7eb70c
-def _z_arm(o: Tensor, y: Tensor, a: float, b: float) -> Tensor:
-    return z_loss(o, y, a, b)
-
-
+# %% ../../nbs/atlas/25_z_loss.ipynb #bee6d2a9
 def _objective(loss: Any, dim: int, classes: int, **settings: float) -> HeadObjective:
     loss = partial(loss, **settings) if settings else loss
     return HeadObjective(nn.Linear(dim, classes), loss)
@@ -197,7 +193,7 @@ _PLACES += ({"lr": 1e-2, "a": 1.0, "b": 5.0}, {"lr": 3e-3, "a": 0.3, "b": 8.0})
 ARMS = {
     name: Arm(partial(_objective, loss), settings, unit=False, judge=partial(_judge, probability))
     for name, loss, settings, probability in (
-        ("z", _z_arm, _PLACES, None),
+        ("z", z_loss, _PLACES, None),
         ("softmax", F.cross_entropy, _RATES, partial(torch.softmax, dim=1)),
         ("taylor", partial(dense_loss, taylor_form), _RATES, _taylor),
         ("squared", partial(dense_loss, squared_form), _RATES, None),
