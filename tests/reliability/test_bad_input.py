@@ -772,7 +772,7 @@ NOT_HERE = {
     "compiled": FILES,
     **dict.fromkeys(("ulp_error", "pass_times"), LONG),
     "surest": TEXT,
-    **dict.fromkeys(("novel_bench", "class_vectors"), PART),
+    **dict.fromkeys(("novel_bench", "class_vectors", "untrained"), PART),
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
