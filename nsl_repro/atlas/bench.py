@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
-           'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare']
+           'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare',
+           'same_classes', 'logit_scores', 'head_scores']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -202,7 +203,8 @@ def _classification(z: Tensor, y: Tensor, score: Any, shot: int = 5) -> dict[str
     return dict(accuracy=_by_class(right, y[query]))
 
 
-def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
+def _pair_scores(z: Tensor, y: Tensor, score: Any) -> list[tuple[Tensor, Tensor]]:
+    "Scores of the pairs within each class, and of some across."
     matrix = getattr(score, "matrix", score)
     if isinstance(matrix, str):
         matrix = partial(prototypical_logits, similarity=score)
@@ -210,11 +212,26 @@ def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
     for c in range(int(y.max()) + 1):
         inside, outside = z[y == c], z[y != c][::every]
         i, j = torch.triu_indices(len(inside), len(inside), 1, device=z.device)
-        found.append(auroc(matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
+        found.append((matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
+    return found
+
+
+def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
+    found = [auroc(*pairs) for pairs in _pair_scores(z, y, score)]
     return dict(verification=torch.tensor(found, dtype=torch.float64, device="cpu"))
 
+
+def _rates(z: Tensor, y: Tensor, score: Any, false: float = 0.01) -> dict[str, Tensor]:
+    "Percent of the pairs of each class that pass where this share of the others does."
+    pairs = _pair_scores(z, y, score)
+    others = torch.cat([across for _, across in pairs])
+    threshold = others.kthvalue(max(1, round((1 - false) * len(others)))).values
+    passed = [(within > threshold).double().mean() for within, _ in pairs]
+    return dict(true_accepts=100 * torch.stack(passed))
+
 # %% ../../nbs/atlas/03_bench.ipynb #9d7b5371
-_SCORES = dict(retrieval=_retrieval, classification=_classification, verification=_verification)
+_SCORES = dict(retrieval=_retrieval, classification=_classification)
+_SCORES |= dict(verification=_verification, rates=_rates)
 
 
 @checked
@@ -225,7 +242,7 @@ def class_scores(
     score: Any = "cosine",  # or 'euclidean', or a function (n, D), (m, D) -> (n, m)
     kinds: Sequence[str] = ("retrieval", "classification", "verification"),
 ) -> dict[str, Tensor]:  # name -> (C,) percent, one per class
-    """Recall@1 and MAP@R, accuracy from five labelled images, AUROC of pairs.
+    """Recall@1 and MAP@R, accuracy from five labelled images, AUROC of pairs, true accepts.
 
     Raises `ValueError` for another kind, for one class, or for a class of one image."""
     unknown = [kind for kind in kinds if kind not in _SCORES]
@@ -483,3 +500,53 @@ def compare(
 def _more(more: Any, name: str, net: Any, score: Any) -> dict[str, float]:
     "What a study measures beside, under the arm's name."
     return {f"{name}_{key}": value for key, value in (more(net, score) if more else {}).items()}
+
+# %% ../../nbs/atlas/03_bench.ipynb #90d5bacd
+@lru_cache(maxsize=16)
+def _same_classes(bench: Bench) -> Bench:
+    y = torch.cat([bench.train.y, bench.test.y + int(bench.train.y.max()) + 1])
+    order = torch.randperm(len(y), generator=generator_for(0, "images"), device="cpu")
+    x, y = torch.cat([bench.train.x, bench.test.x])[order], y[order]
+    count, by_class = y.bincount(), y.argsort(stable=True)
+    place = torch.empty_like(y)  # 0, 1, ... within its class
+    place[by_class] = torch.arange(len(y), device=y.device)
+    place -= (count.cumsum(0) - count)[y]
+    test, held = 3 * place < count[y], 9 * place < 5 * count[y]
+    masks = (~held, held & ~test, ~test, test)
+    parts = [_part(x, y, mask.nonzero().flatten()) for mask in masks]
+    return Bench(bench.name, *parts, bench.data, bench.names)
+
+
+@checked
+def same_classes(bench: Bench) -> Bench:  # all its classes in every part
+    "The images of a bench apart, and not its classes. Raises `ValueError` for a class below 4."
+    least = min(int(part.y.bincount().min()) for part in (bench.train, bench.test))
+    if least < 4:
+        raise ValueError(f"bench must have 4 images or more of each class, got {least}.")
+    return _same_classes(bench)
+
+# %% ../../nbs/atlas/03_bench.ipynb #13a74cc0
+@checked
+@torch.no_grad()
+def logit_scores(
+    logits: Float[Tensor, "N C"],
+    y: Integer[Tensor, " N"],  # from 0 without gaps
+    bins: int = 15,  # of the calibration error
+) -> dict[str, Tensor]:  # accuracy (percent) and nll (nats), one per class; ece (1,), percent
+    "How right a head is, and how well it knows. Raises `ValueError` for labels with gaps."
+    count = y.bincount() if len(y) and y.min() >= 0 else y.new_zeros(1)
+    if not len(count) <= logits.shape[1] or count.min() < 1 or bins < 1:
+        wanted = f"0, 1, ... below {logits.shape[1]} without gaps, and bins at least 1"
+        raise ValueError(f"y must be {wanted}, got counts {count.tolist()[:10]} and {bins} bins.")
+    log_p = logits.double().log_softmax(1)
+    p, guess = log_p.exp().max(1)
+    right, y = guess == y, y.long()
+    place = (p * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=p.dtype, device=p.device).index_add(0, place, right.double() - p)
+    nll = _by_class(-log_p.gather(1, y[:, None])[:, 0], y) / 100
+    return dict(accuracy=_by_class(right, y), nll=nll, ece=100 * gaps.abs().sum()[None] / len(y))
+
+
+def head_scores(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
+    "The scores of an objective's head; for an arm's `judge`."
+    return logit_scores(objective.head(net(part.x)), part.y)
