@@ -31,6 +31,7 @@ from nsl_repro.atlas import (
     bench,
     decoupled_softmax,
     energy_confusion,
+    equiangular_vectors,
     heads,
     metric_mixup,
     pair_weighting,
@@ -663,6 +664,13 @@ GOOD = {
         dict(dim=8, classes=3, kind="mean", share=0.5),
     ),
     "SemanticProxies.forward": (semantic_proxies.SemanticProxies(8, 3), dict(z=z, labels=y)),
+    "welch_bound": (equiangular_vectors.welch_bound, dict(n=9, d=4)),
+    "coherence": (equiangular_vectors.coherence, dict(vectors=z)),
+    "excess": (equiangular_vectors.excess, dict(vectors=z, alpha=0.2)),
+    "equiangular_vectors": (
+        equiangular_vectors.equiangular_vectors,
+        dict(n=6, d=4, alpha=0.6, steps=900, lr=0.01, seed=1),
+    ),
     "scale_and_margin": (
         adaptive_cosine_margin.scale_and_margin,
         dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
