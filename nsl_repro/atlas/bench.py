@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
            'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare',
-           'same_classes', 'logit_scores', 'head_scores']
+           'images_apart', 'calibration_error', 'known_class_scores', 'head_scores']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -501,52 +501,60 @@ def _more(more: Any, name: str, net: Any, score: Any) -> dict[str, float]:
     "What a study measures beside, under the arm's name."
     return {f"{name}_{key}": value for key, value in (more(net, score) if more else {}).items()}
 
-# %% ../../nbs/atlas/03_bench.ipynb #90d5bacd
+# %% ../../nbs/atlas/03_bench.ipynb #5122bacc
 @lru_cache(maxsize=16)
-def _same_classes(bench: Bench) -> Bench:
-    y = torch.cat([bench.train.y, bench.test.y + int(bench.train.y.max()) + 1])
-    order = torch.randperm(len(y), generator=generator_for(0, "images"), device="cpu")
-    x, y = torch.cat([bench.train.x, bench.test.x])[order], y[order]
-    count, by_class = y.bincount(), y.argsort(stable=True)
-    place = torch.empty_like(y)  # 0, 1, ... within its class
-    place[by_class] = torch.arange(len(y), device=y.device)
-    place -= (count.cumsum(0) - count)[y]
-    test, held = 3 * place < count[y], 9 * place < 5 * count[y]
-    masks = (~held, held & ~test, ~test, test)
-    parts = [_part(x, y, mask.nonzero().flatten()) for mask in masks]
-    return Bench(bench.name, *parts, bench.data, bench.names)
+def images_apart(bench: Bench) -> Bench:
+    "All classes in every part, and each image in one of fit, choose and test."
+    x = torch.cat([bench.train.x, bench.test.x])
+    y = torch.cat([bench.train.y, bench.test.y + bench.train.y.max() + 1])
+    place = torch.empty_like(y)  # of an image in its class
+    for c in y.unique():
+        place[y == c] = torch.arange(int((y == c).sum()), device=y.device)
+    rows = (place % 4 == 0, place % 4 == 2, place % 2 == 0, place % 2 == 1)
+    fit, choose, train, test = (Part(x[mask], y[mask]) for mask in rows)
+    return Bench(bench.name, fit, choose, train, test, bench.data, bench.names)
 
-
+# %% ../../nbs/atlas/03_bench.ipynb #580bf7f0
 @checked
-def same_classes(bench: Bench) -> Bench:  # all its classes in every part
-    "The images of a bench apart, and not its classes. Raises `ValueError` for a class below 4."
-    least = min(int(part.y.bincount().min()) for part in (bench.train, bench.test))
-    if least < 4:
-        raise ValueError(f"bench must have 4 images or more of each class, got {least}.")
-    return _same_classes(bench)
+def calibration_error(
+    p: Float[Tensor, "N C"],  # probabilities
+    y: Integer[Tensor, " N"],  # in 0..C-1
+    bins: int = 15,  # of equal width
+) -> float:  # percent
+    "How far confidence and accuracy are apart. Raises `ValueError` for what is no probability."
+    if bins < 1 or not len(y) or not 0 <= y.min() <= y.max() < p.shape[1]:
+        got = f"{bins} bins and {len(y)} labels from {y.tolist()[:10]}"
+        raise ValueError(f"bins must be positive and y in 0..{p.shape[1] - 1}, got {got}.")
+    if not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3):
+        found = f"rows that add up to {p.sum(1).tolist()[:5]}"
+        raise ValueError(f"p must be probabilities, got {found}.")
+    confidence, first = p.double().max(1)
+    gap = (first == y).double() - confidence
+    which = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    sums = gap.new_zeros(bins).index_add(0, which, gap)
+    return 100 * sums.abs().sum().item() / len(y)
 
-# %% ../../nbs/atlas/03_bench.ipynb #13a74cc0
+# %% ../../nbs/atlas/03_bench.ipynb #623ded5a
 @checked
-@torch.no_grad()
-def logit_scores(
-    logits: Float[Tensor, "N C"],
-    y: Integer[Tensor, " N"],  # from 0 without gaps
-    bins: int = 15,  # of the calibration error
-) -> dict[str, Tensor]:  # accuracy (percent) and nll (nats), one per class; ece (1,), percent
-    "How right a head is, and how well it knows. Raises `ValueError` for labels with gaps."
-    count = y.bincount() if len(y) and y.min() >= 0 else y.new_zeros(1)
-    if not len(count) <= logits.shape[1] or count.min() < 1 or bins < 1:
-        wanted = f"0, 1, ... below {logits.shape[1]} without gaps, and bins at least 1"
-        raise ValueError(f"y must be {wanted}, got counts {count.tolist()[:10]} and {bins} bins.")
-    log_p = logits.double().log_softmax(1)
-    p, guess = log_p.exp().max(1)
-    right, y = guess == y, y.long()
-    place = (p * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=p.dtype, device=p.device).index_add(0, place, right.double() - p)
-    nll = _by_class(-log_p.gather(1, y[:, None])[:, 0], y) / 100
-    return dict(accuracy=_by_class(right, y), nll=nll, ece=100 * gaps.abs().sum()[None] / len(y))
+def known_class_scores(
+    logits: Float[Tensor, "N C"],  # the larger, the more similar to the class
+    y: Integer[Tensor, " N"],  # each of 0..C-1 at least once
+    p: Float[Tensor, "N C"] | None = None,  # probabilities, of a head that gives them
+) -> dict[str, Tensor]:  # per class top_1, top_5 (percent), nll (nats); and ece (1,) percent
+    "How often the right class is first or among five; with probabilities, what they are worth."
+    if not logits.isfinite().all():
+        raise ValueError(f"logits must be finite, got {int((~logits.isfinite()).sum())} others.")
+    y = y.long()
+    hits = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
+    found = dict(top_1=_by_class(hits[:, 0], y), top_5=_by_class(hits.any(1), y))
+    if p is not None:
+        right = p.gather(1, y[:, None])[:, 0].double().clamp(min=1e-12)
+        found["nll"] = _by_class(-right.log(), y) / 100
+        found["ece"] = torch.tensor([calibration_error(p, y)], dtype=torch.float64, device="cpu")
+    return found
 
-
+# %% ../../nbs/atlas/03_bench.ipynb #711ffa9f
 def head_scores(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
-    "The scores of an objective's head; for an arm's `judge`."
-    return logit_scores(objective.head(net(part.x)), part.y)
+    "The scores of an objective's head on classes that it knows, by its softmax."
+    logits = objective.head(net(part.x))
+    return known_class_scores(logits, part.y, logits.softmax(1))

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from .bench import BUDGETS, Arm, Bench, Part, _by_class, compare, load_bench
+from .bench import BUDGETS, Arm, Bench, Part, _by_class, compare, images_apart
+from .bench import load_bench
 from .heads import _check_classes
 from .pairs import masked_logsumexp, mean_of_all
 from .registry import Question, System
@@ -185,17 +186,6 @@ _SETTINGS = ({"lr": 1e-3}, {"lr": 3e-4}, {"lr": 1e-3, "tau": 0.1}, {"lr": 3e-3, 
 _TIMES = 3  # as many steps as the budget has: the texts start from nothing
 
 
-def _images_apart(bench: Bench) -> Bench:
-    "All classes in every part, and each image in one of fit, choose and test."
-    x = torch.cat([bench.train.x, bench.test.x])
-    y = torch.cat([bench.train.y, bench.test.y + bench.train.y.max() + 1])
-    same = y[:, None] == y
-    place = same.tril(-1).sum(1)  # of an image in its class
-    rows = (place % 4 == 0, place % 4 == 2, place % 2 == 0, place % 2 == 1)
-    fit, choose, train, test = (Part(x[mask], y[mask]) for mask in rows)
-    return Bench(bench.name, fit, choose, train, test, bench.data, bench.names)
-
-
 def _objective(
     name: str, texts: Tensor, right: Tensor, dim: int, classes: int, tau: float = 0.05
 ) -> LabelObjective:
@@ -207,7 +197,7 @@ def _objective(
 # %% ../../nbs/atlas/19_decoupled_softmax.ipynb #1469a86d
 @cache  # the seeds of a process share what was chosen for an arm
 def _prepared(dataset: str, root: Any, smoke: bool) -> tuple[Bench, dict[str, Arm]]:
-    bench = _images_apart(load_bench(dataset, root, smoke))
+    bench = images_apart(load_bench(dataset, root, smoke))
     names = bench.names or tuple(str(c) for c in range(int(bench.train.y.max()) + 1))
     right = [label_names(dataset, name) for name in names]
     labels = list(dict.fromkeys(label for some in right for label in some))
