@@ -40,6 +40,7 @@ from nsl_repro.atlas import (
     semantic_proxies,
     snr_distance,
     structured_bilinear,
+    svm_head,
     threshold_consistency,
 )
 from nsl_repro.base import checks
@@ -677,6 +678,10 @@ GOOD = {
     "Mahalanobis.forward": (harmonic_loss.Mahalanobis(8), dict(a=z, b=draw(3, 8))),
     "SlippedHead": (harmonic_loss.SlippedHead, dict(dim=8, classes=3, n=2.0, smallest=1e-4)),
     "SlippedHead.forward": (harmonic_loss.SlippedHead(8, 3), dict(z=z)),
+    "squared_hinge": (svm_head.squared_hinge, dict(logits=draw(6, 3), labels=y)),
+    "SvmObjective": (svm_head.SvmObjective, dict(dim=8, classes=3, cost=2.0, bias=True)),
+    "SvmObjective.forward": (svm_head.SvmObjective(8, 3), dict(z=z, labels=y)),
+    "sign_decision": (svm_head.sign_decision, dict(logits=draw(6, 3))),
     "welch_bound": (equiangular_vectors.welch_bound, dict(n=9, d=4)),
     "coherence": (equiangular_vectors.coherence, dict(vectors=z)),
     "excess": (equiangular_vectors.excess, dict(vectors=z, alpha=0.2)),
