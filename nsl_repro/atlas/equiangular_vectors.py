@@ -118,7 +118,7 @@ def _head(kind: str, dim: int, classes: int) -> HeadObjective:
 def _arm(kind: str) -> Arm:
     return Arm(partial(_head, kind), _RATES, unit=kind != "fc", judge=head_scores)
 
-# %% ../../nbs/atlas/24_equiangular_vectors.ipynb #ee86479e
+# %% ../../nbs/atlas/24_equiangular_vectors.ipynb #c490fc18
 ARMS = {kind: _arm(kind) for kind in ("fc", "cosine", "ebv", "random")}
 OPPOSITE = {"opposite": _arm("opposite")}
 
@@ -147,5 +147,5 @@ SYSTEM = System(
         Question("quarter_ebv_top_1", "ebv_top_1", at_least=-2.0),
     ),
     datasets=("cifar100", "mini_imagenet"),
-    parameters=(("per_class", 1), ("ratio", _RATIO), ("tau", _TAU)),
+    parameters=(("images_per_class", 1), ("ratio", _RATIO), ("tau", _TAU)),
 )

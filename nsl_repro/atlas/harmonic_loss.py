@@ -123,7 +123,7 @@ def _seen(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
     found["nearest"] = 100 * first.double().mean()[None]
     return found | dict(alignment=F.cosine_similarity(means, head.weight))
 
-# %% ../../nbs/atlas/23_harmonic_loss.ipynb #7717e5b2
+# %% ../../nbs/atlas/23_harmonic_loss.ipynb #d6102eae
 ARMS = {
     "fc": Arm(partial(_head, "fc"), _RATES, unit=False, judge=_seen),
     "softmax_cosine": Arm(partial(_head, "softmax_cosine"), _RATES, judge=_seen),
@@ -149,5 +149,5 @@ SYSTEM = System(
     study=study,
     questions=(Question("cosine_top_1", "euclid_top_1"), Question("cosine_top_1", "fc_top_1")),
     datasets=("cifar10", "cifar100"),
-    parameters=(("per_class", 1),),
+    parameters=(("images_per_class", 1),),
 )

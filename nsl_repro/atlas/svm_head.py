@@ -66,7 +66,7 @@ def sign_decision(logits: Float[Tensor, "B C"]) -> Tensor:  # (B,) classes
         raise ValueError("logits must be of one class or more, got none.")
     return logits.sign().argmax(1)
 
-# %% ../../nbs/atlas/26_svm_head.ipynb #afae1429
+# %% ../../nbs/atlas/26_svm_head.ipynb #f298ef5f
 _TIMES, _HIDDEN = 2, 256
 _RATES = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 3e-4}, {"lr": 1e-2})
 _COSTS = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-3, "cost": 100.0}, {"lr": 3e-3, "cost": 100.0})
@@ -115,5 +115,5 @@ SYSTEM = System(
     study=study,
     questions=(Question("softmax_top_1", "svm_top_1"), Question("svm_top_1", "svm_signs")),
     datasets=("digits", "cifar10", "cifar100"),
-    parameters=(("per_class", 1), ("times", _TIMES), ("hidden", _HIDDEN)),
+    parameters=(("images_per_class", 1), ("times", _TIMES), ("hidden", _HIDDEN)),
 )

@@ -30,6 +30,7 @@ from nsl_repro.atlas import (
     adaptive_cosine_margin,
     bench,
     decoupled_softmax,
+    elastic_margin,
     energy_confusion,
     equiangular_vectors,
     harmonic_loss,
@@ -682,6 +683,15 @@ GOOD = {
     "SvmObjective": (svm_head.SvmObjective, dict(dim=8, classes=3, cost=2.0, bias=True)),
     "SvmObjective.forward": (svm_head.SvmObjective(8, 3), dict(z=z, labels=y)),
     "sign_decision": (svm_head.sign_decision, dict(logits=draw(6, 3))),
+    "elastic_margins": (
+        elastic_margin.elastic_margins,
+        dict(own=z[:, 0], mean=0.3, sigma=0.1, order="described"),
+    ),
+    "ElasticMargin": (
+        elastic_margin.ElasticMargin,
+        dict(mean=0.3, sigma=0.1, order="described", kind="cosine"),
+    ),
+    "ElasticMargin.forward": (elastic_margin.ElasticMargin(), dict(own=z[:, :1])),
     "welch_bound": (equiangular_vectors.welch_bound, dict(n=9, d=4)),
     "coherence": (equiangular_vectors.coherence, dict(vectors=z)),
     "excess": (equiangular_vectors.excess, dict(vectors=z, alpha=0.2)),
