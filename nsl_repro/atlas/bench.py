@@ -515,6 +515,12 @@ def images_apart(bench: Bench) -> Bench:
     return Bench(bench.name, fit, choose, train, test, bench.data, bench.names)
 
 # %% ../../nbs/atlas/03_bench.ipynb #580bf7f0
+def _check_known(y: Tensor, classes: int) -> None:
+    if not len(y) or not 0 <= y.min() <= y.max() < classes:
+        found = f"{y.min()} to {y.max()}" if len(y) else "none"
+        raise ValueError(f"y must be in 0..{classes - 1}, got {found}.")
+
+
 @checked
 def calibration_error(
     p: Float[Tensor, "N C"],  # probabilities
@@ -522,9 +528,9 @@ def calibration_error(
     bins: int = 15,  # of equal width
 ) -> float:  # percent
     "How far confidence and accuracy are apart. Raises `ValueError` for what is no probability."
-    if bins < 1 or not len(y) or not 0 <= y.min() <= y.max() < p.shape[1]:
-        got = f"{bins} bins and {len(y)} labels from {y.tolist()[:10]}"
-        raise ValueError(f"bins must be positive and y in 0..{p.shape[1] - 1}, got {got}.")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}.")
+    _check_known(y, p.shape[1])
     if not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3):
         found = f"rows that add up to {p.sum(1).tolist()[:5]}"
         raise ValueError(f"p must be probabilities, got {found}.")
@@ -542,6 +548,7 @@ def known_class_scores(
     p: Float[Tensor, "N C"] | None = None,  # probabilities, of a head that gives them
 ) -> dict[str, Tensor]:  # per class top_1, top_5 (percent), nll (nats); and ece (1,) percent
     "How often the right class is first or among five; with probabilities, what they are worth."
+    _check_known(y, logits.shape[1])
     if not logits.isfinite().all():
         raise ValueError(f"logits must be finite, got {int((~logits.isfinite()).sum())} others.")
     y = y.long()
