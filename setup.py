@@ -15,6 +15,7 @@ metric = cfg[
 run = metric + cfg["run_requirements"].split()  # the experiments
 onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
 faiss = cfg["faiss_requirements"].split()  # an index whose lists PDDM re-ranks
+atlas = run + faiss  # what the notebooks of nbs/atlas are checked against
 notebooks = (
     run + onnx + faiss + tracking + cfg["notebooks_requirements"].split()
 )  # all notebooks, in Colab or elsewhere
@@ -27,6 +28,7 @@ extras = {
     "onnx": onnx,
     "faiss": faiss,
     "tracking": tracking,
+    "atlas": atlas,
     "notebooks": notebooks,
     "docs": docs,
     "dev": docs + cfg["dev_requirements"].split(),

@@ -17,7 +17,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from .bench import BUDGETS, Arm, Part, class_scores, compare, load_bench
-from .heads import HeadObjective, MarginHead, _check_classes
+from .heads import HeadObjective, MarginHead, _check_classes, additive_margin
+from .heads import angular_margin
 from .registry import Question, System
 from ..base.checks import checked
 
@@ -80,21 +81,10 @@ class MadaCos(MarginHead):
         return scale * (cosine - margin * F.one_hot(labels.long(), cosine.shape[1]))
 
 # %% ../../nbs/atlas/17_adaptive_cosine_margin.ipynb #87a29726
-def _angular(cosine: Tensor, margin: float) -> Tensor:
-    "cos(angle + margin), and beyond a half turn a line: ArcFace's margin."
-    angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
-    beyond = cosine - margin * math.sin(margin)
-    return torch.where(angle <= math.pi - margin, (angle + margin).cos(), beyond)
-
-
-def _additive(cosine: Tensor, margin: float) -> Tensor:
-    return cosine - margin
-
-
 def _head(kind: str, dim: int, classes: int, scale: float = 32.0, margin: float = 0.2) -> Any:
     if kind == "madacos":
         return HeadObjective(MadaCos(dim, classes))
-    rule = {"arcface": _angular, "cosface": _additive}.get(kind)
+    rule = {"arcface": angular_margin, "cosface": additive_margin}.get(kind)
     applied = partial(rule, margin=margin) if rule else None
     return HeadObjective(MarginHead(dim, classes, scale, applied))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
-           'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'Choice', 'choose', 'compare',
-           'images_apart', 'calibration_error', 'known_class_scores', 'head_scores']
+           'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'four_settings', 'Choice', 'choose',
+           'compare', 'images_apart', 'calibration_error', 'known_class_scores', 'head_scores']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -362,6 +362,13 @@ BUDGETS = {
     "quick": Budget(200),
     "small": Budget(1000, 128, trials=8, segments=10),
 }
+
+# %% ../../nbs/atlas/03_bench.ipynb #99738ddc
+def four_settings(
+    **other: float,  # a constant of the objective
+) -> tuple[dict[str, float], ...]:
+    "Three learning rates, the default first, and that one with another constant."
+    return ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4}, {"lr": 1e-4, **other})
 
 # %% ../../nbs/atlas/03_bench.ipynb #13c6f1df
 @contextmanager

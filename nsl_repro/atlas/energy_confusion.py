@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from .bench import BUDGETS, Arm, class_scores, compare, load_bench
+from .bench import BUDGETS, Arm, class_scores, compare, four_settings
+from .bench import load_bench
 from .heads import euclidean_table
 from .pair_weighting import binomial_deviance, triplet
 from .pairs import cosine_table, mean_of_all, pair_masks
@@ -62,10 +63,8 @@ def _built(
 
 
 def _arm(loss: Any, weight: float, blind: bool = False) -> Arm:
-    "Three learning rates, and another value of one constant."
     other = dict(margin=0.2) if loss is triplet else dict(base=0.7)
-    rates = ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4})
-    return Arm(partial(_built, loss, weight, blind), (*rates, {"lr": 1e-4, **other}), unit=False)
+    return Arm(partial(_built, loss, weight, blind), four_settings(**other), unit=False)
 
 
 LAMBDAS = {"binomial": 0.0, "binomial_003": 0.03, "binomial_confused": 0.13, "binomial_1": 1.0}

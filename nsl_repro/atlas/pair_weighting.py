@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from .bench import BUDGETS, Arm, compare, load_bench
+from .bench import BUDGETS, Arm, compare, four_settings, load_bench
 from .pairs import PairObjective, masked_logsumexp, mean_of_all, mean_of_hard
 from .pairs import pair_masks
 from .registry import Question, System
@@ -101,9 +101,7 @@ def _pairs(loss: Any, dim: int, classes: int, **settings: float) -> PairObjectiv
 
 
 def _arm(loss: Any, **other: float) -> Arm:
-    "Three learning rates, and another value of one constant."
-    rates = ({"lr": 1e-4}, {"lr": 3e-5}, {"lr": 3e-4})
-    return Arm(partial(_pairs, loss), (*rates, {"lr": 1e-4, **other}))
+    return Arm(partial(_pairs, loss), four_settings(**other))
 
 
 ARMS = {

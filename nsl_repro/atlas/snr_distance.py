@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from .bench import BUDGETS, Arm, compare, load_bench
+from .bench import BUDGETS, Arm, compare, four_settings, load_bench
 from .heads import euclidean_table
 from .pairs import mean_of_hard, pair_masks
 from .registry import Question, System
@@ -103,39 +103,36 @@ class DistanceObjective(nn.Module):
         self,
         distance: Callable[[Tensor, Tensor], Tensor],  # (n, d), (m, d) -> (n, m)
         structure: Callable[..., Tensor] = distance_triplet,
-        margin: float = 0.2,
         zero_mean: float = 0.0,
+        **settings: float,  # of the structure
     ):
         super().__init__()
-        self.distance, self.structure = distance, structure
-        self.margin, self.zero_mean = margin, zero_mean
+        self.distance, self.structure, self.settings = distance, structure, settings
+        self.zero_mean = zero_mean
 
     def score(self, x: Tensor, y: Tensor) -> Tensor:  # (n, m), larger for nearer
         return -self.distance(x, y)
 
     def forward(self, z: Float[Tensor, "m d"], labels: Integer[Tensor, " m"]) -> Tensor:  # scalar
-        loss = self.structure(self.distance(z, z), labels, self.margin)
+        loss = self.structure(self.distance(z, z), labels, **self.settings)
         return loss + self.zero_mean * zero_mean_penalty(z)
 
 # %% ../../nbs/atlas/12_snr_distance.ipynb #e4a30c59
 def _built(distance: Any, structure: Any, dim: int, classes: int, **settings: float) -> nn.Module:
     zero_mean = 0.005 if distance is snr_distance else 0.0
-    return DistanceObjective(distance, structure, zero_mean=zero_mean, **settings)
+    return DistanceObjective(distance, structure, zero_mean, **settings)
 
 
-def _arm(distance: Any, structure: Any, margin: float, other: float) -> Arm:
-    "Three learning rates, and another margin."
-    settings = [dict(lr=lr, margin=margin) for lr in (1e-4, 3e-5, 3e-4)]
-    settings.append(dict(lr=1e-4, margin=other))
-    return Arm(partial(_built, distance, structure), tuple(settings), unit=False)
+def _arm(distance: Any, structure: Any) -> Arm:
+    return Arm(partial(_built, distance, structure), four_settings(margin=0.5), unit=False)
 
 
 ARMS = {"frozen": Arm(None)}
 for _name, _distance in dict(
     snr=snr_distance, euclid=squared_euclidean, sphere=squared_on_sphere
 ).items():
-    ARMS[f"{_name}_triplet"] = _arm(_distance, distance_triplet, 0.2, 0.5)
-    ARMS[f"{_name}_contrastive"] = _arm(_distance, distance_contrastive, 1.0, 0.5)
+    ARMS[f"{_name}_triplet"] = _arm(_distance, distance_triplet)
+    ARMS[f"{_name}_contrastive"] = _arm(_distance, distance_contrastive)
 
 
 def study(

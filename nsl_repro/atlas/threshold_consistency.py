@@ -52,7 +52,7 @@ def class_utilities(
     for c in labels.unique():
         inside = labels == c
         n = int(inside.sum())
-        i, j = torch.triu_indices(n, n, 1)
+        i, j = torch.triu_indices(n, n, 1, device=D.device)
         if len(i) and not inside.all():
             thresholds = thresholds.to(D.dtype)
             accepted = _share(D[inside][:, inside][i, j], thresholds)
@@ -93,7 +93,8 @@ def opis(
     D = 1 - cosine_table(z)
     apart = D[pair_masks(labels).negative]
     ends = [apart.kthvalue(1 + int(share * (len(apart) - 1))).values.item() for share in far]
-    thresholds = torch.linspace(ends[0], ends[1], steps, dtype=torch.float64)
+    spaced = partial(torch.linspace, dtype=torch.float64, device=D.device)
+    thresholds = spaced(ends[0], ends[1], steps)
     utility = class_utilities(D, labels, thresholds)
     variance = (utility - utility.mean(0)).square().mean()
     return Consistency(variance.item(), utility, thresholds, int((sizes < 2).sum()))

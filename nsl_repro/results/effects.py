@@ -78,6 +78,8 @@ def level_effect(
         squares += [(y - m - of_seed + total) ** 2 for y, m in zip(row, of_run)]
     freedom = (R - 1) * (S - 1)
     variance = math.fsum(squares) / freedom / S
+    if variance == 0:  # every seed has the same effect: as many signs as seeds
+        freedom = S - 1
     return Estimate(mean, math.sqrt(variance * math.fsum(a * a for a in w)), freedom)
 
 # %% ../../nbs/results/09_effects.ipynb #3c72d555

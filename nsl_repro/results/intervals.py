@@ -47,7 +47,9 @@ class Estimate(NamedTuple):
         return Interval(self.mean, float(stdtrit(self.freedom, 0.5 + level / 2)) * self.error)
 
     def p_value(self) -> float:
-        "Two-sided p-value of a mean of zero; 1 where the error is zero or unknown."
+        "Two-sided p-value of a mean of zero; 1 where the error is unknown."
+        if self.error == 0 and self.mean:  # all values are equal: no t, but their signs
+            return 2.0**-self.freedom
         if not self.error > 0:
             return 1.0
         from scipy.special import stdtr

@@ -35,6 +35,7 @@ from nsl_repro.atlas import (
     equiangular_vectors,
     harmonic_loss,
     heads,
+    labels,
     metric_mixup,
     negative_pairs,
     pair_weighting,
@@ -568,9 +569,11 @@ GOOD = {
         dict(dim=8, classes=3, scale=4.0, weight=draw(3, 8), learn_scale=True),
     ),
     "MarginHead.forward": (
-        heads.MarginHead(8, 3, margin=lambda cosine: cosine - 0.1),
+        heads.MarginHead(8, 3, margin=heads.additive_margin),
         dict(z=z, labels=y),
     ),
+    "additive_margin": (heads.additive_margin, dict(cosine=z, margin=0.1)),
+    "angular_margin": (heads.angular_margin, dict(cosine=z, margin=0.1)),
     "euclidean_table": (heads.euclidean_table, dict(a=z, b=draw(3, 8))),
     "DistanceHead": (heads.DistanceHead, dict(dim=8, classes=3, n=2.0, smallest=1e-4)),
     "DistanceHead.forward": (heads.DistanceHead(8, 3), dict(z=z)),
@@ -662,16 +665,12 @@ GOOD = {
         ),
     ),
     "utilization": (metric_mixup.utilization, dict(queries=z, train=draw(3, 8))),
-    "proxy_anchor": (
-        semantic_proxies.proxy_anchor,
-        dict(s=draw(6, 8), labels=y, alpha=8.0, delta=0.1),
-    ),
+    "proxy_anchor": (heads.proxy_anchor, dict(s=draw(6, 8), labels=y, alpha=8.0, delta=0.1)),
     "MemoryCell.forward": (semantic_proxies.MemoryCell(8), dict(p=z, h=draw(6, 8))),
     "SemanticProxies": (
         semantic_proxies.SemanticProxies,
         dict(dim=8, classes=3, kind="mean", share=0.5),
     ),
-    "SemanticProxies.forward": (semantic_proxies.SemanticProxies(8, 3), dict(z=z, labels=y)),
     "minkowski": (harmonic_loss.minkowski, dict(a=z, b=draw(3, 8), p=1.5)),
     "cosine_distance": (harmonic_loss.cosine_distance, dict(a=z, b=draw(3, 8))),
     "canberra": (harmonic_loss.canberra, dict(a=z, b=draw(3, 8), smallest=1e-6)),
@@ -711,6 +710,10 @@ GOOD = {
         equiangular_vectors.equiangular_vectors,
         dict(n=6, d=4, alpha=0.6, steps=900, lr=0.01, seed=1),
     ),
+    "SemanticProxies.forward": (
+        semantic_proxies.SemanticProxies(8, 3).eval(),  # in training it remembers the call
+        dict(z=z, labels=y),
+    ),
     "scale_and_margin": (
         adaptive_cosine_margin.scale_and_margin,
         dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
@@ -721,15 +724,15 @@ GOOD = {
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
     "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
-    "letter_trigrams": (decoupled_softmax.letter_trigrams, dict(texts=("ab", "abc"))),
+    "letter_trigrams": (labels.letter_trigrams, dict(texts=("ab", "abc"))),
     "LabelObjective.forward": (
-        decoupled_softmax.LabelObjective(
+        labels.LabelObjective(
             decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
         ),
-        dict(z=z, y=y),
+        dict(z=z, labels=y),
     ),
     "LabelObjective.scores": (
-        decoupled_softmax.LabelObjective(
+        labels.LabelObjective(
             decoupled_softmax.joint_softmax, draw(4, 5), torch.eye(3, 4) > 0, dim=8
         ).scores,
         dict(z=z),
@@ -767,9 +770,12 @@ NOT_HERE = {
     **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
     **dict.fromkeys(("Planned", "Question", "System", "Row", "Consistency"), CONTAINER),
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
+    **dict.fromkeys(("ObjectiveLoss", "SimilarityDistance"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart", "head_scores"), PART),
+    "four_settings": PART,
+    **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "label_names": TEXT,
     "Form": CONTAINER,
