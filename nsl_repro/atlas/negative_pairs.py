@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'SYSTEM', 'within_whiskers', 'negative_pairs', 'unified_loss', 'UnifiedNegatives', 'study']
 
-# %% ../../nbs/atlas/22_negative_pairs.ipynb #805a3c04
+# %% ../../nbs/atlas/22_negative_pairs.ipynb #51cd62f6
 import math
 from dataclasses import replace
 from functools import partial
@@ -16,8 +16,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from .bench import BUDGETS, Arm, Bench, compare, load_bench
-from .elastic_margin import ElasticMargin
-from .heads import HeadObjective, MarginHead, _check_classes
+from .heads import HeadObjective, MarginHead, _check_classes, additive_margin
 from .pairs import cosine_table, pair_masks
 from .registry import Question, System
 from ..base.checks import checked
@@ -83,13 +82,13 @@ class UnifiedNegatives(HeadObjective):
         scale: Any = self.head.scale
         return unified_loss(logits, labels, scale * negative_pairs(z, labels, self.r))
 
-# %% ../../nbs/atlas/22_negative_pairs.ipynb #6ba4b52c
+# %% ../../nbs/atlas/22_negative_pairs.ipynb #228fd6dc
 _TIMES = 2
 _SETTINGS = tuple({"lr": lr, "margin": margin} for margin in (0.5, 0.2) for lr in (3e-4, 1e-3))
 
 
 def _head(r: float | None, dim: int, classes: int, margin: float) -> HeadObjective:
-    head = MarginHead(dim, classes, 32.0, ElasticMargin(margin, 0.0, kind="cosine"))
+    head = MarginHead(dim, classes, 32.0, partial(additive_margin, margin=margin))
     return HeadObjective(head) if r is None else UnifiedNegatives(head, r)
 
 
