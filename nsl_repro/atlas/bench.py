@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
            'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'four_settings', 'Choice', 'choose',
-           'compare', 'images_apart', 'calibration_error', 'known_class_scores']
+           'compare', 'images_apart', 'calibration_error', 'known_class_scores', 'head_scores']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -203,7 +203,8 @@ def _classification(z: Tensor, y: Tensor, score: Any, shot: int = 5) -> dict[str
     return dict(accuracy=_by_class(right, y[query]))
 
 
-def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
+def _pair_scores(z: Tensor, y: Tensor, score: Any) -> list[tuple[Tensor, Tensor]]:
+    "Scores of the pairs within each class, and of some across."
     matrix = getattr(score, "matrix", score)
     if isinstance(matrix, str):
         matrix = partial(prototypical_logits, similarity=score)
@@ -211,11 +212,26 @@ def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
     for c in range(int(y.max()) + 1):
         inside, outside = z[y == c], z[y != c][::every]
         i, j = torch.triu_indices(len(inside), len(inside), 1, device=z.device)
-        found.append(auroc(matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
+        found.append((matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
+    return found
+
+
+def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
+    found = [auroc(*pairs) for pairs in _pair_scores(z, y, score)]
     return dict(verification=torch.tensor(found, dtype=torch.float64, device="cpu"))
 
+
+def _rates(z: Tensor, y: Tensor, score: Any, false: float = 0.01) -> dict[str, Tensor]:
+    "Percent of the pairs of each class that pass where this share of the others does."
+    pairs = _pair_scores(z, y, score)
+    others = torch.cat([across for _, across in pairs])
+    threshold = others.kthvalue(max(1, round((1 - false) * len(others)))).values
+    passed = [(within > threshold).double().mean() for within, _ in pairs]
+    return dict(true_accepts=100 * torch.stack(passed))
+
 # %% ../../nbs/atlas/03_bench.ipynb #9d7b5371
-_SCORES = dict(retrieval=_retrieval, classification=_classification, verification=_verification)
+_SCORES = dict(retrieval=_retrieval, classification=_classification)
+_SCORES |= dict(verification=_verification, rates=_rates)
 
 
 @checked
@@ -226,7 +242,7 @@ def class_scores(
     score: Any = "cosine",  # or 'euclidean', or a function (n, D), (m, D) -> (n, m)
     kinds: Sequence[str] = ("retrieval", "classification", "verification"),
 ) -> dict[str, Tensor]:  # name -> (C,) percent, one per class
-    """Recall@1 and MAP@R, accuracy from five labelled images, AUROC of pairs.
+    """Recall@1 and MAP@R, accuracy from five labelled images, AUROC of pairs, true accepts.
 
     Raises `ValueError` for another kind, for one class, or for a class of one image."""
     unknown = [kind for kind in kinds if kind not in _SCORES]
@@ -550,3 +566,9 @@ def known_class_scores(
         found["nll"] = _by_class(-right.log(), y) / 100
         found["ece"] = torch.tensor([calibration_error(p, y)], dtype=torch.float64, device="cpu")
     return found
+
+# %% ../../nbs/atlas/03_bench.ipynb #711ffa9f
+def head_scores(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
+    "The scores of an objective's head on classes that it knows, by its softmax."
+    logits = objective.head(net(part.x))
+    return known_class_scores(logits, part.y, logits.softmax(1))
