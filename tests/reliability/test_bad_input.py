@@ -724,7 +724,10 @@ GOOD = {
         dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
     ),
     "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
-    "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
+    "MadaCos.forward": (
+        adaptive_cosine_margin.MadaCos(8, 3).double(),  # its scale multiplies what is rounded
+        dict(z=z.double(), labels=y),
+    ),
     "z_loss": (z_loss.z_loss, dict(o=draw(6, 4), labels=y, a=0.5, b=1.0)),
     "FactoredSphericalHead": (z_loss.FactoredSphericalHead, dict(weight=draw(4, 8))),
     "FactoredSphericalHead.step": (
