@@ -730,10 +730,6 @@ GOOD = {
     ),
     "z_loss": (z_loss.z_loss, dict(o=draw(6, 4), labels=y, a=0.5, b=1.0)),
     "FactoredSphericalHead": (z_loss.FactoredSphericalHead, dict(weight=draw(4, 8))),
-    "FactoredSphericalHead.step": (
-        z_loss.FactoredSphericalHead(draw(4, 8)).step,
-        dict(h=z, labels=y, lr=0.0),  # a rate of zero leaves the head as it is for the next call
-    ),
     "ghost_radius": (softmax_ghosts.ghost_radius, dict(z=draw(4), a=draw(8)[4:])),
     "step_ratio": (softmax_ghosts.step_ratio, dict(slopes=z)),
     "AnyLoss": (any_loss.AnyLoss, dict(score=any_loss.g_mean, L=20.0)),
