@@ -6,6 +6,7 @@ Hypothesis spoils two or three at once, with NSL_SOAK=1 far more often.
 """
 
 import ast
+import copy
 import importlib
 import inspect
 import math
@@ -724,12 +725,13 @@ GOOD = {
         dict(cosine=draw(6, 8), labels=y, alpha=0.1, imagined=99.0, least=2.0, nearest=0.01),
     ),
     "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
-    "MadaCos.forward": (
-        adaptive_cosine_margin.MadaCos(8, 3).double(),  # its scale multiplies what is rounded
-        dict(z=z.double(), labels=y),
-    ),
+    "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
     "z_loss": (z_loss.z_loss, dict(o=draw(6, 4), labels=y, a=0.5, b=1.0)),
     "FactoredSphericalHead": (z_loss.FactoredSphericalHead, dict(weight=draw(4, 8))),
+    "FactoredSphericalHead.step": (
+        z_loss.FactoredSphericalHead(draw(4, 8)).step,
+        dict(h=z, labels=y, lr=0.0),  # a rate of zero leaves the head as it is for the next call
+    ),
     "ghost_radius": (softmax_ghosts.ghost_radius, dict(z=draw(4), a=draw(8)[4:])),
     "step_ratio": (softmax_ghosts.step_ratio, dict(slopes=z)),
     "AnyLoss": (any_loss.AnyLoss, dict(score=any_loss.g_mean, L=20.0)),
@@ -1278,9 +1280,15 @@ FULL = re.compile(
 )  # torch's words for what is too large for any machine, and for tensors without gradients
 
 
+def fresh(name):
+    "A call whose object nobody called before: what one call leaves in it must not reach the next."
+    function, arguments = GOOD[name]
+    return copy.deepcopy(function), arguments
+
+
 @lru_cache(None)
 def good_result(name):
-    function, arguments = GOOD[name]
+    function, arguments = fresh(name)
     torch.manual_seed(0)
     return function(**arguments)
 
@@ -1304,7 +1312,7 @@ def numbers(result):
 
 def try_one(name, changes):
     "Call with some arguments spoiled. A sentence about what is wrong, or nothing."
-    function, arguments = GOOD[name]
+    function, arguments = fresh(name)
     given_ = {**arguments, **{a: spoiled(arguments[a], how) for a, how in changes}}
     torch.manual_seed(0)
     try:
