@@ -17,7 +17,7 @@ import threading
 import urllib.parse
 
 import pytest
-from browser import chromium, listen, script
+from browser import listen, script
 from conftest import ROOT
 from fastcore.docments import docments
 from filelock import FileLock
@@ -123,12 +123,6 @@ def address(pages):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser(address):
-    with chromium() as found:
-        yield found
 
 
 def test_every_notebook_and_module_has_a_page(pages):
