@@ -35,6 +35,7 @@ from nsl_repro.atlas import (
     elastic_margin,
     energy_confusion,
     equiangular_vectors,
+    gaussians,
     harmonic_loss,
     heads,
     labels,
@@ -44,6 +45,7 @@ from nsl_repro.atlas import (
     pair_weighting,
     pairs,
     semantic_proxies,
+    sliced,
     snr_distance,
     softmax_ghosts,
     structured_bilinear,
@@ -75,6 +77,7 @@ small = lambda: nn.Sequential(
     nn.Linear(16, 3),
 ).eval()
 unit = lru_cache(lambda: units.PDDM(8))
+mixture = lambda: gaussians.GaussianMixture(torch.ones(3), draw(3, 4), torch.eye(4).repeat(3, 1, 1))
 bytes_ = (draw(6, 1, 16, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
 image_set = lambda: pictures.ImageSet(bytes_, y, ("a", "b", "c"))
 backbone = lru_cache(
@@ -751,6 +754,41 @@ GOOD = {
         novel_class_sphere.add_class,
         dict(head=novel_class_sphere.SphereHead(8, 3), z=z),
     ),
+    "mahalanobis": (gaussians.mahalanobis, dict(delta=z, cov=torch.eye(8) + 0.1)),
+    "GaussianMixture": (
+        gaussians.GaussianMixture,
+        dict(weights=torch.rand(3) + 1, means=draw(3, 4), covs=torch.eye(4).repeat(3, 1, 1)),
+    ),
+    "GaussianMixture.log_prob": (mixture().log_prob, dict(x=draw(6, 4), sigma=0.5)),
+    "GaussianMixture.denoise": (mixture().denoise, dict(x=draw(6, 4), sigma=0.5)),
+    "GaussianMixture.sample": (
+        lambda n, generator=None: mixture().sample(n, torch.Generator().manual_seed(0)),
+        dict(n=5),
+    ),
+    "KernelDenoiser": (gaussians.KernelDenoiser, dict(points=z, h=0.5)),
+    "KernelDenoiser.denoise": (gaussians.KernelDenoiser(z, 0.5).denoise, dict(x=z, sigma=0.5)),
+    "fisher_rao": (gaussians.fisher_rao, dict(A=torch.eye(8) + 0.1, B=2 * torch.eye(8))),
+    "fisher_length": (gaussians.fisher_length, dict(path=draw(6, 8).exp())),
+    "wasserstein_1d": (
+        sliced.wasserstein_1d,
+        dict(x=draw(2, 6), y=draw(2, 8), a=torch.rand(6) + 0.1, b=torch.rand(8) + 0.1, p=1.0),
+    ),
+    "uniform_directions": (sliced.uniform_directions, dict(n=5, d=3)),
+    "vmf_directions": (
+        sliced.vmf_directions,
+        dict(mean=F.normalize(draw(4, 3), dim=1), kappa=2.0, n=5),
+    ),
+    "directional_costs": (
+        sliced.directional_costs,
+        dict(
+            x=draw(6, 3),
+            y=draw(8, 3),
+            theta=F.normalize(draw(5, 3), dim=1),
+            a=torch.rand(6) + 0.1,
+            b=torch.rand(8) + 0.1,
+            p=1.0,
+        ),
+    ),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -818,6 +856,7 @@ NOT_HERE = {
     **dict.fromkeys(("ulp_error", "pass_times"), LONG),
     "surest": TEXT,
     **dict.fromkeys(("novel_bench", "class_vectors", "untrained"), PART),
+    "sliced_wasserstein": PART,
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
