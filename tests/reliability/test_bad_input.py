@@ -857,6 +857,8 @@ NOT_HERE = {
     "surest": TEXT,
     **dict.fromkeys(("novel_bench", "class_vectors", "untrained"), PART),
     "sliced_wasserstein": PART,
+    **dict.fromkeys(("iem", "iem_embedding", "iem_local_metric"), CALLS),
+    **dict.fromkeys(("curve_steps", "digit_steps"), PART),
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
