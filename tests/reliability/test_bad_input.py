@@ -46,6 +46,7 @@ from nsl_repro.atlas import (
     pairs,
     semantic_proxies,
     sliced,
+    sliced_wasserstein,
     snr_distance,
     softmax_ghosts,
     structured_bilinear,
@@ -77,6 +78,7 @@ small = lambda: nn.Sequential(
     nn.Linear(16, 3),
 ).eval()
 unit = lru_cache(lambda: units.PDDM(8))
+slicer = lru_cache(lambda: sliced_wasserstein.AttentionSlicer())
 mixture = lambda: gaussians.GaussianMixture(torch.ones(3), draw(3, 4), torch.eye(4).repeat(3, 1, 1))
 bytes_ = (draw(6, 1, 16, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
 image_set = lambda: pictures.ImageSet(bytes_, y, ("a", "b", "c"))
@@ -789,6 +791,13 @@ GOOD = {
             p=1.0,
         ),
     ),
+    "cost_around": (
+        sliced_wasserstein.cost_around,
+        dict(x=draw(2, 6, 3), y=draw(2, 8, 3), mean=F.normalize(draw(2, 3)), kappa=2.0, n=5),
+    ),
+    "AttentionSlicer": (sliced_wasserstein.AttentionSlicer, dict(form="sum")),
+    "AttentionSlicer.attend": (slicer().attend, dict(x=draw(2, 6, 3))),
+    "AttentionSlicer.forward": (slicer(), dict(x=draw(2, 6, 3), y=draw(2, 8, 3))),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -859,6 +868,8 @@ NOT_HERE = {
     "sliced_wasserstein": PART,
     **dict.fromkeys(("iem", "iem_embedding", "iem_local_metric"), CALLS),
     **dict.fromkeys(("curve_steps", "digit_steps"), PART),
+    **dict.fromkeys(("ascend", "train_slicer"), LONG),
+    "clouds_of": PART,
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
