@@ -18,7 +18,7 @@ from .registry import Question, System
 from ..base.checks import checked
 from ..data.draws import generator_for
 
-# %% ../../nbs/atlas/45_drape_similarity.ipynb #a9c35a16
+# %% ../../nbs/atlas/45_drape_similarity.ipynb #b1b3d45d
 def _energy(theta: Tensor, b: Tensor, k: Tensor, angle: float, g: Tensor, h: Tensor) -> Tensor:
     bend = theta.diff(dim=1, prepend=torch.full_like(theta[:, :1], angle)) / h
     bending = h * b / 2 * bend**2 * (1 + k / 2 * bend**2)
@@ -41,11 +41,11 @@ def drape(
         raise ValueError(f"angle, lean, length and links must be in their ranges, got {got}.")
     w, B, k = fabrics.double()[:, :, None].unbind(1)
     ds, turn = length / links, math.radians(angle)
-    g = ds**2 * (links - 0.5 - torch.arange(links).double())  # the weight that a link carries
-    h = torch.full((links,), ds).double()
+    h, one = w.new_full((links,), ds), w.new_ones(links)
+    g = ds**2 * (links + 0.5 - one.cumsum(0))  # the weight that a link carries
     h[0] = ds / 2  # from the clamp to the middle of the first link
-    D = torch.eye(links).double() - torch.eye(links).double().roll(-1, 1).tril(-1)
-    theta = torch.full((len(w), links), turn + math.radians(lean)).double()
+    D = one.diag() - one[1:].diag(-1)
+    theta = w.new_full((len(w), links), turn + math.radians(lean))
     for _ in range(60):
         bend = theta.diff(dim=1, prepend=torch.full_like(theta[:, :1], turn)) / h
         slope = (B / w * bend * (1 + k * bend**2)) @ D + g * theta.cos()

@@ -50,7 +50,7 @@ def mahalanobis(
     solved = torch.linalg.solve_triangular(_cholesky("cov", cov), rows.T, upper=False)
     return solved.norm(dim=0).view(delta.shape[:-1])
 
-# %% ../../nbs/atlas/05_gaussians.ipynb #e82422cb
+# %% ../../nbs/atlas/05_gaussians.ipynb #48622bf9
 @checked
 class GaussianMixture:
     "A density, with noise or without, and the exact denoiser that belongs to it."
@@ -90,12 +90,14 @@ class GaussianMixture:
         linear = torch.einsum("...k,...ke,kde->...d", share, u * self.spread / var, self.axes)
         return share @ self.means + linear
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:  # (n, d), (n,)
-        "Points, and the components that they are from. Raises `ValueError` for a negative n."
-        if n < 0:
-            raise ValueError(f"n must not be negative, got {n}.")
-        k = self.weights.multinomial(n, True, generator=generator) if n else torch.arange(0)
-        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+    def sample(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:  # (n, d), (n,)
+        "Points, and the components that they are from. Raises `ValueError` for n below 1."
+        if n < 1:
+            raise ValueError(f"n must be positive, got {n}.")
+        k = self.weights.multinomial(n, True, generator=generator)
+        z = self.means.new_empty(n, self.means.shape[1]).normal_(generator=generator)
         return self.means[k] + (self.axes[k] @ (z * self.spread[k].sqrt())[..., None])[..., 0], k
 
 # %% ../../nbs/atlas/05_gaussians.ipynb #2145c7c1

@@ -48,7 +48,7 @@ def wasserstein_1d(
         gap = gap + sign * points.gather(-1, place)
     return (q.diff(dim=-1, prepend=torch.zeros_like(q[..., :1])) * gap.abs().pow(p)).sum(-1)
 
-# %% ../../nbs/atlas/06_sliced.ipynb #7a313179
+# %% ../../nbs/atlas/06_sliced.ipynb #20a56fea
 @checked
 def uniform_directions(
     n: int, d: int, generator: torch.Generator | None = None
@@ -56,7 +56,8 @@ def uniform_directions(
     "Unit vectors. Raises `ValueError` unless n and d are positive."
     if n < 1 or d < 1:
         raise ValueError(f"n and d must be positive, got {n} and {d}.")
-    return F.normalize(torch.randn(n, d, generator=generator), dim=1)
+    z = torch.randn(n, d, generator=generator, dtype=torch.float32, device="cpu")
+    return F.normalize(z, dim=1)
 
 
 @checked
@@ -71,12 +72,13 @@ def vmf_directions(
         raise ValueError(f"kappa and n must be positive, got {kappa} and {n}.")
     if not torch.allclose(mean.norm(dim=-1), mean.new_ones(()), atol=1e-2):
         raise ValueError("mean must hold unit vectors, got other lengths.")
-    u, angle = torch.rand(2, *mean.shape[:-1], n, generator=generator, dtype=torch.float64)
+    shape = (2, *mean.shape[:-1], n)
+    u, angle = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     w = (1 + ((1 - u) * math.expm1(-2 * kappa)).log1p() / kappa).clamp(-1, 1)
     around, angle = (1 - w**2).sqrt(), 2 * math.pi * angle
     theta = torch.stack([w, around * angle.cos(), around * angle.sin()], -1).to(mean)
-    sign = torch.where(mean[..., :1] < 0, -1.0, 1.0)[..., None, :].to(mean)  # the nearer half
-    pole = torch.eye(3).to(mean)[0]
+    sign = 1 - 2 * (mean[..., None, :1] < 0).to(mean)  # the nearer half
+    pole = mean.new_tensor([1.0, 0.0, 0.0])
     v = F.normalize(pole + sign * mean[..., None, :], dim=-1)
     return sign * (2 * (theta * v).sum(-1, keepdim=True) * v - theta)
 
