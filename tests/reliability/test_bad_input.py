@@ -38,12 +38,16 @@ from nsl_repro.atlas import (
     harmonic_loss,
     heads,
     labels,
+    link_graph,
+    meta,
     metric_mixup,
     negative_pairs,
     novel_class_sphere,
     pair_weighting,
     pairs,
+    search,
     semantic_proxies,
+    small_world_search,
     snr_distance,
     softmax_ghosts,
     structured_bilinear,
@@ -768,6 +772,39 @@ GOOD = {
         ).scores,
         dict(z=z),
     ),
+    "correlation": (meta.correlation, dict(scores=z[:, 0], truth=z[:, 1], kind="spearman")),
+    "meta_correlation": (
+        meta.meta_correlation,
+        dict(scores=z, truth=z.flip(0), kind="kendall", draws=2, seed=1),
+    ),
+    "distortion_ladder": (
+        meta.distortion_ladder,
+        dict(images=draw(2, 9, 8).sigmoid(), kind="blur", rungs=2, seed=1),
+    ),
+    "exact_neighbors": (search.exact_neighbors, dict(queries=z, points=z.flip(0), k=2)),
+    "diverse_neighbors": (
+        search.diverse_neighbors,
+        dict(to_query=z[:, 0].abs(), between=torch.cdist(z, z), most=3),
+    ),
+    "kcenter_coreset": (search.kcenter_coreset, dict(x=z, count=3)),
+    "suppressed": (
+        search.suppressed,
+        dict(overlap=torch.cdist(z, z), score=z[:, 0], threshold=0.3),
+    ),
+    "found_share": (link_graph.found_share, dict(found=y[:, None], truth=y.flip(0)[:, None])),
+    "distances_for_recall": (
+        link_graph.distances_for_recall,
+        dict(points=draw(60, 3), queries=draw(6, 3), sizes=[20, 60], recall=50.0, M=4),
+    ),
+    "SmallWorldGraph": (
+        small_world_search.SmallWorldGraph,
+        dict(dim=8, M=4, ef_construction=9, heuristic=True, floors=True, twins=True, seed=1),
+    ),
+    "SmallWorldGraph.add": (small_world_search.SmallWorldGraph(8).add, dict(x=z)),
+    "SmallWorldGraph.search": (
+        small_world_search.SmallWorldGraph(8).add(z).search,
+        dict(queries=z, k=2, ef=4),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -822,6 +859,8 @@ NOT_HERE = {
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
     "Form": CONTAINER,
+    **dict.fromkeys(("greedy_selection", "search_links"), CALLS),
+    **dict.fromkeys(("Neighbors", "LinkGraph"), CONTAINER),
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
