@@ -45,10 +45,12 @@ from nsl_repro.atlas import (
     novel_class_sphere,
     pair_weighting,
     pairs,
+    scenes,
     search,
     semantic_proxies,
     small_world_search,
     snr_distance,
+    soft_suppression,
     softmax_ghosts,
     structured_bilinear,
     svm_head,
@@ -805,6 +807,29 @@ GOOD = {
         small_world_search.SmallWorldGraph(8).add(z).search,
         dict(queries=z, k=2, ef=4),
     ),
+    "compose_scenes": (
+        scenes.compose_scenes,
+        dict(x=draw(3, 8, 8).sigmoid(), n=2, crowded=True, seed=1),
+    ),
+    "average_precision": (
+        scenes.average_precision,
+        dict(
+            found=[(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1))],
+            truth=torch.tensor([[[0.0, 0, 1, 1]]]),
+            threshold=0.4,
+        ),
+    ),
+    "soft_nms": (
+        soft_suppression.soft_nms,
+        dict(
+            boxes=torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2]]),
+            scores=torch.tensor([0.5, 0.4]),
+            method="gaussian",
+            sigma=0.4,
+            nt=0.2,
+            floor=0.01,
+        ),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -861,6 +886,8 @@ NOT_HERE = {
     "Form": CONTAINER,
     **dict.fromkeys(("greedy_selection", "search_links"), CALLS),
     **dict.fromkeys(("Neighbors", "LinkGraph"), CONTAINER),
+    **dict.fromkeys(("digit_detector", "detections"), LONG),
+    "window_pixels": PART,
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
