@@ -20,33 +20,40 @@ from torchvision.ops import box_iou
 from .bench import images_apart, load_bench
 from ..base.checks import checked
 
-# %% ../../nbs/atlas/39_scenes.ipynb #258b1720
+# %% ../../nbs/atlas/39_scenes.ipynb #6e3c8b77
 @checked
 def compose_scenes(
     x: Float[Tensor, "m 8 8"],  # digits
     n: int,  # scenes
     crowded: bool,
     seed: int = 0,
+    noise: float = 0.0,  # standard deviation, added to every pixel
 ) -> tuple[Tensor, Tensor]:  # images (n, 20, 40), and the boxes of their digits (n, 4, 4)
     "Scenes of four digits. Raises `ValueError` for no digits or no scenes."
-    if not (len(x) and 1 <= n <= 100_000 and 0 <= seed < 2**62) or not x.isfinite().all():
-        raise ValueError(f"x must be finite and n, seed fit, got {len(x)}, {n} and {seed}.")
+    if (
+        not (len(x) and 1 <= n <= 100_000 and 0 <= seed < 2**62 and 0 <= noise < 9)
+        or not x.isfinite().all()
+    ):
+        raise ValueError(
+            f"x must be finite and n, seed, noise fit, got {len(x)}, {n}, {seed}, {noise}."
+        )
     g, x = torch.Generator(device="cpu").manual_seed(seed), x.detach()
     images, truth = x.new_zeros(n, 20, 40), x.new_zeros(n, 4, 4)
     for image, boxes in zip(images, truth):
         for i in range(4):
             top, gap, one = (
                 int(torch.randint(low, high, (), generator=g, device="cpu"))
-                for low, high in ((0, 13), (3, 6), (0, len(x)))
+                for low, high in ((0, 13), (2, 5), (0, len(x)))
             )
             if i % 2:  # the second of a pair, at the same height
-                top, left = int(boxes[i - 1, 1]), 10 * i - 9 + gap + 6 * (not crowded)
+                top, left = int(boxes[i - 1, 1]), 10 * i - 9 + gap + 7 * (not crowded)
             else:
                 left = 10 * i + 1
             part = image[top : top + 8, left : left + 8]
             part.copy_(part.maximum(x[one]))
             boxes[i] = boxes.new_tensor([left, top, left + 8, top + 8])
-    return images, truth
+    some = torch.randn(images.shape, generator=g, device="cpu", dtype=torch.float64)
+    return images + noise * some.to(images), truth
 
 
 def window_pixels(images: Tensor) -> tuple[Tensor, Tensor]:  # (n, 429, 64), boxes (429, 4)
@@ -81,16 +88,16 @@ def average_precision(
     at = np.searchsorted(right / truth[..., 0].numel(), np.linspace(0, 1, 101))
     return 100 * float(np.append(highest, 0)[at].mean())
 
-# %% ../../nbs/atlas/39_scenes.ipynb #3c448cc9
+# %% ../../nbs/atlas/39_scenes.ipynb #9e074d92
 @lru_cache(maxsize=8)
-def digit_detector(seed: int, n: int) -> tuple[Any, Tensor, Tensor]:
+def digit_detector(seed: int, n: int, noise: float = 0.0) -> tuple[Any, Tensor, Tensor]:
     "Trees that have learned from 2 n scenes; digits to choose on, and digits to test on."
     bench = images_apart(load_bench("digits"))
     parts = []
     for part in (bench.fit, bench.choose, bench.test):
         x = F.avg_pool2d(part.x.unflatten(1, (1, 16, 16)), 2)[:, 0]
         parts.append((x - x.amin()) / (x.amax() - x.amin()))
-    pairs = [compose_scenes(parts[0], n, crowded, seed) for crowded in (True, False)]
+    pairs = [compose_scenes(parts[0], n, crowded, seed, noise) for crowded in (True, False)]
     images, truth = (torch.cat(t) for t in zip(*pairs))
     pixels, boxes = window_pixels(images)
     near = torch.stack([box_iou(boxes, t).amax(1) for t in truth]).flatten() > 0.75

@@ -55,6 +55,7 @@ from nsl_repro.atlas import (
     structured_bilinear,
     svm_head,
     threshold_consistency,
+    trajectory_metrics,
     two_pass_softmax,
     z_loss,
 )
@@ -809,7 +810,7 @@ GOOD = {
     ),
     "compose_scenes": (
         scenes.compose_scenes,
-        dict(x=draw(3, 8, 8).sigmoid(), n=2, crowded=True, seed=1),
+        dict(x=draw(3, 8, 8).sigmoid(), n=2, crowded=True, seed=1, noise=0.1),
     ),
     "average_precision": (
         scenes.average_precision,
@@ -829,6 +830,20 @@ GOOD = {
             nt=0.2,
             floor=0.01,
         ),
+    ),
+    "mixture_distance": (
+        trajectory_metrics.mixture_distance,
+        dict(
+            y=draw(3, 2),
+            weights=torch.full((3, 2), 0.5),
+            means=draw(3, 2, 2),
+            covs=torch.eye(2).repeat(3, 2, 1, 1),
+        ),
+    ),
+    "amv": (trajectory_metrics.amv, dict(samples=draw(5, 3, 2))),
+    "best_of_n": (
+        trajectory_metrics.best_of_n,
+        dict(samples=draw(5, 3, 4, 2), truth=draw(3, 4, 2)),
     ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
@@ -886,8 +901,9 @@ NOT_HERE = {
     "Form": CONTAINER,
     **dict.fromkeys(("greedy_selection", "search_links"), CALLS),
     **dict.fromkeys(("Neighbors", "LinkGraph"), CONTAINER),
-    **dict.fromkeys(("digit_detector", "detections"), LONG),
-    "window_pixels": PART,
+    "Mixture": CONTAINER,
+    **dict.fromkeys(("digit_detector", "detections", "fit_mixtures"), LONG),
+    **dict.fromkeys(("window_pixels", "planted_walks"), PART),
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
