@@ -31,6 +31,7 @@ from nsl_repro.atlas import (
     adaptive_cosine_margin,
     any_loss,
     bench,
+    copula_similarity,
     decoupled_softmax,
     elastic_margin,
     energy_confusion,
@@ -845,6 +846,15 @@ GOOD = {
         trajectory_metrics.best_of_n,
         dict(samples=draw(5, 3, 4, 2), truth=draw(3, 4, 2)),
     ),
+    "csim_map": (
+        copula_similarity.csim_map,
+        dict(x=draw(2, 9, 8), y=draw(2, 9, 8).flip(0), patch=4, ties="average"),
+    ),
+    "csim": (copula_similarity.csim, dict(x=draw(2, 9, 8), y=draw(2, 9, 8).flip(0), patch=4)),
+    "ssim_map": (
+        copula_similarity.ssim_map,
+        dict(x=draw(2, 9, 8).sigmoid(), y=draw(2, 9, 8).flip(0).sigmoid(), window=5),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -902,8 +912,9 @@ NOT_HERE = {
     **dict.fromkeys(("greedy_selection", "search_links"), CALLS),
     **dict.fromkeys(("Neighbors", "LinkGraph"), CONTAINER),
     "Mixture": CONTAINER,
+    "planted_photos": "cuts of two photographs that come with scikit-learn",
     **dict.fromkeys(("digit_detector", "detections", "fit_mixtures"), LONG),
-    **dict.fromkeys(("window_pixels", "planted_walks"), PART),
+    **dict.fromkeys(("window_pixels", "planted_walks", "with_speck"), PART),
     "systems": "takes no arguments",
     "plot_map": PICTURE,
     "image_damages": FILES,
