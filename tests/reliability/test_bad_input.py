@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import nsl_repro
 from nsl_repro.atlas import (
     adaptive_cosine_margin,
+    alignment_data,
     any_loss,
     bench,
     copula_similarity,
@@ -855,6 +856,18 @@ GOOD = {
         copula_similarity.ssim_map,
         dict(x=draw(2, 9, 8).sigmoid(), y=draw(2, 9, 8).flip(0).sigmoid(), window=5),
     ),
+    "nearest_by_embedding": (
+        alignment_data.nearest_by_embedding,
+        dict(vectors=z, corpus=z.flip(0)),
+    ),
+    "nearest_by_edit": (
+        alignment_data.nearest_by_edit,
+        dict(texts=["ab", "b"], corpus=["abc", "d"], way="indel"),
+    ),
+    "recall_beside_control": (
+        alignment_data.recall_beside_control,
+        dict(scores=z[:, 0], control=z[:, 1], rate=0.2),
+    ),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -912,6 +925,8 @@ NOT_HERE = {
     **dict.fromkeys(("greedy_selection", "search_links"), CALLS),
     **dict.fromkeys(("Neighbors", "LinkGraph"), CONTAINER),
     "Mixture": CONTAINER,
+    "disguised": "a text and one of four words: its notebook shows what comes out",
+    "docstrings": "takes no arguments",
     "planted_photos": "cuts of two photographs that come with scikit-learn",
     **dict.fromkeys(("digit_detector", "detections", "fit_mixtures"), LONG),
     **dict.fromkeys(("window_pixels", "planted_walks", "with_speck"), PART),
