@@ -37,6 +37,7 @@ from nsl_repro.atlas import (
     elastic_margin,
     energy_confusion,
     equiangular_vectors,
+    error_scoring,
     harmonic_loss,
     heads,
     labels,
@@ -868,6 +869,21 @@ GOOD = {
         alignment_data.recall_beside_control,
         dict(scores=z[:, 0], control=z[:, 1], rate=0.2),
     ),
+    "write_errors": (
+        error_scoring.write_errors,
+        dict(errors=[error_scoring.ListedError("a", "b", "c", "Major", 2.0)]),
+    ),
+    "parse_errors": (
+        error_scoring.parse_errors,
+        dict(
+            answer="The model-generated output contains 0 errors, with a total score reduction of 0."
+        ),
+    ),
+    "penalty_score": (
+        error_scoring.penalty_score,
+        dict(errors=[error_scoring.ListedError("a", "b", "c", "Major", 2.0)]),
+    ),
+    "answer_after": (error_scoring.answer_after, dict(completion="ab", prompt="a")),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
@@ -924,7 +940,9 @@ NOT_HERE = {
     "Form": CONTAINER,
     **dict.fromkeys(("greedy_selection", "search_links"), CALLS),
     **dict.fromkeys(("Neighbors", "LinkGraph"), CONTAINER),
-    "Mixture": CONTAINER,
+    **dict.fromkeys(("Mixture", "ListedError"), CONTAINER),
+    "ErrorTagger": LONG,
+    **dict.fromkeys(("weather_sentence", "weather_sentences", "planted_penalty"), PART),
     "disguised": "a text and one of four words: its notebook shows what comes out",
     "docstrings": "takes no arguments",
     "planted_photos": "cuts of two photographs that come with scikit-learn",
