@@ -6,9 +6,10 @@
 __all__ = ['KINDS', 'SYNONYMS', 'FRAME', 'MEASURES', 'SYSTEM', 'nearest_by_embedding', 'nearest_by_edit', 'recall_beside_control',
            'disguised', 'docstrings', 'study']
 
-# %% ../../nbs/atlas/50_alignment_data.ipynb #83b45a91
+# %% ../../nbs/atlas/50_alignment_data.ipynb #2413128b
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
@@ -76,7 +77,7 @@ def recall_beside_control(
     threshold = ordered[int(rate * len(control))]
     return 100 * (scores > threshold).double().mean().item(), threshold.item()
 
-# %% ../../nbs/atlas/50_alignment_data.ipynb #9af7f0fe
+# %% ../../nbs/atlas/50_alignment_data.ipynb #eaffb089
 KINDS = ("typos", "paraphrase", "longer", "shorter")
 SYNONYMS = dict(
     pair.split("=")
@@ -121,7 +122,9 @@ def docstrings() -> tuple[str, ...]:
         things = [t for _, t in inspect.getmembers(module) if callable(t)]
         more = [t for c in things if inspect.isclass(c) for t in vars(c).values() if callable(t)]
         for thing in (*things, *more):
-            doc = getattr(thing, "__doc__", None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some are deprecated
+                doc = getattr(thing, "__doc__", None)
             text = " ".join(doc.split())[:240] if isinstance(doc, str) else ""
             found[text] = 80 <= len(text)
     return tuple(sorted(text for text, fits in found.items() if fits))

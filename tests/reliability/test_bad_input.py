@@ -873,12 +873,7 @@ GOOD = {
         error_scoring.write_errors,
         dict(errors=[error_scoring.ListedError("a", "b", "c", "Major", 2.0)]),
     ),
-    "parse_errors": (
-        error_scoring.parse_errors,
-        dict(
-            answer="The model-generated output contains 0 errors, with a total score reduction of 0."
-        ),
-    ),
+    "parse_errors": (error_scoring.parse_errors, dict(answer=error_scoring.write_errors([]))),
     "penalty_score": (
         error_scoring.penalty_score,
         dict(errors=[error_scoring.ListedError("a", "b", "c", "Major", 2.0)]),
