@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYSTEM', 'ListedError', 'write_errors', 'parse_errors', 'penalty_score', 'answer_after', 'ErrorTagger', 'study']
 
-# %% ../../nbs/atlas/51_error_scoring.ipynb #459bddf8
+# %% ../../nbs/atlas/51_error_scoring.ipynb #a8997cff
 import random
 import re
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from .meta import meta_correlation
-from .planted_errors import COSTS, Told, planted_penalty, weather_sentence
-from .planted_errors import weather_sentences
+from .planted_texts import COSTS, Told, planted_penalty, weather_sentence
+from .planted_texts import weather_sentences
 from .registry import Question, System
 from ..base.checks import checked
 
