@@ -89,9 +89,9 @@ class Fork:
 class Server:
     "The process that has imported everything: from now on, or until the tests have ended."
 
-    def __init__(self, folder):
+    def __init__(self, folder, **environment):
         self.path = str(folder / "forks")
-        env = {**os.environ, **FROM_THE_START}
+        env = {**os.environ, **FROM_THE_START, **environment}
         self.process = subprocess.Popen([sys.executable, __file__, self.path], env=env)
 
     def command(self, arguments, cwd, timeout, env):
