@@ -32,6 +32,7 @@ from nsl_repro.atlas import (
     decoupled_softmax,
     energy_confusion,
     heads,
+    label_geometry,
     labels,
     metric_mixup,
     pair_weighting,
@@ -693,6 +694,12 @@ GOOD = {
         ).scores,
         dict(z=z),
     ),
+    "frechet_predict": (
+        label_geometry.frechet_predict,
+        dict(p=draw(6, 3).softmax(1), d2=draw(5, 3).square()),
+    ),
+    "tree_distances": (label_geometry.tree_distances, dict(groups=y)),
+    "reachable": (label_geometry.reachable, dict(d2=draw(5, 3).square())),
 }
 CONTAINER = "a container of what others made: no arguments to check"
 FILES = (
