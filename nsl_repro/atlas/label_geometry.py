@@ -51,7 +51,7 @@ def tree_distances(groups: Integer[Tensor, " C"]) -> Tensor:  # (C, C) float64
     same = groups[:, None] == groups
     return (4.0 - 2.0 * same).fill_diagonal_(0).double()
 
-# %% ../../nbs/atlas/34_label_geometry.ipynb #5e901a97
+# %% ../../nbs/atlas/34_label_geometry.ipynb #8bb41fca
 @checked
 def reachable(
     d2: Float[Tensor, "C K"],  # squared distances of all labels to the observed ones
@@ -60,7 +60,8 @@ def reachable(
     from scipy.optimize import linprog
 
     _check_distances(d2)
-    table = (d2.double() / d2.max().clamp(min=1e-300)).cpu().numpy()
+    d2 = d2.detach().double()
+    table = (d2 / d2.max().clamp(min=1e-300)).cpu().numpy()
     C, K = table.shape
     found = torch.ones(C, dtype=torch.bool, device="cpu")
     whole, bounds = np.append(np.ones(K), 0.0)[None], [(0, 1)] * K + [(None, 1)]
