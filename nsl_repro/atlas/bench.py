@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'BUDGETS', 'FEW_SHOT', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench',
            'class_scores', 'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'four_settings',
            'Choice', 'choose', 'compare', 'images_apart', 'calibration_error', 'known_class_scores', 'FewShot',
-           'episodes_of', 'learn_on_episodes']
+           'episodes_of', 'episode_accuracy', 'learn_on_episodes']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -126,7 +126,10 @@ def first_of_each(
     return torch.cat(rows).sort().values
 
 
-def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, tuple[str, ...]]:
+_Read = tuple[Tensor, Tensor, str, tuple[str, ...]]  # features, labels, digest, names
+
+
+def _of_photos(name: str, root: Any, smoke: bool, network: Any = None, size: int = 192) -> _Read:
     with warnings.catch_warnings():  # copies of images are told where the data set is checked
         warnings.simplefilter("ignore", Noticed)
         photos = load_photos(name, root)
@@ -136,12 +139,13 @@ def _of_photos(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, 
     most = 8 if smoke else _PER_CLASS.get(name, len(photos))
     photos = photos.subset(first_of_each(photos.labels, most))
     where = data_root(root) / "cache" / "features"
-    found = frozen_features(photos, size=64 if smoke else 192, cache=where)
+    network = network or "efficientnet_lite0"
+    found = frozen_features(photos, network, size=64 if smoke else size, cache=where)
     names = tuple(photos.classes[c] for c in photos.labels.unique())
     return found.values, photos.labels, fingerprint(photos), names
 
 
-def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, tuple[str, ...]]:
+def _of_images(name: str, root: Any, smoke: bool, network: Any = None) -> _Read:
     both = load_dataset(name, root)
     if name == "digits":
         pixels, labels = torch.cat([s.images for s in both]), torch.cat([s.labels for s in both])
@@ -149,7 +153,7 @@ def _of_images(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, str, 
         return load_backbone("pixels")(pixels[rows]), labels[rows], "", ()
     images = both[0].subset(first_of_each(both[0].labels, 8 if smoke else _PER_CLASS[name]))
     where, size = data_root(root) / "cache" / "features", 32 if smoke else 96
-    x = image_features(images, name, load_backbone(), size, where)
+    x = image_features(images, name, network or load_backbone(), size, where)
     digest = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()[:16]
     return x, images.labels, digest, ()
 
@@ -570,6 +574,11 @@ def episodes_of(part: Part, seed: int, few: FewShot) -> EpisodeSampler:
     return EpisodeSampler(part.x, part.y, few.way, few.shot, few.query, seed)
 
 
+def episode_accuracy(net: Any, sampler: EpisodeSampler, episodes: int) -> float:  # percent
+    "The mean accuracy over episodes."
+    return float(np.mean(evaluate_episodes(net, sampler, episodes).accuracies))
+
+
 def _learned_on(build: Callable, part: Part, lr: float, seed: int, few: FewShot) -> Any:
     torch.manual_seed(seed)
     net = build(part.x, few.dim)
@@ -592,7 +601,7 @@ def learn_on_episodes(
         found = {}
         for lr in rates[: 1 if few.steps < 10 else None]:
             net = _learned_on(build, bench.fit, lr, 0, few)
-            scores = evaluate_episodes(net, episodes_of(bench.choose, 0, few), few.episodes // 4)
-            found[lr] = scores.interval.mean
+            sampler = episodes_of(bench.choose, 0, few)
+            found[lr] = episode_accuracy(net, sampler, few.episodes // 4)
         _RATES_CHOSEN[key] = max(found, key=lambda lr: found[lr])
     return _learned_on(build, bench.train, _RATES_CHOSEN[key], seed, few)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYSTEM', 'proto_triplet', 'icnn_score', 'study']
 
-# %% ../../nbs/atlas/31_few_shot_separability.ipynb #59c529d2
+# %% ../../nbs/atlas/31_few_shot_separability.ipynb #82da5ffa
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from .bench import FEW_SHOT, BenchNet, episodes_of, learn_on_episodes
-from .bench import load_bench, start_at_components
+from .bench import FEW_SHOT, BenchNet, episode_accuracy, episodes_of
+from .bench import learn_on_episodes, load_bench, start_at_components
 from .registry import Question, System
 from ..base.checks import checked
+from ..results.intervals import mean_interval
 from ..training.fewshot import Episode, EpisodeSampler, evaluate_episodes, prototypes
 from ..training.fewshot import prototypical_logits
 
@@ -111,7 +112,7 @@ def _spread(x: Tensor, y: Tensor) -> Tensor:
     means = prototypes(x, y, int(y.max()) + 1)
     return means.var(0).sum() / (x - means[y]).square().sum(1).mean().clamp(min=1e-12)
 
-# %% ../../nbs/atlas/31_few_shot_separability.ipynb #44473d14
+# %% ../../nbs/atlas/31_few_shot_separability.ipynb #04b833b6
 def _rank_correlation(a: list[float], b: list[float]) -> float:
     "Spearman's; 0 if one of them is constant."
     from scipy.stats import spearmanr
@@ -140,13 +141,13 @@ def study(
     for name, losses in _LOSSES.items():
         build = partial(_Embedding, losses=losses)
         net = learn_on_episodes(f"susana {name}", build, _RATES, bench, seed, few)
-        scores = evaluate_episodes(net, sampler, few.episodes)
-        metrics[f"{name}_accuracy"] = scores.interval.mean
-        metrics[f"{name}_episode_half_width"] = scores.interval.half_width
+        accuracies = evaluate_episodes(net, sampler, few.episodes).accuracies
+        scores = mean_interval(accuracies)
+        metrics[f"{name}_accuracy"], metrics[f"{name}_episode_half_width"] = scores
         if name == "protonet":
-            metrics |= _foretold(net, sampler, scores.accuracies)
+            metrics |= _foretold(net, sampler, accuracies)
     start = _Embedding(bench.train.x, few.dim).eval()
-    metrics["start_accuracy"] = evaluate_episodes(start, sampler, few.episodes).interval.mean
+    metrics["start_accuracy"] = episode_accuracy(start, sampler, few.episodes)
     return metrics
 
 

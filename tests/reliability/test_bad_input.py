@@ -36,6 +36,7 @@ from nsl_repro.atlas import (
     label_geometry,
     labels,
     metric_mixup,
+    multiscale_prototypes,
     pair_weighting,
     pairs,
     semantic_proxies,
@@ -699,9 +700,18 @@ GOOD = {
         few_shot_separability.proto_triplet,
         dict(d=z.square(), labels=y, margin=0.5),
     ),
-    "icnn_score": (
-        few_shot_separability.icnn_score,
-        dict(x=z, y=y, k=2, n=3, missing=1.0),
+    "icnn_score": (few_shot_separability.icnn_score, dict(x=z, y=y, k=2, n=3, missing=1.0)),
+    "MultiScaleProto": (
+        multiscale_prototypes.MultiScaleProto,
+        dict(sizes=[3, 5], weights=[1.0, 0.5], learn=True, speed=50.0),
+    ),
+    "MultiScaleProto.forward": (
+        multiscale_prototypes.MultiScaleProto((3, 5)),
+        dict(q=z, c=draw(2, 8)),
+    ),
+    "MultiScaleProto.distances": (
+        multiscale_prototypes.MultiScaleProto((3, 5)).distances,
+        dict(q=z, c=draw(2, 8)),
     ),
     "frechet_predict": (
         label_geometry.frechet_predict,
@@ -746,7 +756,7 @@ NOT_HERE = {
     **dict.fromkeys(("choose", "compare", "study", "run_study", "learn_on_episodes"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart", "episodes_of"), PART),
-    "four_settings": PART,
+    **dict.fromkeys(("four_settings", "episode_accuracy"), PART),
     **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "label_names": TEXT,
