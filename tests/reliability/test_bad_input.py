@@ -39,6 +39,7 @@ from nsl_repro.atlas import (
     multiscale_prototypes,
     pair_weighting,
     pairs,
+    robust_prototypes,
     semantic_proxies,
     snr_distance,
     structured_bilinear,
@@ -713,6 +714,13 @@ GOOD = {
         multiscale_prototypes.MultiScaleProto((3, 5)).distances,
         dict(q=z, c=draw(2, 8)),
     ),
+    "RelationMetric": (robust_prototypes.RelationMetric, dict(dim=8, hidden=4)),
+    "RelationMetric.forward": (robust_prototypes.RelationMetric(8, 4), dict(z=z, c=draw(2, 8))),
+    "class_density": (
+        robust_prototypes.class_density,
+        dict(d=draw(6).abs(), y=y, classes=3, empty=0.1),
+    ),
+    "clean_labels": (robust_prototypes.clean_labels, dict(t=draw(6, 3).softmax(1), y=y, gamma=0.6)),
     "frechet_predict": (
         label_geometry.frechet_predict,
         dict(p=draw(6, 3).softmax(1), d2=draw(5, 3).square()),
