@@ -6,6 +6,7 @@
 __all__ = ['SIZES', 'SYSTEM', 'MultiScaleProto', 'study']
 
 # %% ../../nbs/atlas/32_multiscale_prototypes.ipynb #96d8bc94
+import math
 from collections.abc import Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -42,9 +43,9 @@ class MultiScaleProto(nn.Module):
         if not sizes or min(sizes) < 1 or len(weights) != len(sizes):
             got = f"{list(sizes)} and {weights}"
             raise ValueError(f"sizes must be positive, with one of weights each, got {got}.")
-        start = torch.tensor(weights, dtype=torch.float32)
-        if not (start.isfinite().all() and 0 < speed < torch.inf):
+        if not (all(map(math.isfinite, weights)) and 0 < speed < torch.inf):
             raise ValueError(f"weights must be finite, speed positive, got {weights}, {speed}.")
+        start = torch.tensor(weights, dtype=torch.float32)
         self.sizes, self.speed = list(sizes), speed
         self.register_buffer("start", start)
         self.moved = nn.Parameter(torch.zeros_like(start), requires_grad=learn)
