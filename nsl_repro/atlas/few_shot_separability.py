@@ -104,7 +104,6 @@ class _Embedding(nn.Module):
 
 _LOSSES = {"protonet": ("ce",), "with_triplet": ("ce", "triplet"), "with_icnn": ("ce", "icnn")}
 _LOSSES["susana"] = ("ce", "triplet", "icnn")
-_RATES = (1e-4, 3e-5, 3e-4, 1e-3)
 
 
 def _spread(x: Tensor, y: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ def study(
     sampler, metrics = episodes_of(bench.test, seed, few), {}
     for name, losses in _LOSSES.items():
         build = partial(_Embedding, losses=losses)
-        net = learn_on_episodes(f"susana {name}", build, _RATES, bench, seed, few)
+        net = learn_on_episodes(f"susana {name}", build, bench, seed, few)
         accuracies = evaluate_episodes(net, sampler, few.episodes).accuracies
         scores = mean_interval(accuracies)
         metrics[f"{name}_accuracy"], metrics[f"{name}_episode_half_width"] = scores

@@ -102,7 +102,7 @@ def _believed(bench: Bench, observed: Tensor) -> Tensor:  # (N, K) probabilities
     weight, bias = fit_head(train.x, train.y)
     return ((bench.test.x @ weight.T + bias) / best[1]).double().softmax(1)
 
-# %% ../../nbs/atlas/34_label_geometry.ipynb #ee3a588d
+
 def _measures(named: Tensor, y: Tensor, d2: Tensor, unseen: Tensor) -> dict[str, float]:
     right, new = (named == y).double(), unseen[y]
     found = dict(cost=d2[named, y].mean(), accuracy=right.mean(), hits=right[new].mean())

@@ -791,9 +791,11 @@ GOOD = {
     ),
     "RelationMetric": (robust_prototypes.RelationMetric, dict(dim=8, hidden=4)),
     "RelationMetric.forward": (robust_prototypes.RelationMetric(8, 4), dict(z=z, c=draw(2, 8))),
-    "class_density": (
-        robust_prototypes.class_density,
-        dict(d=draw(6).abs(), y=y, classes=3, empty=0.1),
+    "noisy_task": (
+        bench.noisy_task,
+        dict(
+            x=draw(16, 3), web=draw(16, 3), y=torch.arange(16) // 4, seed=0, flipped=0.3, other=True
+        ),
     ),
     "clean_labels": (robust_prototypes.clean_labels, dict(t=draw(6, 3).softmax(1), y=y, gamma=0.6)),
     "frechet_predict": (
@@ -832,12 +834,13 @@ NOT_HERE = {
     **dict.fromkeys(("Plan", "PlannedRun", "Round"), CONTAINER),
     **dict.fromkeys(("read_plan", "rehearsal", "seconds_of", "clock"), TEXT),
     **dict.fromkeys(("expected_seconds", "is_finished"), TEXT),
-    **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice", "FewShot"), CONTAINER),
+    **dict.fromkeys(("Pairs", "Part", "Bench", "Arm", "Budget", "Choice"), CONTAINER),
+    **dict.fromkeys(("FewShot", "NoisyTask"), CONTAINER),
     **dict.fromkeys(("Planned", "Question", "System", "Row", "Consistency"), CONTAINER),
     **dict.fromkeys(("pair_weights", "find_system"), CALLS),
     **dict.fromkeys(("ObjectiveLoss", "SimilarityDistance"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study", "learn_on_episodes"), LONG),
-    **dict.fromkeys(("image_features", "load_bench"), FILES),
+    **dict.fromkeys(("image_features", "load_bench", "bench_features"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart", "head_scores"), PART),
     **dict.fromkeys(("four_settings", "episode_accuracy", "episodes_of"), PART),
     **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
