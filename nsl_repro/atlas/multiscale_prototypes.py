@@ -155,7 +155,7 @@ def study(preset: str, seed: int, dataset: str = "digits", root: Any = None) -> 
 
 SYSTEM = System(
     "multiscale_prototypes",
-    claim="Five stages tell new classes better than the last one, learned weights than equal ones.",
+    claim="Five stages recognize new classes better than the last one, and learned weights help.",
     refuted_by="A lower accuracy than with the last stage, or than with equal weights.",
     study=study,
     questions=(
