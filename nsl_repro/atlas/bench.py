@@ -698,7 +698,8 @@ def noisy_task(
     nth = torch.empty_like(order)  # the how manyth of its class
     nth[order] = F.one_hot(y[order]).cumsum(0).gather(1, y[order, None])[:, 0] - 1
     inside, step = y < C, torch.randint(1, C, (len(y),), generator=g, device="cpu")
-    wrong = ~inside | (torch.rand(len(y), generator=g, device="cpu") < flipped)
+    drawn = torch.rand(len(y), generator=g, dtype=torch.float32, device="cpu")
+    wrong = ~inside | (drawn < flipped)
     given = torch.where(wrong, (y + step) % C, y)
     parts = nth < n, (nth >= n) & (nth < 2 * n), nth >= 2 * n
     test, trusted = ((inside & part).nonzero().flatten() for part in parts[:2])

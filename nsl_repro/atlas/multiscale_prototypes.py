@@ -97,7 +97,7 @@ def _stage_bench(name: str, root: Any, smoke: bool) -> tuple[Bench, tuple[int, .
         x, sizes = torch.cat(scales, 1), tuple(n * n for n in _SCALES)
     else:
         lite, sizes = load_backbone(), _SIZES
-        normal = (part.flatten().tolist() for part in (lite.mean, lite.std))
+        normal = lite.mean.flatten().tolist(), lite.std.flatten().tolist()
         backbone = Backbone(_Stages(lite.net), f"{lite.name}_stages", sum(sizes), *normal).eval()
         x, y, data, names = bench_features(name, root, smoke, 96, backbone)
     return split_bench(name, x, y, (int(y.max()) + 1) * 4 // 5, data, names), sizes
@@ -117,8 +117,9 @@ class _Staged(nn.Module):
         self.nets, kept = nn.ModuleList(), _columns(x, sizes)[first:]
         self.proto = MultiScaleProto([min(dim, part.shape[1]) for part in kept], learn=learn)
         for part, size in zip(kept, self.proto.sizes):
-            self.nets.append(BenchNet(part.shape[1], size, unit=False))
-            start_at_components(self.nets[-1], part)
+            net = BenchNet(part.shape[1], size, unit=False)
+            start_at_components(net, part)
+            self.nets.append(net)
 
     def embed(self, x: Tensor) -> Tensor:
         parts = x.split(self.sizes, 1)[self.first :]
@@ -144,7 +145,7 @@ def study(preset: str, seed: int, dataset: str = "digits", root: Any = None) -> 
     bench, sizes = _stage_bench(dataset, None if root is None else str(root), preset == "smoke")
     few, names = FEW_SHOT[preset], [*(f"stage_{i + 1}" for i in range(len(sizes))), "as_they_are"]
     sampler = episodes_of(bench.test, seed, few)
-    _, found = evaluate_episodes(partial(_as_they_are, sizes), sampler, few.episodes)
+    found: Any = evaluate_episodes(partial(_as_they_are, sizes), sampler, few.episodes).interval
     metrics = {f"{name}_accuracy": scores.mean for name, scores in zip(names, found)}
     for name, (first, learn) in _ARMS.items():
         build = partial(_Staged, sizes=sizes, first=first % len(sizes), learn=learn)

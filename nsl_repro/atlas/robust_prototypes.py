@@ -148,8 +148,8 @@ def _detected(net: _Learner, task: NoisyTask) -> dict[str, float]:
 
 def study(preset: str, seed: int, dataset: str = "digits", root: Any = None) -> dict[str, float]:
     "Ways to learn from web and real images, tested on real ones."
-    where, metrics = (dataset, None if root is None else str(root), preset == "smoke"), {}
-    task, steps = noisy_task(*_two_views(*where), seed), _STEPS[preset]
+    where = dataset, None if root is None else str(root), preset == "smoke"
+    task, steps, metrics = noisy_task(*_two_views(*where), seed), _STEPS[preset], dict[str, float]()
     for arm in _ARMS:
         net, accuracy = _fit(task, arm, _rate(where, arm, steps), steps, seed)
         metrics |= {f"{arm}_accuracy": accuracy} | (_detected(net, task) if net.guided else {})
