@@ -30,7 +30,7 @@ from ..base.files import data_root, make_folder, write_whole
 from ..data.draws import generator_for
 from ..data.features import Backbone, frozen_features, load_backbone
 from ..data.images import ImageSet, load_dataset
-from ..data.photos import Noticed, fingerprint, load_photos
+from ..data.photos import Noticed, PhotoSet, fingerprint, load_photos
 from ..results.intervals import Interval
 from ..training.embedding import EmbeddingNet, batch_shape, train_embedding
 from ..training.fewshot import Episode, EpisodeSampler, evaluate_episodes, prototypes
@@ -114,7 +114,6 @@ def image_features(
 
 # %% ../../nbs/atlas/03_bench.ipynb #57f1d684
 _PER_CLASS = {"mini_imagenet": 60, "cifar10": 300, "cifar100": 60}
-BENCHES = ("digits", "cub", "cars", "mini_imagenet", "cifar10", "cifar100")
 
 
 def first_of_each(
@@ -129,7 +128,8 @@ def first_of_each(
 _Read = tuple[Tensor, Tensor, str, tuple[str, ...]]  # features, labels, digest, names
 
 
-def _of_photos(name: str, root: Any, smoke: bool, size: int = 192, network: Any = None) -> _Read:
+@lru_cache(maxsize=4)
+def _photos(name: str, root: str, smoke: bool) -> PhotoSet:  # those of the bench
     with warnings.catch_warnings():  # copies of images are told where the data set is checked
         warnings.simplefilter("ignore", Noticed)
         photos = load_photos(name, root)
@@ -137,7 +137,11 @@ def _of_photos(name: str, root: Any, smoke: bool, size: int = 192, network: Any 
         far = torch.isin(photos.labels, torch.linspace(0, len(photos.classes) - 1, 12).long())
         photos = photos.subset(far.nonzero().flatten())
     most = 8 if smoke else _PER_CLASS.get(name, len(photos))
-    photos = photos.subset(first_of_each(photos.labels, most))
+    return photos.subset(first_of_each(photos.labels, most))
+
+
+def _of_photos(name: str, root: Any, smoke: bool, size: int = 192, network: Any = None) -> _Read:
+    photos = _photos(name, str(data_root(root)), smoke)
     where = data_root(root) / "cache" / "features"
     network, size = network or "efficientnet_lite0", max(1, size // 3) if smoke else size
     found = frozen_features(photos, network, size, cache=where)
@@ -145,19 +149,28 @@ def _of_photos(name: str, root: Any, smoke: bool, size: int = 192, network: Any 
     return found.values, photos.labels, fingerprint(photos), names
 
 
+@lru_cache(maxsize=4)
+def _images(name: str, root: str, smoke: bool) -> ImageSet:  # those of the bench
+    images, _ = load_dataset(name, root)
+    return images.subset(first_of_each(images.labels, 8 if smoke else _PER_CLASS[name]))
+
+
 def _of_images(name: str, root: Any, smoke: bool, size: int = 96, network: Any = None) -> _Read:
-    both = load_dataset(name, root)
     if name == "digits":
+        both = load_dataset(name, root)
         pixels, labels = torch.cat([s.images for s in both]), torch.cat([s.labels for s in both])
         rows = first_of_each(labels, 16 if smoke else len(labels))
         return load_backbone("pixels")(pixels[rows]), labels[rows], "", ()
-    images = both[0].subset(first_of_each(both[0].labels, 8 if smoke else _PER_CLASS[name]))
+    images = _images(name, str(data_root(root)), smoke)
     where, size = data_root(root) / "cache" / "features", max(1, size // 3) if smoke else size
     x = image_features(images, name, network or load_backbone(), size, where)
     digest = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()[:16]
     return x, images.labels, digest, ()
 
 # %% ../../nbs/atlas/03_bench.ipynb #da73b63a
+BENCHES = ("digits", "cub", "cars", "mini_imagenet", "cifar10", "cifar100")
+
+
 def _check_bench(name: str) -> None:
     if name not in BENCHES:
         raise ValueError(f"name must be one of {', '.join(BENCHES)}, got {name!r}.")
