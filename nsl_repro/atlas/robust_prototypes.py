@@ -60,7 +60,7 @@ _TAU = 0.1  # temperature of the prototypes
 
 @cache
 def _two_views(name: str, root: Any, smoke: bool) -> tuple[Tensor, Tensor, Tensor]:
-    "Features at a mean length of 10 of images, of their thumbnails, and labels."
+    "Features of images, of their thumbnails (of digits: of digits moved by a pixel), and labels."
     x, y, *_ = bench_features(name, root, smoke, 96)
     web = x.roll(1, 1) if name == "digits" else bench_features(name, root, smoke, 32)[0]
     return *(10 * part / x.norm(dim=1).mean() for part in (x, web)), y
