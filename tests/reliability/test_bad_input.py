@@ -29,8 +29,10 @@ import nsl_repro
 from nsl_repro.atlas import (
     adaptive_cosine_margin,
     bench,
+    costs,
     decoupled_softmax,
     energy_confusion,
+    gaussian_attention,
     heads,
     labels,
     metric_mixup,
@@ -680,6 +682,17 @@ GOOD = {
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
     "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
+    "growth_exponent": (costs.growth_exponent, dict(sizes=[1, 2, 4], costs=[1.0, 2.0, 5.0])),
+    "gaussian_kernel": (gaussian_attention.gaussian_kernel, dict(a=z, b=draw(3, 8))),
+    "gaussian_attention": (gaussian_attention.gaussian_attention, dict(q=z, v=draw(6, 3))),
+    "newton_inverse": (
+        gaussian_attention.newton_inverse,
+        dict(A=gaussian_attention.gaussian_kernel(z, z), steps=9, ridge=0.01),
+    ),
+    "nystrom_attention": (
+        gaussian_attention.nystrom_attention,
+        dict(q=z, landmarks=draw(3, 8), v=draw(6, 3), steps=9, ridge=0.01),
+    ),
     "letter_trigrams": (labels.letter_trigrams, dict(texts=("ab", "abc"))),
     "LabelObjective.forward": (
         labels.LabelObjective(
@@ -731,6 +744,8 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
     "four_settings": PART,
+    "pooled_landmarks": PART,
+    **dict.fromkeys(("times_in_turn", "held_bytes"), CALLS),
     **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "label_names": TEXT,
