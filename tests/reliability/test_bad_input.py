@@ -29,6 +29,7 @@ import nsl_repro
 from nsl_repro.atlas import (
     adaptive_cosine_margin,
     bench,
+    contextual_messages,
     costs,
     decoupled_softmax,
     energy_confusion,
@@ -682,6 +683,15 @@ GOOD = {
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
     "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
+    "additive_pairs": (contextual_messages.additive_pairs, dict(q=z, k=draw(3, 8))),
+    "ContextualConv": (
+        contextual_messages.ContextualConv,
+        dict(in_dim=8, hidden=5, out_dim=3, aggregate="max"),
+    ),
+    "ContextualConv.forward": (
+        contextual_messages.ContextualConv(8, 5, 3),
+        dict(h=z, source=y, target=torch.arange(6)),
+    ),
     "growth_exponent": (costs.growth_exponent, dict(sizes=[1, 2, 4], costs=[1.0, 2.0, 5.0])),
     "gaussian_kernel": (gaussian_attention.gaussian_kernel, dict(a=z, b=draw(3, 8))),
     "gaussian_attention": (gaussian_attention.gaussian_attention, dict(q=z, v=draw(6, 3))),
@@ -744,7 +754,7 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
     "four_settings": PART,
-    "pooled_landmarks": PART,
+    **dict.fromkeys(("pooled_landmarks", "draw_dictionaries"), PART),
     **dict.fromkeys(("times_in_turn", "held_bytes"), CALLS),
     **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
