@@ -15,9 +15,9 @@ metric = cfg[
 run = metric + cfg["run_requirements"].split()  # the experiments
 onnx, tracking = cfg["onnx_requirements"].split(), cfg["tracking_requirements"].split()
 faiss = cfg["faiss_requirements"].split()  # an index whose lists PDDM re-ranks
-atlas = run + faiss  # what the notebooks of nbs/atlas are checked against
+atlas = run + faiss + cfg["atlas_requirements"].split()  # what nbs/atlas is checked against
 notebooks = (
-    run + onnx + faiss + tracking + cfg["notebooks_requirements"].split()
+    atlas + onnx + tracking + cfg["notebooks_requirements"].split()
 )  # all notebooks, in Colab or elsewhere
 docs = notebooks + [
     f"{need}; python_version >= '3.11'" for need in cfg["docs_requirements"].split()

@@ -35,6 +35,15 @@ def nsl_repro():
     return run
 
 
+@pytest.fixture(scope="session")
+def browser():
+    "One for all files of a worker: Playwright starts only once in a process."
+    from browser import chromium  # only the tests of the site and of JupyterLab need Playwright
+
+    with chromium() as found:
+        yield found
+
+
 @pytest.fixture
 def notebook(tmp_path):
     "Write a notebook whose first code cell is the parameters cell."

@@ -27,6 +27,8 @@ IMPORTED_AS = {
     "jupyter_client": "ipykernel",
     "safetensors": "accelerate",
     "faiss": "faiss-cpu",
+    "ot": "POT",
+    "skimage": "scikit-image",
     "triton": "torch",
     "transformers": "sentence-transformers",
 }  # module -> what brings it, where they differ

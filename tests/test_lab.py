@@ -20,7 +20,7 @@ import time
 
 import nbformat
 import pytest
-from browser import chromium, listen, script
+from browser import listen, script
 from conftest import ROOT
 
 SCREENSHOTS = ROOT / "_docs" / "screenshots"
@@ -169,13 +169,13 @@ def look_for_no_news(settings):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    "A browser that is logged in."
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.heard = listen(page)
-        page.goto(f"{lab[0]}/?token={lab[1]}")
-        yield page
+def page(lab, browser):
+    "A page that is logged in."
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.heard = listen(page)
+    page.goto(f"{lab[0]}/?token={lab[1]}")
+    yield page
+    page.close()
 
 
 def run_all(page, name):

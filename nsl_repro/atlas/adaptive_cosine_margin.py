@@ -76,7 +76,7 @@ class MadaCos(MarginHead):
             return logits
         cosine = logits / self.scale
         scale, margin = scale_and_margin(cosine, labels, self.alpha)
-        self.scale.data.copy_(scale)
+        self.scale.data.copy_(torch.where(scale.isfinite(), scale, self.scale))
         self.history.append((scale.item(), margin.item()))
         return scale * (cosine - margin * F.one_hot(labels.long(), cosine.shape[1]))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHES', 'BUDGETS', 'Part', 'Bench', 'split_bench', 'image_features', 'first_of_each', 'load_bench', 'class_scores',
            'class_interval', 'BenchNet', 'start_at_components', 'Arm', 'Budget', 'four_settings', 'Choice', 'choose',
-           'compare', 'images_apart', 'calibration_error', 'known_class_scores']
+           'compare', 'images_apart', 'calibration_error', 'known_class_scores', 'head_scores']
 
 # %% ../../nbs/atlas/03_bench.ipynb #7cea66d1
 import hashlib
@@ -203,7 +203,8 @@ def _classification(z: Tensor, y: Tensor, score: Any, shot: int = 5) -> dict[str
     return dict(accuracy=_by_class(right, y[query]))
 
 
-def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
+def _pair_scores(z: Tensor, y: Tensor, score: Any) -> list[tuple[Tensor, Tensor]]:
+    "Scores of the pairs within each class, and of some across."
     matrix = getattr(score, "matrix", score)
     if isinstance(matrix, str):
         matrix = partial(prototypical_logits, similarity=score)
@@ -211,11 +212,26 @@ def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
     for c in range(int(y.max()) + 1):
         inside, outside = z[y == c], z[y != c][::every]
         i, j = torch.triu_indices(len(inside), len(inside), 1, device=z.device)
-        found.append(auroc(matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
+        found.append((matrix(inside, inside)[i, j], matrix(inside, outside).flatten()))
+    return found
+
+
+def _verification(z: Tensor, y: Tensor, score: Any) -> dict[str, Tensor]:
+    found = [auroc(*pairs) for pairs in _pair_scores(z, y, score)]
     return dict(verification=torch.tensor(found, dtype=torch.float64, device="cpu"))
 
+
+def _rates(z: Tensor, y: Tensor, score: Any, false: float = 0.01) -> dict[str, Tensor]:
+    "Percent of the pairs of each class that pass where this share of the others does."
+    pairs = _pair_scores(z, y, score)
+    others = torch.cat([across for _, across in pairs])
+    threshold = others.kthvalue(max(1, round((1 - false) * len(others)))).values
+    passed = [(within > threshold).double().mean() for within, _ in pairs]
+    return dict(true_accepts=100 * torch.stack(passed))
+
 # %% ../../nbs/atlas/03_bench.ipynb #9d7b5371
-_SCORES = dict(retrieval=_retrieval, classification=_classification, verification=_verification)
+_SCORES = dict(retrieval=_retrieval, classification=_classification)
+_SCORES |= dict(verification=_verification, rates=_rates)
 
 
 @checked
@@ -226,7 +242,7 @@ def class_scores(
     score: Any = "cosine",  # or 'euclidean', or a function (n, D), (m, D) -> (n, m)
     kinds: Sequence[str] = ("retrieval", "classification", "verification"),
 ) -> dict[str, Tensor]:  # name -> (C,) percent, one per class
-    """Recall@1 and MAP@R, accuracy from five labelled images, AUROC of pairs.
+    """Recall@1 and MAP@R, accuracy from five labelled images, AUROC of pairs, true accepts.
 
     Raises `ValueError` for another kind, for one class, or for a class of one image."""
     unknown = [kind for kind in kinds if kind not in _SCORES]
@@ -493,6 +509,7 @@ def _more(more: Any, name: str, net: Any, score: Any) -> dict[str, float]:
     return {f"{name}_{key}": value for key, value in (more(net, score) if more else {}).items()}
 
 # %% ../../nbs/atlas/03_bench.ipynb #5122bacc
+@lru_cache(maxsize=16)
 def images_apart(bench: Bench) -> Bench:
     "All classes in every part, and each image in one of fit, choose and test."
     x = torch.cat([bench.train.x, bench.test.x])
@@ -505,6 +522,12 @@ def images_apart(bench: Bench) -> Bench:
     return Bench(bench.name, fit, choose, train, test, bench.data, bench.names)
 
 # %% ../../nbs/atlas/03_bench.ipynb #580bf7f0
+def _check_known(y: Tensor, classes: int) -> None:
+    if not len(y) or not 0 <= y.min() <= y.max() < classes:
+        found = f"{y.min()} to {y.max()}" if len(y) else "none"
+        raise ValueError(f"y must be in 0..{classes - 1}, got {found}.")
+
+
 @checked
 def calibration_error(
     p: Float[Tensor, "N C"],  # probabilities
@@ -512,9 +535,9 @@ def calibration_error(
     bins: int = 15,  # of equal width
 ) -> float:  # percent
     "How far confidence and accuracy are apart. Raises `ValueError` for what is no probability."
-    if bins < 1 or not len(y) or not 0 <= y.min() <= y.max() < p.shape[1]:
-        got = f"{bins} bins and {len(y)} labels from {y.tolist()[:10]}"
-        raise ValueError(f"bins must be positive and y in 0..{p.shape[1] - 1}, got {got}.")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}.")
+    _check_known(y, p.shape[1])
     if not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3):
         found = f"rows that add up to {p.sum(1).tolist()[:5]}"
         raise ValueError(f"p must be probabilities, got {found}.")
@@ -532,6 +555,7 @@ def known_class_scores(
     p: Float[Tensor, "N C"] | None = None,  # probabilities, of a head that gives them
 ) -> dict[str, Tensor]:  # per class top_1, top_5 (percent), nll (nats); and ece (1,) percent
     "How often the right class is first or among five; with probabilities, what they are worth."
+    _check_known(y, logits.shape[1])
     if not logits.isfinite().all():
         raise ValueError(f"logits must be finite, got {int((~logits.isfinite()).sum())} others.")
     y = y.long()
@@ -542,3 +566,9 @@ def known_class_scores(
         found["nll"] = _by_class(-right.log(), y) / 100
         found["ece"] = torch.tensor([calibration_error(p, y)], dtype=torch.float64, device="cpu")
     return found
+
+# %% ../../nbs/atlas/03_bench.ipynb #711ffa9f
+def head_scores(net: Any, objective: Any, part: Part) -> dict[str, Tensor]:
+    "The scores of an objective's head on classes that it knows, by its softmax."
+    logits = objective.head(net(part.x))
+    return known_class_scores(logits, part.y, logits.softmax(1))

@@ -331,9 +331,10 @@ def arms_table(
 ) -> Table:
     "Each arm's metric over the seeds, and the difference to it, paired by seed."
     entries = list(entries)
+    named = sorted({ours.replace("_", " ") for ours in arms.values() if ours})
     columns = ["arm"]
     for dataset in datasets:
-        columns += [dataset, "difference"]
+        columns += [dataset, "difference"] if named else [dataset]
     lines = []
     for arm, ours in arms.items():
         line = [arm.replace("_", " ")]
@@ -341,15 +342,16 @@ def arms_table(
             runs = {e.seed: e.metrics for e in entries if e.dataset == dataset}
             values = {seed: m[f"{arm}_{metric}"] for seed, m in runs.items()}
             mean, half = mean_interval(values.values())
-            line += [f"{mean:{spec}} ± {half:{spec}}", ""]
+            line += [f"{mean:{spec}} ± {half:{spec}}"] + [""] * bool(named)
             if ours and ours != arm:
                 other = {seed: m[f"{ours}_{metric}"] for seed, m in runs.items()}
                 mean, half = difference_interval(other, values)
                 line[-1] = f"{mean:+{spec}} ± {half:{spec}}"
         lines.append(line)
-    caption = f"{metric.replace('_', ' ')}, mean ± 95 % interval over seeds. Difference: "
-    named = {ours.replace("_", " ") for ours in arms.values() if ours}
-    return Table(columns, lines, caption + f"{' or '.join(sorted(named))} minus the arm.")
+    caption = f"{metric.replace('_', ' ')}, mean ± 95 % interval over seeds."
+    if named:
+        caption += f" Difference: {' or '.join(named)} minus the arm."
+    return Table(columns, lines, caption)
 
 # %% ../../nbs/atlas/04_registry.ipynb #27818fd1
 _COLORS = {"supported": "#009E73", "refuted": "#D55E00"}

@@ -189,7 +189,9 @@ def read_parameters(
         if isinstance(line, (ast.Import, ast.ImportFrom)):
             continue
         try:
-            parameter = _parameter(line, source, comments.get(line.end_lineno or line.lineno, ""))
+            rows = range(line.end_lineno or line.lineno, line.lineno - 1, -1)  # the last comment
+            told = next((comments[row] for row in rows if row in comments), "")
+            parameter = _parameter(line, source, told)
         except ValueError as e:
             raise ValueError(f"{where}, line {line.lineno}: {e}") from None
         parameters[parameter.name] = parameter

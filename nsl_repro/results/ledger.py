@@ -103,7 +103,7 @@ class Entry(BaseModel):
     device: str
     versions: dict[str, str]
     commit: Commit  # of the code; '' where there is no git
-    dirty: bool  # tracked files outside data/ had changes that were not committed
+    dirty: bool  # tracked code had changes that were not committed
     nondeterministic: list[str] = []  # operators that can give other bits the next time
     data: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""  # what was in the files
 
@@ -182,17 +182,33 @@ def threads_of(entry: Entry) -> int | None:  # None where it does not tell
     number = entry.versions.get("threads") or (told[1] if told else "")
     return int(number) if number.isdecimal() else None
 
+# %% ../../nbs/results/01_ledger.ipynb #187e2fab
+def _told(notebook: str) -> list:  # its cells without their outputs
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook)["cells"]]
+
+
+def _code_changed() -> bool:
+    "Whether git has other code here than was committed, as far as it keeps it."
+    not_code = (":(exclude)data", ":(exclude)README.md")
+    names = ask_git("diff", "--name-only", "--relative", "HEAD", "--", ".", *not_code)
+    for name in (names or "").splitlines():
+        before, now = ask_git("show", f"HEAD:./{name}"), project_root() / name
+        if not (name.endswith(".ipynb") and before and now.is_file()):
+            return True
+        if _told(before) != _told(now.read_text(encoding="utf-8")):
+            return True
+    return False
+
 
 def new_entry(
     **fields: Any,  # the keys of `Entry`; four of them need not be given
 ) -> Entry:  # validated
     "An entry for a run of this code, here and now. Raises `ValueError` that names the fields."
-    changes = ask_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data")
     filled = {
         "schema": SCHEMA,
         "versions": _versions(),
         "commit": ask_git("rev-parse", "HEAD") or "",
-        "dirty": bool(changes),
+        "dirty": _code_changed(),
     }
     return validated(Entry, {**filled, **fields}, "the ledger entry")
 

@@ -6,6 +6,7 @@ Hypothesis spoils two or three at once, with NSL_SOAK=1 far more often.
 """
 
 import ast
+import copy
 import importlib
 import inspect
 import math
@@ -28,22 +29,32 @@ from torch import Tensor, nn
 import nsl_repro
 from nsl_repro.atlas import (
     adaptive_cosine_margin,
+    any_loss,
     bench,
     contextual_messages,
     costs,
     decoupled_softmax,
+    elastic_margin,
     energy_confusion,
+    equiangular_vectors,
     gaussian_attention,
+    harmonic_loss,
     heads,
     labels,
     metric_mixup,
+    negative_pairs,
+    novel_class_sphere,
     pair_weighting,
     pairs,
     score_fusion,
     semantic_proxies,
     snr_distance,
+    softmax_ghosts,
     structured_bilinear,
+    svm_head,
     threshold_consistency,
+    two_pass_softmax,
+    z_loss,
 )
 from nsl_repro.base import checks
 from nsl_repro.data import draws, features, folder as folders, images as pictures
@@ -670,6 +681,45 @@ GOOD = {
         semantic_proxies.SemanticProxies,
         dict(dim=8, classes=3, kind="mean", share=0.5),
     ),
+    "minkowski": (harmonic_loss.minkowski, dict(a=z, b=draw(3, 8), p=1.5)),
+    "cosine_distance": (harmonic_loss.cosine_distance, dict(a=z, b=draw(3, 8))),
+    "canberra": (harmonic_loss.canberra, dict(a=z, b=draw(3, 8), smallest=1e-6)),
+    "bray_curtis": (harmonic_loss.bray_curtis, dict(a=z, b=draw(3, 8), smallest=1e-6)),
+    "Mahalanobis": (harmonic_loss.Mahalanobis, dict(dim=8)),
+    "Mahalanobis.forward": (harmonic_loss.Mahalanobis(8), dict(a=z, b=draw(3, 8))),
+    "SlippedHead": (harmonic_loss.SlippedHead, dict(dim=8, classes=3, n=2.0, smallest=1e-4)),
+    "SlippedHead.forward": (harmonic_loss.SlippedHead(8, 3), dict(z=z)),
+    "squared_hinge": (svm_head.squared_hinge, dict(logits=draw(6, 3), labels=y)),
+    "SvmObjective": (svm_head.SvmObjective, dict(dim=8, classes=3, cost=2.0, bias=True)),
+    "SvmObjective.forward": (svm_head.SvmObjective(8, 3), dict(z=z, labels=y)),
+    "sign_decision": (svm_head.sign_decision, dict(logits=draw(6, 3))),
+    "elastic_margins": (
+        elastic_margin.elastic_margins,
+        dict(own=z[:, 0], mean=0.3, sigma=0.1, order="described"),
+    ),
+    "ElasticMargin": (
+        elastic_margin.ElasticMargin,
+        dict(mean=0.3, sigma=0.1, order="described", kind="cosine"),
+    ),
+    "ElasticMargin.forward": (elastic_margin.ElasticMargin(), dict(own=z[:, :1])),
+    "within_whiskers": (negative_pairs.within_whiskers, dict(values=z[:, 0], r=1.0)),
+    "negative_pairs": (negative_pairs.negative_pairs, dict(z=z, labels=y, r=1.0)),
+    "unified_loss": (
+        negative_pairs.unified_loss,
+        dict(logits=draw(6, 3), labels=y, negatives=draw(5)),
+    ),
+    "UnifiedNegatives": (negative_pairs.UnifiedNegatives, dict(head=heads.MarginHead(8, 3), r=1.0)),
+    "UnifiedNegatives.forward": (
+        negative_pairs.UnifiedNegatives(heads.MarginHead(8, 3)),
+        dict(z=z, labels=y),
+    ),
+    "welch_bound": (equiangular_vectors.welch_bound, dict(n=9, d=4)),
+    "coherence": (equiangular_vectors.coherence, dict(vectors=z)),
+    "excess": (equiangular_vectors.excess, dict(vectors=z, alpha=0.2)),
+    "equiangular_vectors": (
+        equiangular_vectors.equiangular_vectors,
+        dict(n=6, d=4, alpha=0.6, steps=900, lr=0.01, seed=1),
+    ),
     "SemanticProxies.forward": (
         semantic_proxies.SemanticProxies(8, 3).eval(),  # in training it remembers the call
         dict(z=z, labels=y),
@@ -680,6 +730,31 @@ GOOD = {
     ),
     "MadaCos": (adaptive_cosine_margin.MadaCos, dict(dim=8, classes=3, alpha=0.1)),
     "MadaCos.forward": (adaptive_cosine_margin.MadaCos(8, 3), dict(z=z, labels=y)),
+    "z_loss": (z_loss.z_loss, dict(o=draw(6, 4), labels=y, a=0.5, b=1.0)),
+    "FactoredSphericalHead": (z_loss.FactoredSphericalHead, dict(weight=draw(4, 8))),
+    "FactoredSphericalHead.step": (
+        z_loss.FactoredSphericalHead(draw(4, 8)).step,
+        dict(h=z, labels=y, lr=0.0),  # a rate of zero leaves the head as it is for the next call
+    ),
+    "ghost_radius": (softmax_ghosts.ghost_radius, dict(z=draw(4), a=draw(8)[4:])),
+    "step_ratio": (softmax_ghosts.step_ratio, dict(slopes=z)),
+    "AnyLoss": (any_loss.AnyLoss, dict(score=any_loss.g_mean, L=20.0)),
+    "AnyLoss.forward": (any_loss.AnyLoss(L=9.0), dict(p=draw(6, 1).sigmoid(), y=y[:, None] % 2)),
+    "AnyLoss.counts": (
+        any_loss.AnyLoss(L=9.0).counts,
+        dict(p=draw(6, 1).sigmoid(), y=y[:, None] % 2),
+    ),
+    "ext_exp": (two_pass_softmax.ext_exp, dict(x=z)),
+    "softmax_in_passes": (two_pass_softmax.softmax_in_passes, dict(x=z, way="reload")),
+    "SphereHead": (
+        novel_class_sphere.SphereHead,
+        dict(dim=8, classes=3, scale=5.0, weight=draw(3, 8)),
+    ),
+    "SphereHead.forward": (novel_class_sphere.SphereHead(8, 3), dict(z=z)),
+    "add_class": (
+        novel_class_sphere.add_class,
+        dict(head=novel_class_sphere.SphereHead(8, 3), z=z),
+    ),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -760,7 +835,7 @@ NOT_HERE = {
     **dict.fromkeys(("ObjectiveLoss", "SimilarityDistance"), CALLS),
     **dict.fromkeys(("choose", "compare", "study", "run_study"), LONG),
     **dict.fromkeys(("image_features", "load_bench"), FILES),
-    **dict.fromkeys(("first_of_each", "start_at_components", "images_apart"), PART),
+    **dict.fromkeys(("first_of_each", "start_at_components", "images_apart", "head_scores"), PART),
     "four_settings": PART,
     **dict.fromkeys(("pooled_landmarks", "draw_dictionaries"), PART),
     **dict.fromkeys(("nearest_prototypes", "planted_patches", "digit_patches"), PART),
@@ -768,7 +843,19 @@ NOT_HERE = {
     **dict.fromkeys(("times_in_turn", "held_bytes"), CALLS),
     **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
+    "logit_slopes": CALLS,
+    **dict.fromkeys(("RadiusClip", "train_with_spike", "onset"), LONG),
+    **dict.fromkeys(("Counts", "Task", "Onset"), CONTAINER),
+    **dict.fromkeys(("f_score", "g_mean", "balanced_accuracy", "accuracy", "counts_of"), PART),
+    "best_threshold": PART,
+    "ext_add": PART,
+    "compiled": FILES,
+    **dict.fromkeys(("ulp_error", "pass_times"), LONG),
+    "surest": TEXT,
+    **dict.fromkeys(("novel_bench", "class_vectors", "untrained"), PART),
     "label_names": TEXT,
+    **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
+    **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
     "Form": CONTAINER,
     "systems": "takes no arguments",
     "plot_map": PICTURE,
@@ -1228,9 +1315,15 @@ FULL = re.compile(
 )  # torch's words for what is too large for any machine, and for tensors without gradients
 
 
+def fresh(name):
+    "A call whose object nobody called before: what one call leaves in it must not reach the next."
+    function, arguments = GOOD[name]
+    return copy.deepcopy(function), arguments
+
+
 @lru_cache(None)
 def good_result(name):
-    function, arguments = GOOD[name]
+    function, arguments = fresh(name)
     torch.manual_seed(0)
     return function(**arguments)
 
@@ -1254,7 +1347,7 @@ def numbers(result):
 
 def try_one(name, changes):
     "Call with some arguments spoiled. A sentence about what is wrong, or nothing."
-    function, arguments = GOOD[name]
+    function, arguments = fresh(name)
     given_ = {**arguments, **{a: spoiled(arguments[a], how) for a, how in changes}}
     torch.manual_seed(0)
     try:
