@@ -759,7 +759,7 @@ GOOD = {
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
     "soft_topk_loss": (decoupled_softmax.soft_topk_loss, dict(s=z, y=z > 0, k=2.0, a=2.0)),
-    "additive_pairs": (contextual_messages.additive_pairs, dict(q=z, k=draw(3, 8))),
+    "additive_pairs": (pairs.additive_pairs, dict(q=z, k=draw(3, 8))),
     "ContextualConv": (
         contextual_messages.ContextualConv,
         dict(in_dim=8, hidden=5, out_dim=3, aggregate="max"),
@@ -768,7 +768,6 @@ GOOD = {
         contextual_messages.ContextualConv(8, 5, 3),
         dict(h=z, source=y, target=torch.arange(6)),
     ),
-    "kcenter_coreset": (score_fusion.kcenter_coreset, dict(x=z, count=3)),
     "LocalScales": (score_fusion.LocalScales, dict(dim=8, views=2, hidden=4)),
     "LocalScales.forward": (
         score_fusion.LocalScales(8, 2, 4),
@@ -777,14 +776,13 @@ GOOD = {
     "consistency_loss": (score_fusion.consistency_loss, dict(l=draw(3, 5), s=draw(3, 5).abs())),
     "growth_exponent": (costs.growth_exponent, dict(sizes=[1, 2, 4], costs=[1.0, 2.0, 5.0])),
     "gaussian_kernel": (gaussian_attention.gaussian_kernel, dict(a=z, b=draw(3, 8))),
-    "gaussian_attention": (gaussian_attention.gaussian_attention, dict(q=z, v=draw(6, 3))),
+    "gaussian_attention": (
+        gaussian_attention.gaussian_attention,
+        dict(q=z, v=draw(6, 3), landmarks=draw(3, 8), steps=9, ridge=0.01),
+    ),
     "newton_inverse": (
         gaussian_attention.newton_inverse,
         dict(A=gaussian_attention.gaussian_kernel(z, z), steps=9, ridge=0.01),
-    ),
-    "nystrom_attention": (
-        gaussian_attention.nystrom_attention,
-        dict(q=z, landmarks=draw(3, 8), v=draw(6, 3), steps=9, ridge=0.01),
     ),
     "letter_trigrams": (labels.letter_trigrams, dict(texts=("ab", "abc"))),
     "LabelObjective.forward": (
@@ -837,10 +835,10 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart", "head_scores"), PART),
     "four_settings": PART,
-    **dict.fromkeys(("pooled_landmarks", "draw_dictionaries"), PART),
-    **dict.fromkeys(("nearest_prototypes", "planted_patches", "digit_patches"), PART),
-    **dict.fromkeys(("Near", "Patches"), CONTAINER),
-    **dict.fromkeys(("times_in_turn", "held_bytes"), CALLS),
+    **dict.fromkeys(("draw_dictionaries", "same_precision", "nearest_prototypes"), PART),
+    **dict.fromkeys(("planted_patches", "digit_patches"), PART),
+    **dict.fromkeys(("Near", "Cost"), CONTAINER),
+    **dict.fromkeys(("times_in_turn", "counted_cost", "take_steps"), CALLS),
     **dict.fromkeys(("bench_labels", "usual_count", "label_precision"), PART),
     **dict.fromkeys(("question_estimate", "judge", "map_rows", "map_table", "arms_table"), TEXT),
     "logit_slopes": CALLS,
