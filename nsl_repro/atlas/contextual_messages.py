@@ -21,7 +21,7 @@ from .pairs import additive_pairs
 from .registry import Question, System
 from ..base.checks import checked
 
-# %% ../../nbs/atlas/35_contextual_messages.ipynb #b3b86efe
+# %% ../../nbs/atlas/35_contextual_messages.ipynb #c752f48a
 @checked
 class ContextualConv(nn.Module):
     "Messages that depend on both ends. Source: Lim et al., TMLR 2025."
@@ -37,9 +37,8 @@ class ContextualConv(nn.Module):
         if aggregate not in ("sum", "mean", "sym", "max"):
             raise ValueError(f"aggregate must be sum, mean, sym or max, got {aggregate!r}.")
         if min(in_dim, hidden, out_dim) < 1:
-            raise ValueError(
-                f"in_dim, hidden, out_dim must be positive, got {in_dim, hidden, out_dim}."
-            )
+            got = in_dim, hidden, out_dim
+            raise ValueError(f"in_dim, hidden and out_dim must be positive, got {got}.")
         self.query, self.key = nn.Linear(in_dim, hidden), nn.Linear(in_dim, hidden, bias=False)
         self.result, self.aggregate = nn.Linear(hidden, out_dim, bias=False), aggregate
 
@@ -112,11 +111,10 @@ def _keys(dataset: str, root: Any, smoke: bool) -> list[tuple[Tensor, ...]]:
         found.append(tuple(part.x[part.y == c] for c in part.y.unique()[:10]))
     return found
 
-# %% ../../nbs/atlas/35_contextual_messages.ipynb #938125c5
+# %% ../../nbs/atlas/35_contextual_messages.ipynb #5fba8a36
 def _accuracy(arm: str, learn: Any, judge: Any, lr: float, seed: int, steps: int) -> float:
     torch.manual_seed(seed)
-    n = len(learn)
-    net = _LookUp(arm, learn[0].shape[1] + n, n, 4 * n)
+    net = _LookUp(arm, learn[0].shape[1] + len(learn), len(learn), 4 * len(learn))
 
     def loss() -> Tensor:
         queries, entries, labels = draw_dictionaries(learn, 64)
