@@ -65,7 +65,7 @@ class ContextualConv(nn.Module):
         m = m * share[self.aggregate][:, None]
         return self.result(m.new_zeros(n, m.shape[1]).index_add(0, target, m))
 
-# %% ../../nbs/atlas/35_contextual_messages.ipynb #5eda9892
+# %% ../../nbs/atlas/35_contextual_messages.ipynb #27e3d9c4
 _ARMS = ("sir", "gatv2", "gin", "gcn")
 
 
@@ -74,7 +74,7 @@ class _LookUp(nn.Module):
 
     def __init__(self, arm: str, dim: int, n: int, hidden: int):
         super().__init__()
-        self.arm, self.encode = arm, nn.Linear(dim, hidden)
+        self.arm, self.encode = arm, nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())
         self.query, self.key = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)
         self.score, self.answer = nn.Linear(hidden, 1, bias=False), nn.Linear(hidden, n)
 
@@ -111,7 +111,7 @@ def _keys(dataset: str, root: Any, smoke: bool) -> list[tuple[Tensor, ...]]:
         found.append(tuple(part.x[part.y == c] for c in part.y.unique()[:10]))
     return found
 
-# %% ../../nbs/atlas/35_contextual_messages.ipynb #5fba8a36
+# %% ../../nbs/atlas/35_contextual_messages.ipynb #22fb55e9
 def _accuracy(arm: str, learn: Any, judge: Any, lr: float, seed: int, steps: int) -> float:
     torch.manual_seed(seed)
     net = _LookUp(arm, learn[0].shape[1] + len(learn), len(learn), 4 * len(learn))
@@ -133,7 +133,7 @@ def _rate(arm: str, dataset: str, root: Any, steps: int) -> float:
 
 def study(preset: str, seed: int, dataset: str = "digits", root: Any = None) -> dict[str, float]:
     "The accuracy of all arms in dictionaries of ten entries."
-    steps, data = {"smoke": 5, "quick": 500, "small": 2000}[preset], (dataset, root)
+    steps, data = {"smoke": 5, "quick": 1000, "small": 4000}[preset], (dataset, root)
     learn, judge = _keys(*data, preset == "smoke")[2:]
     metrics = {}
     for arm in _ARMS:
@@ -150,5 +150,5 @@ SYSTEM = System(
     study=study,
     questions=tuple(Question("sir_accuracy", f"{rival}_accuracy") for rival in _ARMS[1:3]),
     datasets=("dictionary", "digits"),
-    parameters=(("lookup_steps", 500),),
+    parameters=(("lookup_steps", 1000),),
 )
