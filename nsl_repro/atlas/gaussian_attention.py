@@ -112,7 +112,7 @@ def _costs(n: int, seed: int, repeats: int, m: int = 49) -> dict[str, float]:
         found[f"{arm}_million_{n}"] = operations / 1e6
     return found
 
-# %% ../../nbs/atlas/36_gaussian_attention.ipynb #d0030921
+# %% ../../nbs/atlas/36_gaussian_attention.ipynb #de582139
 def _accuracy(kind: str, learn: Part, judge: Part, lr: float, seed: int, steps: int) -> float:
     torch.manual_seed(seed)
     net = _PatchNet(kind, int(learn.y.max()) + 1)
@@ -133,7 +133,7 @@ def _rate(kind: str, bench: Bench, steps: int) -> float:
 
 def study(preset: str, seed: int, dataset: str = "digits", root: Any = None) -> dict[str, float]:
     "Accuracies of small networks on digits; costs of one head on random tokens."
-    steps, smoke = {"smoke": 3, "quick": 250, "small": 1000}[preset], preset == "smoke"
+    steps, smoke = {"smoke": 3, "quick": 600, "small": 2000}[preset], preset == "smoke"
     bench, metrics = images_apart(load_bench(dataset, root, smoke)), dict[str, float]()
     for kind in ("soft", "softmax", "exact"):
         metrics[f"{kind}_rate"] = lr = _rate(kind, bench, steps)
@@ -151,5 +151,5 @@ SYSTEM = System(
     study=study,
     questions=tuple(Question("soft_accuracy", f"{r}_accuracy", -1.0) for r in ("softmax", "exact")),
     datasets=("digits",),
-    parameters=(("patch_steps", 250),),
+    parameters=(("patch_steps", 600),),
 )
