@@ -771,7 +771,7 @@ GOOD = {
     "LocalScales": (score_fusion.LocalScales, dict(dim=8, views=2, hidden=4)),
     "LocalScales.forward": (
         score_fusion.LocalScales(8, 2, 4),
-        dict(gap=draw(3, 5, 8), prototype=draw(3, 5, 8), s=draw(3, 5, 2)),
+        dict(near=score_fusion.Near(draw(3, 5, 8), draw(3, 5, 8), draw(3, 5, 2))),
     ),
     "consistency_loss": (score_fusion.consistency_loss, dict(l=draw(3, 5), s=draw(3, 5).abs())),
     "growth_exponent": (costs.growth_exponent, dict(sizes=[1, 2, 4], costs=[1.0, 2.0, 5.0])),
