@@ -66,7 +66,7 @@ def gaussian_attention(
     K = gaussian_kernel(q, landmarks)
     return K @ (newton_inverse(gaussian_kernel(landmarks, landmarks), steps, ridge) @ (K.mT @ v))
 
-# %% ../../nbs/atlas/36_gaussian_attention.ipynb #725474a1
+# %% ../../nbs/atlas/36_gaussian_attention.ipynb #c4ca632e
 _ARMS = ("soft", "softmax", "written_out")
 
 
@@ -99,11 +99,11 @@ class _PatchNet(nn.Module):
 
 
 @torch.no_grad()
-def _costs(n: int, seed: int, repeats: int, m: int = 49) -> dict[str, float]:
+def _costs(n: int, seed: int, repeats: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     q, v = torch.randn(2, 1, 1, n, 64, generator=generator)
     calls: dict[str, Any] = {
-        arm: partial(_attend, arm, q / 8**0.5, q / 8**0.5, v, m) for arm in _ARMS
+        arm: partial(_attend, arm, q / 8**0.5, q / 8**0.5, v, 49) for arm in _ARMS
     }
     took, found = times_in_turn(calls, repeats), dict[str, float]()
     for arm, call in calls.items():
