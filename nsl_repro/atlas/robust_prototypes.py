@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .bench import BenchNet, NoisyTask, bench_features, noisy_task
 from .bench import start_at_components
+from .pairs import additive_pairs
 from .registry import Question, System
 from ..base.checks import checked
 from ..data.draws import generator_for
@@ -37,8 +38,8 @@ class RelationMetric(nn.Module):
     def forward(self, z: Float[Tensor, "N d"], c: Float[Tensor, "C d"]) -> Tensor:  # (N, C)
         if 2 * z.shape[1] != self.first.in_features:
             raise ValueError(f"z must be (N, {self.first.in_features // 2}), got {tuple(z.shape)}.")
-        of_z, of_c = self.first.weight.chunk(2, 1)  # a pair is a sum: no pair is written out
-        return self.second(((z @ of_z.T)[:, None] + c @ of_c.T).relu())[..., 0]
+        of_z, of_c = self.first.weight.chunk(2, 1)  # no pair is written out
+        return self.second(additive_pairs(z @ of_z.T, c @ of_c.T).relu())[..., 0]
 
 
 @checked

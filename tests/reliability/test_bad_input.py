@@ -872,7 +872,6 @@ NOT_HERE = {
     **dict.fromkeys(("image_features", "load_bench", "bench_features"), FILES),
     **dict.fromkeys(("first_of_each", "start_at_components", "images_apart", "head_scores"), PART),
     **dict.fromkeys(("four_settings", "episode_accuracy", "episodes_of"), PART),
-    "four_settings": PART,
     **dict.fromkeys(("draw_dictionaries", "same_precision", "nearest_prototypes"), PART),
     **dict.fromkeys(("planted_patches", "digit_patches"), PART),
     **dict.fromkeys(("Near", "Cost"), CONTAINER),
