@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCENES', 'Scene', 'Standing', 'standings', 'standings_table', 'advice']
 
-# %% ../../nbs/atlas/52_which_one.ipynb #12a944ef
+# %% ../../nbs/atlas/52_which_one.ipynb #d3446c01
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .registry import Row, find_system
+from .registry import LEAST_SEEDS, Row, find_system
 from ..base.checks import checked
 from ..results.intervals import Interval, difference_estimate, holm, mean_interval
 from ..results.ledger import Entry
 from ..results.tables import Table
 
-# %% ../../nbs/atlas/52_which_one.ipynb #744449e3
+# %% ../../nbs/atlas/52_which_one.ipynb #cbf453c3
 class Scene(NamedTuple):
     "A question that many systems were asked on the same bench."
 
@@ -42,25 +42,27 @@ class Standing(NamedTuple):
     systems: tuple[str, ...]  # in whose runs it is
     mean: Interval
     behind: Interval  # the first minus this one
-    as_good: bool  # as the first: the difference can be noise
+    as_good: bool  # perhaps: the difference to the first can be noise
 
 
 def _arms(entries: Sequence[Entry], dataset: str, metric: str) -> dict[tuple, dict[str, Any]]:
     "Values by seed of each arm; the same arm with the same values is one."
     found: dict[tuple[str, str], dict[int, float]] = {}
     for e in entries:
-        if e.experiment == "atlas" and (e.dataset, e.preset) == (dataset, "quick"):
+        common = (e.experiment, e.dataset, e.preset) == ("atlas", dataset, "quick")
+        if common and e.seed < LEAST_SEEDS:  # which all have
             for name, value in e.metrics.items():
                 if name.endswith(f"_{metric}"):
                     arm = name.removesuffix(f"_{metric}")
                     found.setdefault((arm, e.method), {})[e.seed] = value
     merged: dict[tuple, dict[str, Any]] = {}
     for (arm, system), values in found.items():
-        same = merged.setdefault((arm, *sorted(values.items())), dict(values=values, systems=[]))
+        key = (arm, *((seed, round(value, 3)) for seed, value in sorted(values.items())))
+        same = merged.setdefault(key, dict(values=values, systems=[]))
         same["systems"].append(system)
     return merged
 
-# %% ../../nbs/atlas/52_which_one.ipynb #6af29159
+# %% ../../nbs/atlas/52_which_one.ipynb #9c1fd702
 @checked
 def standings(
     entries: list[Entry],  # of the ledger
@@ -98,35 +100,41 @@ def standings_table(
         mean = f"{s.mean.mean:.1f} ± {s.mean.half_width:.1f}"
         rows.append([place, s.arm.replace("_", " "), ", ".join(titles[:2]), mean, behind])
         rows[-1].append("yes" if s.as_good else "no")
-    columns = ["place", "arm", "in the runs of", "mean", "behind the first", "as good"]
+    columns = ["place", "arm", "in the runs of", "mean", "behind the first", "may be as good"]
     return Table(columns, rows, caption)
 
-# %% ../../nbs/atlas/52_which_one.ipynb #e30168c2
+# %% ../../nbs/atlas/52_which_one.ipynb #7de5593c
+def _as_good_everywhere(lists: dict[str, list[Standing]]) -> list[str]:
+    "Arms that may be the best on every data set, the one with the smallest loss at worst first."
+    good = [{s.arm for s in found if s.as_good} for found in lists.values()]
+    worst: dict[str, float] = {}
+    for s in chain(*lists.values()):
+        if s.as_good and all(s.arm in arms for arms in good):
+            worst[s.arm] = max(worst.get(s.arm, 0.0), s.behind.mean)
+    return sorted(worst, key=worst.__getitem__)
+
+
+def _of_data_set(name: str, found: list[Standing]) -> str:
+    told = f"on {name} {sum(s.as_good for s in found) - 1} of {len(found) - 1} other arms"
+    told += " may be as good as the first"
+    if found[0].arm == "frozen":
+        return f"{told}, which is the features without any training"
+    if frozen := next((s for s in found if s.arm == "frozen"), None):
+        low, high = frozen.behind.low, frozen.behind.high
+        told += f", and features without training are {low:.1f} to {high:.1f} points behind it"
+    return told
+
+
 def _sentence(scene: Scene, lists: dict[str, list[Standing]]) -> str:
     "What to take for one question."
-    good = [{s.arm for s in found if s.as_good} for found in lists.values()]
-    always = set.intersection(*good)
-    order = {arm: 0.0 for arm in always}
-    for s in chain(*lists.values()):
-        if s.arm in order:
-            order[s.arm] = max(order[s.arm], s.behind.mean)
-    names = [arm.replace("_", " ") for arm in sorted(order, key=order.__getitem__)]
-    told = f"**To {scene.task}**: "
-    told += f"take {names[0]}" if names else "nothing is among the best on every data set"
-    if names[1:]:
-        told += f"; {len(names) - 1} others are as good everywhere ({', '.join(names[1:6])})"
-    parts = []
-    for name, found in lists.items():
-        as_good = sum(s.as_good for s in found) - 1
-        parts.append(f"on {name} {as_good} of {len(found) - 1} arms cannot be told from the first")
-        frozen = next((s for s in found if s.arm == "frozen"), None)
-        if frozen and frozen.behind.mean:
-            low, high = frozen.behind.low, frozen.behind.high
-            word = "are behind by" if low > 0 else "may be as good: behind by"
-            parts[-1] += f", and untrained features {word} {low:.1f} to {high:.1f} points"
-        elif frozen:
-            parts[-1] += ", and that is untrained features"
-    return told + ". " + "; ".join(parts).capitalize() + "."
+    names = [arm.replace("_", " ") for arm in _as_good_everywhere(lists)]
+    told = "no arm may be the best on every data set"
+    if names:
+        told = f"take {names[0]}" if names[0] != "frozen" else "leave the features as they are"
+        others = f"what may be as good on every data set: {', '.join(names[1:6])}"
+        told += f" ({others})" if names[1:] else ", the only one that may be best everywhere"
+    parts = "; ".join(_of_data_set(name, found) for name, found in lists.items())
+    return f"**To {scene.task}:** {told}. {parts[0].upper()}{parts[1:]}."
 
 
 @checked
@@ -140,7 +148,8 @@ def advice(
         lists = {name: standings(entries, name, scene.metric) for name in scene.datasets}
         if all(lists.values()):
             told.append(_sentence(scene, lists))
-    held = [f"{r.planned.title} ({r.system.claim.rstrip('.')})" for r in rows if r.word == "supported" and r.system]
-    if held:
-        told.append(f"**Claims that held here**: {'; '.join(held)}.")
+    held = [row for row in rows if row.word == "supported" and row.system]
+    names = [f"- {row.planned.title}: {row.system.claim}" for row in held if row.system]
+    if names:
+        told.append("\n".join(["**Claims that held here:**", "", *names]))
     return "\n\n".join(told)
