@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..base.checks import checked
 
-# %% ../../nbs/atlas/08_search.ipynb #053e71d2
+# %% ../../nbs/atlas/08_search.ipynb #fe335fab
 class Neighbors(NamedTuple):
     "The nearest of each query, nearest first."
 
     distance: Tensor  # (m, k)
-    index: Tensor  # (m, k)
+    rows: Tensor  # (m, k)
 
 
 @checked
@@ -43,17 +43,17 @@ def exact_neighbors(
         return Neighbors(
             queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device="cpu")
         )
-    distance, index = (torch.cat(t) for t in zip(*parts))
-    return Neighbors(distance.to(points.dtype), index)
+    distance, rows = (torch.cat(t) for t in zip(*parts))
+    return Neighbors(distance.to(points.dtype), rows)
 
-# %% ../../nbs/atlas/08_search.ipynb #9ba95f09
+# %% ../../nbs/atlas/08_search.ipynb #e15b2f41
 Lowered = Callable[[np.ndarray, int], np.ndarray]  # (priorities, who was kept) -> priorities
 
 
 def _greedy(
     p: np.ndarray, lowered: Lowered, most: int, floor: float
 ) -> tuple[list[int], list[float]]:
-    kept, at, p = [], [], p.copy()
+    kept, at = list[int](), list[float]()
     left = np.ones(len(p), bool)
     while len(kept) < most:
         j = int(np.where(left, p, -np.inf).argmax())
@@ -79,7 +79,7 @@ def greedy_selection(
         raise ValueError(f"priority must be numbers and most not negative, got {got}.")
     return _greedy(priority, lowered, most, floor)
 
-# %% ../../nbs/atlas/08_search.ipynb #824857e4
+# %% ../../nbs/atlas/08_search.ipynb #b5a6403d
 def _diverse(to_query: np.ndarray, between: np.ndarray, most: int) -> list[int]:
     def lowered(p: np.ndarray, r: int) -> np.ndarray:
         return np.where(between[r] < to_query, -np.inf, p)
@@ -96,7 +96,7 @@ def diverse_neighbors(
     "HNSW's heuristic: a candidate that is nearer to a kept one than to the query is left out."
     if most < 1 or to_query.isnan().any() or between.isnan().any():
         raise ValueError(f"most must be positive and to_query, between numbers, got {most}.")
-    return _diverse(*(t.detach().double().numpy() for t in (to_query, between)), most)
+    return _diverse(to_query.detach().double().numpy(), between.detach().double().numpy(), most)
 
 
 @checked
@@ -107,7 +107,7 @@ def kcenter_coreset(x: Float[Tensor, "n d"], count: int) -> Tensor:  # (count,) 
     points = x.detach()
 
     def lowered(p: np.ndarray, r: int) -> np.ndarray:
-        return np.minimum(p, (points - points[r]).norm(dim=1).cpu().numpy())
+        return np.minimum(p, (points - points[r]).norm(dim=1).double().cpu().numpy())
 
     rows, _ = _greedy(np.full(len(x), np.inf), lowered, count, -np.inf)
     return torch.tensor(rows, device=x.device)

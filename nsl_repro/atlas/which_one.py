@@ -6,13 +6,11 @@
 __all__ = ['SCENES', 'Scene', 'Standing', 'standings', 'standings_table', 'advice']
 
 # %% ../../nbs/atlas/52_which_one.ipynb #d3446c01
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from .registry import LEAST_SEEDS, Row, find_system
 from ..base.checks import checked
