@@ -42,12 +42,14 @@ from nsl_repro.atlas import (
     few_shot_separability,
     gaussian_attention,
     error_scoring,
+    gaussians,
     harmonic_loss,
     heads,
     label_geometry,
     labels,
     link_graph,
     meta,
+    mesh_deformation,
     metric_mixup,
     multiscale_prototypes,
     negative_pairs,
@@ -60,6 +62,9 @@ from nsl_repro.atlas import (
     search,
     semantic_proxies,
     small_world_search,
+    shortest_path_diffusion,
+    sliced,
+    sliced_wasserstein,
     snr_distance,
     soft_suppression,
     softmax_ghosts,
@@ -93,6 +98,8 @@ small = lambda: nn.Sequential(
     nn.Linear(16, 3),
 ).eval()
 unit = lru_cache(lambda: units.PDDM(8))
+slicer = lru_cache(lambda: sliced_wasserstein.AttentionSlicer())
+mixture = lambda: gaussians.GaussianMixture(torch.ones(3), draw(3, 4), torch.eye(4).repeat(3, 1, 1))
 bytes_ = (draw(6, 1, 16, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
 image_set = lambda: pictures.ImageSet(bytes_, y, ("a", "b", "c"))
 backbone = lru_cache(
@@ -769,6 +776,59 @@ GOOD = {
         novel_class_sphere.add_class,
         dict(head=novel_class_sphere.SphereHead(8, 3), z=z),
     ),
+    "mahalanobis": (gaussians.mahalanobis, dict(delta=z, cov=torch.eye(8) + 0.1)),
+    "GaussianMixture": (
+        gaussians.GaussianMixture,
+        dict(weights=torch.rand(3) + 1, means=draw(3, 4), covs=torch.eye(4).repeat(3, 1, 1)),
+    ),
+    "GaussianMixture.log_prob": (mixture().log_prob, dict(x=draw(6, 4), sigma=0.5)),
+    "GaussianMixture.denoise": (mixture().denoise, dict(x=draw(6, 4), sigma=0.5)),
+    "GaussianMixture.sample": (
+        lambda n, generator=None: mixture().sample(n, torch.Generator().manual_seed(0)),
+        dict(n=5),
+    ),
+    "KernelDenoiser": (gaussians.KernelDenoiser, dict(points=z, h=0.5)),
+    "KernelDenoiser.denoise": (gaussians.KernelDenoiser(z, 0.5).denoise, dict(x=z, sigma=0.5)),
+    "fisher_rao": (gaussians.fisher_rao, dict(A=torch.eye(8) + 0.1, B=2 * torch.eye(8))),
+    "fisher_length": (gaussians.fisher_length, dict(path=draw(6, 8).exp())),
+    "wasserstein_1d": (
+        sliced.wasserstein_1d,
+        dict(x=draw(2, 6), y=draw(2, 8), a=torch.rand(6) + 0.1, b=torch.rand(8) + 0.1, p=1.0),
+    ),
+    "uniform_directions": (sliced.uniform_directions, dict(n=5, d=3)),
+    "vmf_directions": (
+        sliced.vmf_directions,
+        dict(mean=F.normalize(draw(4, 3), dim=1), kappa=2.0, n=5),
+    ),
+    "directional_costs": (
+        sliced.directional_costs,
+        dict(
+            x=draw(6, 3),
+            y=draw(8, 3),
+            theta=F.normalize(draw(5, 3), dim=1),
+            a=torch.rand(6) + 0.1,
+            b=torch.rand(8) + 0.1,
+            p=1.0,
+        ),
+    ),
+    "cost_around": (
+        sliced_wasserstein.cost_around,
+        dict(x=draw(2, 6, 3), y=draw(2, 8, 3), mean=F.normalize(draw(2, 3)), kappa=2.0, n=5),
+    ),
+    "AttentionSlicer": (sliced_wasserstein.AttentionSlicer, dict(form="sum")),
+    "AttentionSlicer.attend": (slicer().attend, dict(x=draw(2, 6, 3))),
+    "AttentionSlicer.forward": (slicer(), dict(x=draw(2, 6, 3), y=draw(2, 8, 3))),
+    "power_spectrum": (shortest_path_diffusion.power_spectrum, dict(images=draw(6, 2, 5, 4))),
+    "kept_share": (shortest_path_diffusion.kept_share, dict(S=draw(8).exp(), tau=torch.rand(5, 8))),
+    "sampled_variance": (
+        shortest_path_diffusion.sampled_variance,
+        dict(S=draw(8).exp(), share=torch.linspace(1, 0, 5)[:, None].repeat(1, 8)),
+    ),
+    "varifold": (
+        mesh_deformation.varifold,
+        dict(V=draw(6, 3), faces=torch.tensor([[0, 1, 2], [3, 4, 5]])),
+    ),
+    "chamfer": (mesh_deformation.chamfer, dict(x=draw(6, 3), y=draw(8, 3))),
     "joint_softmax": (decoupled_softmax.joint_softmax, dict(s=z, y=z > 0)),
     "decoupled_softmax": (decoupled_softmax.decoupled_softmax, dict(s=z, y=z > 0)),
     "soft_topk": (decoupled_softmax.soft_topk, dict(s=z, k=2.0, a=2.0, steps=8)),
@@ -999,6 +1059,14 @@ NOT_HERE = {
     **dict.fromkeys(("ulp_error", "pass_times"), LONG),
     "surest": TEXT,
     **dict.fromkeys(("novel_bench", "class_vectors", "untrained"), PART),
+    "sliced_wasserstein": PART,
+    **dict.fromkeys(("iem", "iem_embedding", "iem_local_metric"), CALLS),
+    **dict.fromkeys(("curve_steps", "digit_steps"), PART),
+    **dict.fromkeys(("ascend", "train_slicer"), LONG),
+    "clouds_of": PART,
+    **dict.fromkeys(("schedule", "nats"), PART),
+    **dict.fromkeys(("icosphere", "flow_vertices", "surface_points", "target_of"), PART),
+    "fit_flow": LONG,
     "label_names": TEXT,
     **dict.fromkeys(("z_form", "taylor_form", "squared_form", "dense_loss"), PART),
     **dict.fromkeys(("dense_softmax_step", "step_times"), LONG),
