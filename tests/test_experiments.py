@@ -14,7 +14,7 @@ from nsl_repro.command.cli import FAILED, NO_DATA
 from nsl_repro.command.parameters import read_parameters
 
 EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("[!_.]*.ipynb"))
-EMBEDDED = {"digits", "synthetic"}  # never missing
+EMBEDDED = {"digits", "synthetic", "dictionary", "planted"}  # never missing
 EVERY_EXPERIMENT_HAS = {
     "dataset",
     "preset",
