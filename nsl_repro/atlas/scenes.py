@@ -62,7 +62,7 @@ def window_pixels(images: Tensor) -> tuple[Tensor, Tensor]:  # (n, 429, 64), box
     corner = torch.cartesian_prod(torch.arange(13), torch.arange(33)).flip(1)
     return pixels, torch.cat([corner, corner + 8], 1).to(images)
 
-# %% ../../nbs/atlas/39_scenes.ipynb #fe693060
+# %% ../../nbs/atlas/39_scenes.ipynb #bff20319
 @checked
 def average_precision(
     found: list[tuple[Tensor, Tensor]],  # of each scene, boxes (n, 4) and scores (n,), best first
@@ -75,9 +75,9 @@ def average_precision(
         raise ValueError(f"found must be as many as truth, threshold in 0..1, got {got}.")
     hits = list[tuple[float, bool]]()
     for (boxes, scores), wanted in zip(found, truth):
-        o = box_iou(boxes.to(wanted), wanted)
+        o = box_iou(boxes.double(), wanted.double())
         for row, score in zip(o, scores.tolist()):
-            best = int(row.argmax())
+            best = len(row) - 1 - int(row.flip(0).argmax())  # of equal ones the last, as there
             hits.append((score, bool(row[best] >= threshold)))
             if hits[-1][1]:
                 o[:, best] = -1  # taken

@@ -32,7 +32,7 @@ class Near(NamedTuple):
 
 def nearest_prototypes(views: tuple[Tensor, ...], banks: tuple[Tensor, ...], count: int) -> Near:
     "The `count` nearest of each view's bank: views (B, d) each, banks (n, d) each."
-    found = [bank[exact_neighbors(f, bank, count).index] for f, bank in zip(views, banks)]
+    found = [bank[exact_neighbors(f, bank, count).rows] for f, bank in zip(views, banks)]
     gaps = [f[:, None] - m for f, m in zip(views, found)]
     s = torch.stack([gap.norm(dim=2) for gap in gaps], 2)
     return Near(torch.cat(gaps, 2), torch.cat(found, 2), s)
