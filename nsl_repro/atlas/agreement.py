@@ -103,7 +103,9 @@ def digit_similarities(
         "IEM": -_iem_table(x, known),
         "transport": -_transport_table(x),
     }
-    one, other = (x[rows].view(-1, 8, 8) for rows in torch.cartesian_prod(*[torch.arange(len(x))] * 2).T)
+    one, other = (
+        x[rows].view(-1, 8, 8) for rows in torch.cartesian_prod(*[torch.arange(len(x))] * 2).T
+    )
     found["CSIM"] = csim(one, other, 4).view(len(x), -1)
     found["SSIM"] = ssim_map(one, other, 7).mean((1, 2)).view(len(x), -1)
     labels = torch.arange(5, 10).repeat_interleave(per_class)
