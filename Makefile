@@ -99,12 +99,12 @@ lab: $(READY)
 clean:
 	rm -rf .venv _docs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-# Every file must have a hash of requirements.lock and be a wheel (no package's code runs while it is installed); then the project is built by the setuptools that is there now
+# Every file must have a hash of requirements.lock and be a wheel (no package's code runs while it is installed; Python compiles what is used, when it is used); then the project is built by the setuptools that is there now
 $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@command -v "$(PYTHON)" > /dev/null || { echo "$(PYTHON) is not there: install Python 3.10 or newer (on Debian: apt install python3 python3-venv), or name one with PYTHON="; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.10 or newer is needed: name one with PYTHON="; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt install python3-venv"; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/python -m pip install --no-compile --require-hashes --only-binary :all: -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $(READY)

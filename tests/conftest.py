@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import nbformat
 import pytest
 
@@ -16,23 +17,33 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-c", "from nsl_repro.command.cli import main; main()"]
 
 
+def new_interpreter(*args, cwd=ROOT, timeout=300, **environment):
+    "Run the command `nsl-repro` as a shell does it."
+    return subprocess.run(
+        [*COMMAND, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="session")
-def nsl_repro():
+def nsl_repro(tmp_path_factory):
     """Run the command `nsl-repro` in a process of its own, in the project's folder unless told
-    otherwise."""
+    otherwise. It is forked from one that has imported everything, where that can be."""
+    if not forks.WATCHES:
+        yield new_interpreter
+        return
+    server = forks.Server(tmp_path_factory.mktemp("forks"))
 
     def run(*args, cwd=ROOT, timeout=300, **environment):
         env = {**os.environ, **environment}
-        return subprocess.run(
-            [*COMMAND, *map(str, args)],
-            cwd=cwd,
-            env=env,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-        )
+        return server.command(list(map(str, args)), cwd, timeout, env)
 
-    return run
+    yield run
+    server.close()
 
 
 @pytest.fixture(scope="session")

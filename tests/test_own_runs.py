@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import forks
 import pytest
 from conftest import COMMAND, ROOT
 
@@ -62,6 +63,24 @@ def clone(tmp_path):
     return folder
 
 
+@pytest.fixture
+def typed(clone, tmp_path):
+    "Run the command with the code of the clone, in its folder; it has to end well."
+    server = forks.Server(tmp_path, PYTHONPATH=str(clone)) if forks.WATCHES else None
+
+    def run(*words):
+        if server is None:
+            return call(".venv/bin/nsl-repro", *words, cwd=clone)
+        env = environment(NSL_PROGRESS="lines", OMP_NUM_THREADS="1")
+        done = server.command(list(words), clone, 900, env)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    yield run
+    if server:
+        server.close()
+
+
 def test_a_fresh_clone_stays_clean(clone):
     "After `make reproduce`, after the same by the command, and after its table."
     made = call("make", "reproduce", "PRESET=smoke", cwd=clone)
@@ -83,16 +102,16 @@ def test_a_fresh_clone_stays_clean(clone):
     assert changes(clone) == []
 
 
-def test_publishing_is_a_step_of_its_own(clone):
+def test_publishing_is_a_step_of_its_own(clone, typed):
     """It changes the ledger and the notebook, and trains nothing that is published already, but for
     the network whose similarity the notebook draws."""
-    nsl, name = ".venv/bin/nsl-repro", "data/results/nsl_cifar__digits__smoke__"
-    call(nsl, *SMOKE, *FEW, "-p", "seeds=0,1", cwd=clone)
+    name = "data/results/nsl_cifar__digits__smoke__"
+    typed(*SMOKE, *FEW, "-p", "seeds=0,1")
     assert changes(clone) == []
-    call(nsl, "publish", "nsl_cifar__digits__smoke__cnn__seed1", cwd=clone)
+    typed("publish", "nsl_cifar__digits__smoke__cnn__seed1")
     (one,) = changes(clone)
     assert one.startswith(f"?? {name}cnn__seed1__")
-    call(nsl, *SMOKE, *FEW, "--publish", cwd=clone)
+    typed(*SMOKE, *FEW, "--publish")
     notebook, *entries = changes(clone)
     assert notebook == " M nbs/experiments/nsl_cifar.ipynb"
     runs = ["cnn__seed0", "cnn__seed1", "dynamic_dns__seed0"]
@@ -100,10 +119,10 @@ def test_publishing_is_a_step_of_its_own(clone):
     before = load_published(clone / "data")
     shutil.rmtree(clone / "data" / "runs")  # as in the clone of somebody else
     call("git", "checkout", "--quiet", "nbs", cwd=clone)
-    again = call(nsl, *SMOKE, *FEW, "--publish", cwd=clone).stderr
+    again = typed(*SMOKE, *FEW, "--publish").stderr
     assert "cnn seed 0" not in again and "dynamic_dns seed 0 100%" in again
     assert load_published(clone / "data") == before
-    plain = call(nsl, *SMOKE, *FEW, cwd=clone)  # a reader wants to see it for himself
+    plain = typed(*SMOKE, *FEW)  # a reader wants to see it for himself
     assert "cnn seed 0 100%" in plain.stderr and load_published(clone / "data") == before
     found = [line.split("  ")[-1].strip() for line in plain.stdout.splitlines()]
     assert len([text for text in found if text.startswith("to the bit as published: ")]) == 2

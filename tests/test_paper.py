@@ -1,16 +1,12 @@
 """The plan of the paper's runs: it names only what there is, its rehearsal goes through, and a run
 that cannot end in time waits for the next hour without losing a step."""
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
-from conftest import ROOT
 
 from nsl_repro.command.parameters import read_parameters, resolve
 from nsl_repro.command.plan import Hour, PlannedRun, read_plan
@@ -41,17 +37,16 @@ def test_the_plan_holds_every_row_that_can_be_judged():
 
 
 @pytest.mark.xdist_group("rehearsal")
-def test_the_rehearsal(tmp_path):
+def test_the_rehearsal(nsl_repro, tmp_path):
     "Every kind of run of the plan, recorded, skipped the second time, and the tables at the end."
-    command = [sys.executable, "-c", "from nsl_repro.command.cli import main; main()"]
-    command += ["paper", "--rehearse", "--budget", "20m", "-o", str(tmp_path)]
-    env = dict(os.environ, OMP_NUM_THREADS="1", NSL_PROGRESS="off")
-    first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=900)
+    command = ["paper", "--rehearse", "--budget", "20m", "-o", tmp_path]
+    quiet = dict(OMP_NUM_THREADS="1", NSL_PROGRESS="off")
+    first = nsl_repro(*command, timeout=900, **quiet)
     assert first.returncode == 0, first.stdout + first.stderr
     ends = [line for line in first.stdout.splitlines() if " seed 0: " in line]
     assert len(ends) >= 7 and all(line.endswith(": finished") for line in ends), ends
     assert "**table 4, cifar10**" in first.stdout and "24 comparisons" in first.stdout
-    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
+    again = nsl_repro(*command, **quiet)
     assert again.stdout.count("in the ledger already") == len(ends)
 
 

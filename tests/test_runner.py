@@ -8,12 +8,18 @@ import time
 import nbformat
 import psutil
 import pytest
-from conftest import COMMAND, ROOT
+from conftest import COMMAND, ROOT, new_interpreter
 
 PARAMETERS = (
     "dataset: str = 'digits'  # what to learn from\nseeds: list[int] = [0]  # one run "
     "each\ndata_root: str = ''\ndownload: bool = False"
 )
+
+
+@pytest.fixture
+def nsl_repro():
+    "Nothing is spared here: what is started is what is tested."
+    return new_interpreter
 
 
 def test_run_keeps_the_executed_notebook(nsl_repro, notebook, tmp_path):

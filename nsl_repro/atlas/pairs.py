@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'pair_masks', 'cosine_table', 'masked_logsumexp', 'mean_of_all', 'mean_of_hard', 'pair_weights',
-           'PairObjective']
+           'PairObjective', 'same_precision', 'additive_pairs']
 
 # %% ../../nbs/atlas/01_pairs.ipynb #393adf16
 from collections.abc import Callable
@@ -103,3 +103,22 @@ class PairObjective(nn.Module):
 
     def forward(self, z: Float[Tensor, "m d"], labels: Integer[Tensor, " m"]) -> Tensor:  # scalar
         return self.loss(cosine_table(z), labels, **self.settings)
+
+# %% ../../nbs/atlas/01_pairs.ipynb #62ba3de0
+def same_precision(
+    **tensors: Tensor,  # by their names; the first one sets the kind
+) -> None:
+    "Raises `TypeError` for tensors of two kinds of numbers."
+    (first, one), *others = tensors.items()
+    for name, other in others:
+        if other.dtype != one.dtype:
+            raise TypeError(f"{name} must be of {one.dtype} as {first}, got {other.dtype}.")
+
+
+@checked
+def additive_pairs(
+    q: Float[Tensor, "*batch n h"], k: Float[Tensor, "*batch m h"]
+) -> Tensor:  # (*batch, n, m, h)
+    "Every pair's `q_i + k_j`, to be followed by a non-linearity."
+    same_precision(q=q, k=k)
+    return q[..., :, None, :] + k[..., None, :, :]

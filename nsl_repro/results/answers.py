@@ -34,6 +34,7 @@ from nsl_repro.results.pages import (
     read_headlines,
     speed_table,
     surviving,
+    told_elsewhere,
 )
 from .tables import SCALES
 
@@ -308,6 +309,8 @@ def answer(
     if experiment == "bench_dynamic":
         text = costs_told(mine) or NOTHING
         return Answer(experiment, text, text.split(". ")[0].rstrip(".") + ".", mine)
+    if elsewhere := told_elsewhere(experiment, mine):
+        return Answer(experiment, *elsewhere, mine)
     found = findings(mine, questions(experiment, mine))
     if not found:
         text = _counted(mine) or NOTHING

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import new_interpreter
 from PIL import Image
 from typer.testing import CliRunner
 from victim import LOOPS, outcome, record, start
@@ -18,6 +19,12 @@ from nsl_repro.base.files import CannotWrite, write_whole
 from nsl_repro.data.photos import photos_from_folder
 from nsl_repro.results.ledger import load_ledger
 from nsl_repro.training.loop import load_checkpoint
+
+
+@pytest.fixture
+def nsl_repro():
+    "Nothing is spared here: what is started is what is tested."
+    return new_interpreter
 
 
 @pytest.fixture

@@ -540,7 +540,7 @@ def test_make_installs_nothing_else():
         line.split("-m pip install ")[1] for line in said.splitlines() if "pip install" in line
     ]
     assert installs == [
-        "--require-hashes --only-binary :all: -r requirements.lock",
+        "--no-compile --require-hashes --only-binary :all: -r requirements.lock",
         "--no-deps --no-build-isolation -e .",
     ], said
 
