@@ -12,6 +12,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .registry import LEAST_SEEDS, NOT_YET, Row, find_system, map_rows
 from ..base.checks import checked
@@ -156,18 +158,21 @@ def advice(
         told.append("\n".join(["**Claims that held here:**", "", *names]))
     return "\n\n".join(told)
 
-# %% ../../nbs/atlas/52_which_one.ipynb #a50e8102
+# %% ../../nbs/atlas/52_which_one.ipynb #72d35785
 def in_short(
     entries: list[Entry],  # of the ledger
 ) -> tuple[str, str]:  # Markdown, and one sentence
     "How many claims held, and what to use."
     rows = map_rows(entries)
     words = Counter(row.word.partition(" (")[0] for row in rows)
-    told = [f"{n} {word}" for word, n in words.most_common() if word not in NOT_YET]
+    told = [f"{words[w]} {w}" for w in ("supported", "refuted", "inconclusive") if words[w]]
     if not told:
         return (NOTHING_RUN, NOTHING_RUN)
     waiting = sum(words[word] for word in NOT_YET)
-    brief = f"Of {len(rows)} claims, {', '.join(told)}" + (
-        f", {waiting} not run." * bool(waiting) or "."
-    )
-    return f"{brief}\n\n{advice(entries, rows)}".strip(), brief
+    told += [f"{waiting} not tried"] * bool(waiting)
+    brief = f"Of {len(rows)} claims {told[0].replace(' ', ' are ', 1)}"
+    brief += f", {', '.join(told[1:])}." if told[1:] else "."
+    alone = sum("alone: supported" in row.word for row in rows)
+    how = "With five seeds, frozen features and small data, after a correction for all of them"
+    how += f"; without it {alone} more would be supported." if alone else "."
+    return f"{brief} {how}\n\n{advice(entries, rows)}".strip(), brief
