@@ -12,8 +12,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from .registry import LEAST_SEEDS, NOT_YET, Row, find_system, map_rows
 from ..base.checks import checked
