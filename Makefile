@@ -53,7 +53,7 @@ test-gpu: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py tests/test_style.py tests/test_imports.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_folder_re '^([_.]|experiments)' --skip_file_re '^([_.]|03_gpu|04_predictor)'  # test_backends runs those
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/test_sync.py --ignore=tests/test_style.py --ignore=tests/test_imports.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/test_sync.py --ignore=tests/test_style.py --ignore=tests/test_imports.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
 soak: $(READY)
 	NSL_SOAK=1 NSL_RECORD=data/reliability.json $(BIN)/python -m pytest tests/reliability tests/test_others.py tests/test_experiments.py $(ARGS)
@@ -62,7 +62,7 @@ docs: $(READY)
 	$(BIN)/python docs
 
 check-docs: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
+	$(BIN)/python -m pytest -n 2 tests/test_docs.py tests/test_lab.py  # builds the site first; pictures in _docs/screenshots
 
 lint: $(READY)
 	$(BIN)/ruff format --check

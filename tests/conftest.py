@@ -84,15 +84,19 @@ def measured(request):
     return lambda **figures: found(request.node).update(figures)
 
 
-ONE_BY_ONE = "test_experiments.py"  # its tests share nothing: any worker may take the next
+ONE_BY_ONE = ("test_experiments.py", "test_the_rehearsal")  # any worker may take the next of these
 
 
-def pytest_collection_modifyitems(items):
-    "The tests of a file share their fixtures, so that one worker runs them all; long ones first."
-    items.sort(key=lambda item: item.path.name != ONE_BY_ONE)
-    for item in items:
-        if item.path.name != ONE_BY_ONE:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "The tests of a file share their fixtures, so that one worker runs them all; many ones first."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if any(name in nodeid for name in ONE_BY_ONE) else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -36,7 +36,6 @@ def test_the_plan_holds_every_row_that_can_be_judged():
             assert (claim.experiment, claim.dataset, method) in planned, (claim.id, method)
 
 
-@pytest.mark.xdist_group("rehearsal")
 def test_the_rehearsal(nsl_repro, tmp_path):
     "Every kind of run of the plan, recorded, skipped the second time, and the tables at the end."
     command = ["paper", "--rehearse", "--budget", "20m", "-o", tmp_path]
