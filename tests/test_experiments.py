@@ -48,12 +48,15 @@ def test_parameters(experiment):
 
 SOAK = os.environ.get("NSL_SOAK") == "1"
 TWINS = {"cifar100": "cifar10", "cars": "cub", "mini_imagenet": "cub"}  # used as another one is
+TWINS["cifar10"] = "digits"  # but for the one that is about it
+ITS_OWN = {"nsl_cifar": "cifar10", "atlas": "cifar10"}  # other systems there than on digits
 
 
 def datasets(path):
     "The data sets that an experiment offers, without twins."
     offered = get_args(read_parameters(path)["dataset"].type)
-    return [name for name in offered if SOAK or TWINS.get(name) not in offered]
+    own = ITS_OWN.get(path.stem)
+    return [n for n in offered if SOAK or n == own or TWINS.get(n) not in offered]
 
 
 OTHER_VARIANT = {"nsl_stability": {"dns_no_bn"}}  # methods that the default variant has not
