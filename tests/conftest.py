@@ -84,7 +84,11 @@ def measured(request):
     return lambda **figures: found(request.node).update(figures)
 
 
-ONE_BY_ONE = ("test_experiments.py", "test_the_rehearsal")  # any worker may take the next of these
+ONE_BY_ONE = (  # long, and any worker may take the next of them
+    "test_experiments.py",
+    "test_the_rehearsal",
+    "test_no_page_has_anything_wrong",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -105,7 +105,7 @@ def standings_table(
     columns = ["place", "arm", "in the runs of", "mean", "behind the first", "may be as good"]
     return Table(columns, rows, caption)
 
-# %% ../../nbs/atlas/52_which_one.ipynb #7de5593c
+# %% ../../nbs/atlas/52_which_one.ipynb #3c57dcab
 def _as_good_everywhere(lists: dict[str, list[Standing]]) -> list[str]:
     "Arms that may be the best on every data set, the one with the smallest loss at worst first."
     good = [{s.arm for s in found if s.as_good} for found in lists.values()]
@@ -151,9 +151,9 @@ def advice(
         if all(lists.values()):
             told.append(_sentence(scene, lists))
     held = [row for row in rows if row.word == "supported" and row.system]
-    names = [f"- {row.planned.title}: {row.system.claim}" for row in held if row.system]
+    names = [f"{row.planned.title} ({row.system.claim.rstrip('.')})" for row in held if row.system]
     if names:
-        told.append("\n".join(["**Claims that held here:**", "", *names]))
+        told.append(f"**Claims that held here:** {'; '.join(names)}.")
     return "\n\n".join(told)
 
 # %% ../../nbs/atlas/52_which_one.ipynb #72d35785
