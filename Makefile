@@ -56,6 +56,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/test_sync.py --ignore=tests/test_style.py --ignore=tests/test_imports.py --ignore=tests/test_docs.py --ignore=tests/test_lab.py
 
 soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/data --file_re features --flags notest  # on all photographs: minutes, the first time
 	NSL_SOAK=1 NSL_RECORD=data/reliability.json $(BIN)/python -m pytest tests/reliability tests/test_others.py tests/test_experiments.py $(ARGS)
 
 docs: $(READY)
