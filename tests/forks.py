@@ -64,10 +64,12 @@ class Fork:
         if self.returncode is None:
             self.line.settimeout(timeout)
             try:
-                self.returncode = int.from_bytes(self.line.recv(8), "big", signed=True)
+                told = self.line.recv(8)  # nothing, if the watcher itself was killed
             except TimeoutError:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout) from None
             self.line.close()
+            killed = -signal.SIGKILL
+            self.returncode = int.from_bytes(told, "big", signed=True) if told else killed
         return self.returncode
 
     def poll(self):
