@@ -105,7 +105,7 @@ def standings_table(
     columns = ["place", "arm", "in the runs of", "mean", "behind the first", "may be as good"]
     return Table(columns, rows, caption)
 
-# %% ../../nbs/atlas/52_which_one.ipynb #3c57dcab
+# %% ../../nbs/atlas/52_which_one.ipynb #1582de57
 def _as_good_everywhere(lists: dict[str, list[Standing]]) -> list[str]:
     "Arms that may be the best on every data set, the one with the smallest loss at worst first."
     good = [{s.arm for s in found if s.as_good} for found in lists.values()]
@@ -122,8 +122,8 @@ def _of_data_set(name: str, found: list[Standing]) -> str:
     if found[0].arm == "frozen":
         return f"{told}, which is the features without any training"
     if frozen := next((s for s in found if s.arm == "frozen"), None):
-        low, high = frozen.behind.low, frozen.behind.high
-        told += f", and features without training are {low:.1f} to {high:.1f} points behind it"
+        far = f"{frozen.behind.low:.1f} to {frozen.behind.high:.1f} points (95 %, by itself)"
+        told += f", and features without training are behind it by {far}"
     return told
 
 
