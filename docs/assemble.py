@@ -200,8 +200,9 @@ def is_setup(source: str) -> bool:
 def code_cells(cell, module: str | None, file: str) -> list:
     "A code cell without directives, below links to what it exports; nothing if it is hidden."
     directives, source = read_directives(cell.source)
+    known = ("default_exp", "export", "hide", "eval", "notest")  # the last two change no page
     for directive in directives:
-        if directive.split()[0].rstrip(":") not in ("default_exp", "export", "hide", "eval"):
+        if directive.split()[0].rstrip(":") not in known:
             raise ValueError(
                 f"{file}: docs/assemble.py must know what to do with a directive, but does not "
                 f"know {directive!r}."
