@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from torch import library as torch_library, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +23,7 @@ from nsl_repro.data.images import ImageSet, crop_table, load_dataset, to_device
 from nsl_repro.data.splits import load_splits
 from nsl_repro.training import classify, loop
 from nsl_repro.training.loop import Run, make_accelerator, recording
-from nsl_repro.training.models import METHODS, cnn9
+from nsl_repro.training.models import METHODS, OPERATORS, cnn9, spherenet9
 from nsl_repro.training.recipe import RECIPES, make_optimizer
 
 DIGITS = load_dataset("digits")[0].subset(torch.arange(200))
@@ -184,13 +186,23 @@ class Alone(TorchDispatchMode):
         return out
 
 
+class Made(TorchFunctionMode):
+    "Refuses tensors on the device that are made from numbers in Python, which are copied there."
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        typed_in = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        assert not typed_in or out.device.type == "cpu", f"{func} copies from the host"
+        return out
+
+
 class Stayed(Exception):
     "The step has stayed on its device."
 
 
 def stay(step):
     step()
-    with Alone():
+    with Alone(), Made():
         step()
     raise Stayed
 
@@ -213,23 +225,33 @@ def meta(monkeypatch):
     ours._destroy()
 
 
-@pytest.mark.parametrize("method", METHODS)
+SPHERES = [(operator, attention) for operator in OPERATORS for attention in (False, True)]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *SPHERES], ids=str)
 def test_a_step_stays_on_its_device(method, meta):
-    data = DIGITS.to(meta)
-    net = network(method).to(meta).to(memory_format=torch.channels_last)
-    standardised = classify._preparation(DIGITS, CLEAN, meta)
+    recipe, options = CLEAN, dict(width=0.125, in_channels=1, image_size=16)
+    if method in SPHERES:
+        recipe = replace(RECIPES["spherenet"], batch_size=16)
+        net = spherenet9(*method, **options)
+    else:
+        net = network(method)
+    net.to(meta).to(memory_format=torch.channels_last)
+    standardised = classify._preparation(DIGITS, recipe, meta)
     with recording(stay), pytest.raises(Stayed):
         with Run(net, make_optimizer(net, CLEAN), 4, identity={}) as made:
-            classify._steps(made, net, data, standardised, dict, CLEAN, 0, False)
+            classify._steps(made, net, DIGITS.to(meta), standardised, dict, recipe, 0, False)
 
 
-@pytest.mark.parametrize("fault", ["reads", "copies", "draws"])
+@pytest.mark.parametrize("fault", ["reads", "copies", "draws", "types in"])
 def test_a_step_that_does_not_stay_is_found(fault, meta):
     net = network().to(meta)
 
     def disturb(layer, inputs, out):
         if fault == "reads":
             return out if out.sum() > 0 else -out
+        if fault == "types in":
+            return out + torch.as_tensor(1.0, device=meta)
         other = torch.ones(1) if fault == "copies" else torch.rand(())
         return out + other.to(meta)
 
@@ -265,6 +287,17 @@ def test_several_precisions_in_one_process():
         net[0].register_forward_hook(lambda layer, inputs, out: seen.append(out.dtype))
         engine.prepare(net)(x)
         assert seen == [expected]
+
+
+def test_an_engine_keeps_its_device_beside_another():
+    first = make_accelerator("cpu")
+    for state in (vars(first.state), PartialState._shared_state):  # as that of a GPU would be
+        state["device"] = torch.device("meta")
+    second = make_accelerator("cpu")
+    for engine, device in ((first, "meta"), (second, "cpu"), (first, "meta")):
+        net = network()
+        net, optimizer = engine.prepare(net, make_optimizer(net, CLEAN))
+        assert engine.device.type == next(net.parameters()).device.type == device
 
 
 def test_an_expanded_tensor_can_be_pinned(monkeypatch):

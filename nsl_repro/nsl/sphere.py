@@ -119,7 +119,7 @@ def angle_response(
     s = s.clamp(-1 + _EDGE, 1 - _EDGE).arcsin()  # pi/2 - t
     if operator == "linear":
         return (s * (2 / math.pi)).to(cos.dtype)
-    k = torch.as_tensor(k, dtype=s.dtype, device=s.device)
+    k = k.to(s) if isinstance(k, Tensor) else s.new_full((), k)  # as a CUDA graph can hold it
     return ((s / (2 * k)).tanh() / (math.pi / (4 * k)).tanh()).to(cos.dtype)
 
 # %% ../../nbs/nsl/05_sphere.ipynb #9cb7e0b4

@@ -525,7 +525,7 @@ def adapt_then_head(
 def episode_loss(
     model: nn.Module,
     episodes: Episode,  # with a leading dimension T
-    vectorize: bool | None = None,  # tasks side by side by `vmap`; None: on a GPU
+    vectorize: bool | None = None,  # tasks side by side by `vmap`; None: on a GPU, if it can be
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     **options: Any,  # steps, lr, which, first_order, ...: see `adaptation`
 ) -> tuple[Tensor, Tensor]:  # mean over tasks of the loss after adapting, 0-dim; logits (T, Q, ...)
@@ -539,7 +539,8 @@ def episode_loss(
         return loss(logits, query_labels), logits
 
     if vectorize is None:
-        vectorize = episodes.support.is_cuda
+        fused = any(type(m) is nn.BatchNorm2d for m in model.modules())  # has no `vmap` on a GPU
+        vectorize = episodes.support.is_cuda and not fused
     if vectorize:
         losses, logits = vmap(task, randomness="different")(*episodes[:4])
     else:

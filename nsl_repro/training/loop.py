@@ -59,8 +59,10 @@ class _Engine(Accelerator):
             if state["device"].type != device:
                 PartialState._shared_state = {}
         super().__init__(cpu=cpu, mixed_precision=mixed_precision, **options)
+        self.processes = PartialState._shared_state
 
     def _use(self) -> None:
+        PartialState._shared_state = self.processes
         AcceleratorState._shared_state = vars(self.state)
 
     def prepare(self, *args: Any, **options: Any) -> Any:
