@@ -189,13 +189,17 @@ def _told(notebook: str) -> list:  # its cells without their outputs
 
 def _code_changed() -> bool:
     "Whether git has other code here than was committed, as far as it keeps it."
-    not_code = (":(exclude)data", ":(exclude)README.md")
+    not_code = (":(exclude)data", ":(exclude)README.md", ":(exclude)*.png")
     names = ask_git("diff", "--name-only", "--relative", "HEAD", "--", ".", *not_code)
     for name in (names or "").splitlines():
-        before, now = ask_git("show", f"HEAD:./{name}"), project_root() / name
-        if not (name.endswith(".ipynb") and before and now.is_file()):
+        now = project_root() / name
+        before = ask_git("show", f"HEAD:./{name}") if name.endswith(".ipynb") else None
+        if not (before and now.is_file()):
             return True
-        if _told(before) != _told(now.read_text(encoding="utf-8")):
+        try:
+            if _told(before) != _told(now.read_text(encoding="utf-8")):
+                return True
+        except ValueError:  # what is there now is no notebook
             return True
     return False
 

@@ -484,12 +484,18 @@ def _cost_table(
     return Table([first, "device", *metrics.values()], rows)
 
 # %% ../../nbs/results/07_pages.ipynb #8ca8cca9
+def _replayed(metric: str, entries: list[Entry]) -> dict[str, str]:
+    "A column for what a GPU replays from a graph, where that was measured."
+    return {metric: "replayed"} if any(metric in e.metrics for e in entries) else {}
+
+
 def speed_table(
     entries: list[Entry],  # such as `load_published()`
 ) -> Table:
     "The cost of one dynamic convolution, as a multiple of a plain one of the same size."
     bench = [e for e in entries if e.experiment == "bench_dynamic"]
-    metrics = {"forward": "forward", "both": "forward and backward", "memory": "memory"}
+    metrics = {"forward": "forward", "both": "forward and backward"}
+    metrics |= _replayed("graph", bench) | {"memory": "memory"}
     return _cost_table(bench, SPEED, metrics, "one layer, as a multiple of a plain convolution")
 
 
@@ -498,7 +504,7 @@ def step_table(
 ) -> Table:
     "The cost of one training step of the CIFAR network, as a multiple of the plain one's."
     bench = [e for e in entries if e.experiment == "bench_dynamic_step"]
-    metrics = {"step": "time", "macs": "arithmetic (MACs)"}
+    metrics = {"step": "time"} | _replayed("graph_step", bench) | {"macs": "arithmetic (MACs)"}
     first = "a training step of the whole network, as a multiple of the plain one"
     return _cost_table(bench, STEPS, metrics, first)
 
@@ -618,8 +624,9 @@ def beside_the_paper(
     tables = paper_tables([e for e in entries if e.preset != "smoke"])
     intro = (
         "Accuracies in percent, gaps in points, intervals of 95 %: theirs from the size of the test"
-        " set, or as printed, ours over seeds. Ours are of the paper's networks, at the largest"
-        " scale in the ledger; a cell is empty where there is no run."
+        " set, or as printed, ours over seeds. Ours are of the paper's networks, each row at the"
+        " largest scale at which it was run beside what it is compared with; a cell is empty where"
+        " there is no run."
     )
     blocks = [intro, comparisons_told(tables)]
     if one_by_one:

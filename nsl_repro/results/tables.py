@@ -618,6 +618,7 @@ class PaperTable:
     results: list[PaperResult]  # what is claimed to be better or worse last
     judged: list[Judged]  # its claims
     group: Group | None  # the runs
+    scales: list[tuple[Group, list[Judged]]]  # the same at every scale, from the largest down
 
 
 def _paper_table(name: str, papers: PaperResults, groups: list[Group]) -> PaperTable:
@@ -632,9 +633,16 @@ def _paper_table(name: str, papers: PaperResults, groups: list[Group]) -> PaperT
     results = [r for r in papers.results if r.table == name or (r.method, r.ours) in named]
     results = sorted((r for r in results if r.table), key=place)
     where = results[0].experiment, results[0].dataset
-    group = largest_group(groups, *where, {r.method for r in results})
-    judged = [one for one in judged_claims(group or [], papers) if one.claim.table == name]
-    return PaperTable(name, *where, results, judged, group)
+    methods, scales = {r.method for r in results}, []
+
+    def judge(group: Group | None) -> list[Judged]:
+        return [one for one in judged_claims(group or [], papers) if one.claim.table == name]
+
+    for scale in SCALES:
+        group = largest_group((g for g in groups if g.key[2] == scale), *where, methods)
+        scales += [(group, judge(group))] if group else []
+    group, judged = scales[0] if scales else (None, judge(None))
+    return PaperTable(name, *where, results, judged, group, scales)
 
 
 def paper_tables(
@@ -660,25 +668,38 @@ def _names_of(one: Judged) -> tuple[str, str]:
     return method_style(one.method).label, method_style(str(one.claim.baseline)).label
 
 
+def _at_scale(t: PaperTable, r: PaperResult) -> tuple[str, list[Entry], Judged | None]:
+    """The largest scale that has the row, with what it is compared with, its runs and its gap.
+
+    Where no scale has both, the gap as it is claimed."""
+    found = []
+    for group, judged in [*t.scales, (None, t.judged)]:
+        runs = [e for e in group or [] if e.method == r.method and r.ours in e.metrics]
+        gaps = [one for one in judged if one.gap]
+        gap = next((o for o in gaps if (o.method, o.claim.metric) == (r.method, r.ours)), None)
+        found.append((group.key[2] if group else "", runs, gap))
+    whole = (f for f in found if f[1] and (f[2] is None or f[2].estimate))
+    return next(whole, None) or next((f for f in found if f[1]), found[-1])
+
+
 def _paper_row(t: PaperTable, r: PaperResult) -> list[str]:
     "Method and baseline, paper, ours, the paper's gap, ours, verdict, scale."
     label, several = method_style(r.method).label, len({other.ours for other in t.results}) > 1
     label += f", {r.ours.removeprefix('test_').replace('_', ' ')}" if several else ""
-    runs = [e for e in t.group or [] if e.method == r.method and r.ours in e.metrics]
+    scale, runs, one = _at_scale(t, r)
     values = [e.metrics[r.ours] for e in runs]
     ours = _ours(values, len(values)) if r.unit == "percent" else ""
     if values and r.unit != "percent":
         ours = _figure(median(values), r.unit)
     n = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
-    scale = f"{t.group.key[2]}, {n}" if t.group and runs else ""
+    scale = f"{scale}, {n}" if runs else ""
     figures = [_figure(r.value or math.nan, r.unit, r.half_width), ours]
-    for one in t.judged:
-        if one.gap and (one.method, one.claim.metric) == (r.method, r.ours):
-            found = _plus_minus(one.estimate.interval(), "+.2f") if one.estimate else ""
-            gaps = [_plus_minus(one.gap.interval(), "+.2f"), found]
-            words = f"{label} (to {_names_of(one)[1]})"
-            return [words, *figures, *gaps, one.words if one.estimate else "", scale]
-    return [label, *figures, "", "", "", scale]
+    if one is None or one.gap is None:
+        return [label, *figures, "", "", "", scale]
+    found = _plus_minus(one.estimate.interval(), "+.2f") if one.estimate else ""
+    gaps = [_plus_minus(one.gap.interval(), "+.2f"), found]
+    words = f"{label} (to {_names_of(one)[1]})"
+    return [words, *figures, *gaps, one.words if one.estimate else "", scale]
 
 
 _PAPER_COLUMNS = ["method (gap to)", "paper", "ours", "its gap", "our gap", "verdict", "scale"]
@@ -713,6 +734,8 @@ def comparisons_told(tables: list[PaperTable]) -> str:
     if not run:
         return f"{told}; none was run at the paper's scale yet, so there is no verdict."
     alone = [one for one in run if one.verdict.p < 1]
+    if not alone:
+        return f"{told}, {len(run)} of them run at the paper's scale; none decides anything yet."
     stand = Counter(one.words for one in alone if one.words == one.verdict.word)
     words = ", ".join(f"{stand[word]} {word}" for word in VERDICTS if stand[word]) or "none"
     return (
