@@ -49,7 +49,7 @@ def test_the_rehearsal(nsl_repro, tmp_path):
     assert again.stdout.count("in the ledger already") == len(ends)
 
 
-def trained(folder, deadline=None, monkeypatch=None):
+def trained(folder, deadline=None, monkeypatch=None, on_step=None):
     "Forty steps on digits; with a deadline, seconds from now."
     train_set, _ = load_dataset("digits")
     if deadline is not None:
@@ -67,6 +67,7 @@ def trained(folder, deadline=None, monkeypatch=None):
             segments=8,
             flip=False,
             checkpoint=folder / "checkpoint.pt",
+            on_step=on_step,
         )
     finally:
         if monkeypatch:
@@ -82,6 +83,11 @@ def test_a_run_that_cannot_end_in_time_waits(tmp_path, monkeypatch):
     assert trained(tmp_path / "cut").curves == whole.curves
     plenty = trained(tmp_path / "whole", 1e6, monkeypatch)
     assert plenty.curves == whole.curves
+
+
+def test_a_slow_start_puts_nothing_off(tmp_path, monkeypatch):
+    "Kernels are compiled and a graph is recorded in the first segment only."
+    trained(tmp_path, 10.0, monkeypatch, lambda done: time.sleep(3) if done == 1 else None)
 
 
 def test_what_is_put_off_is_told(tmp_path):

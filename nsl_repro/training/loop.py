@@ -557,7 +557,7 @@ class Segmented(Watched):
             self.wall_s += time.perf_counter() - self.began
             self.save()
             if len(self.timings) > 1 and self.diverged is None:
-                _check_time((self.steps - self.done) * self.step_ms / 1000)
+                _check_time((self.steps - self.done) * self.timings[-1] / 1000)
         self.ended = time.perf_counter()
 
     @property
