@@ -11,7 +11,9 @@ from torch import nn
 
 from nsl_repro.kernels.cpu import why_not
 from nsl_repro.kernels.predictor import fuses, over_patch_norm, planar_conv2d
+from nsl_repro.nsl import predictor as nsl_predictor
 from nsl_repro.nsl.predictor import SimilarityPredictor
+from nsl_repro.training.models import cnn9, count_macs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +87,19 @@ def test_a_cpu_keeps_its_path(monkeypatch):
     seen = []
     torch.func.grad(lambda t: seen.append(fuses(t)) or t.sum())(x)
     assert seen == [False]
+
+
+def test_a_fused_layer_runs_its_hooks(monkeypatch):
+    "So it is counted, and whoever looks at it sees it."
+
+    def planar(h, weight, stride, padding):
+        return nn.functional.conv2d(h, weight, None, stride, padding)
+
+    net = cnn9("dynamic_uns", width=0.125)
+    counted = count_macs(net, (3, 32, 32))
+    monkeypatch.setattr(nsl_predictor, "fuses", lambda h: True)
+    monkeypatch.setattr(nsl_predictor, "planar_conv2d", planar)
+    assert count_macs(net, (3, 32, 32)) == counted
 
 
 @pytest.mark.skipif(INTERPRETED or not why_not("triton"), reason="this is that process")
