@@ -48,7 +48,7 @@ paper: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/test_gpu.py tests/test_gpu_experiments.py $(ARGS)
-	$(BIN)/python -m pytest tests/test_backends.py -k "cuda or triton or graph" $(ARGS)
+	$(BIN)/python -m pytest tests/test_backends.py tests/test_triton_predictor.py -k "cuda or triton or graph" $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests/test_sync.py tests/test_style.py tests/test_imports.py
