@@ -118,7 +118,10 @@ def _summary(entries: list[Entry], notebooks: str, pictures: list[str]) -> list[
     if headlines:
         blocks += ["## In short", *pictures, *headlines]
     if costs:
-        blocks += ["## What it costs", *(table.to_markdown() for table in costs)]
+        blocks += ["## What it costs", "Beside the same without a similarity, on each device:"]
+    for table in costs:
+        title = table.columns[0].capitalize()
+        blocks += [f"<details><summary>{title}</summary>", table.to_markdown(), "</details>"]
     return blocks
 
 # %% ../../nbs/results/11_site.ipynb #34b228d8
