@@ -87,7 +87,7 @@ def test_a_run_that_cannot_end_in_time_waits(tmp_path, monkeypatch):
 
 def test_a_slow_start_puts_nothing_off(tmp_path, monkeypatch):
     "Kernels are compiled and a graph is recorded in the first segment only."
-    trained(tmp_path, 10.0, monkeypatch, lambda done: time.sleep(3) if done == 1 else None)
+    trained(tmp_path, 25.0, monkeypatch, lambda done: time.sleep(6) if done == 1 else None)
 
 
 def test_what_is_put_off_is_told(tmp_path):
