@@ -110,7 +110,7 @@ def _section(notebook: str, groups: list[Group], notebooks: str) -> list[str]:
         blocks += _folded(group)
     return [*blocks, *(["Trials and side measurements:"] if trials else []), *trials]
 
-
+# %% ../../nbs/results/11_site.ipynb #5b1d7c02
 def _summary(entries: list[Entry], notebooks: str, pictures: list[str]) -> list[str]:
     "The headlines and the costs; nothing where nothing is recorded."
     blocks, headlines = [], headline_blocks(entries, notebooks)
