@@ -111,7 +111,7 @@ def _rivals(found: list[Finding], style: _Style) -> list[str]:
 # %% ../../nbs/results/10_answers.ipynb #f382a93d
 def told(
     found: list[Finding],
-    brief: bool = False,  # no numbers, and nothing of what is not known
+    brief: bool = False,  # no numbers, and only what holds after the correction
 ) -> str:
     "What was found, method by method: better, worse, not known."
     counts = Counter(f.headline.metric for f in found)
@@ -119,11 +119,12 @@ def told(
     metric = metric if often > 1 or len(counts) == 1 else ""
     form = "{0.mean:+.1f}" if len(found) > 6 else "{0.mean:+.1f} ± {0.half_width:.1f}"
     datasets = len({f.headline.dataset for f in found})
-    sentences = []
+    sentences, holds = [], surviving(found)
     for method in dict.fromkeys(f.headline.method for f in found):
         parts = []
         for word, says in list(_SAID.items())[: 2 if brief else None]:
             here = [f for f in found if (f.headline.method, f.word) == (method, word)]
+            here = [f for f in here if holds[f.headline] or not brief]
             one = "{0.mean:+.1f}" if word == "one run" else form
             rivals = _rivals(here, _Style("" if brief else one, metric, datasets))
             parts += [f"{says} {', '.join(rivals)}"] if rivals else []
@@ -317,7 +318,8 @@ def answer(
         return Answer(experiment, text, text, mine)
     unknown = all(f.word == "inconclusive" for f in found)
     first = nothing_told(found) if unknown else told(found)
-    brief = "No difference was found." if unknown else told(found, brief=True)
+    brief = told(found, brief=True) or "No difference is certain."
+    brief = "No difference was found." if unknown else brief
     lead = _lead(found)
     return Answer(experiment, f"{lead}{first}\n\n{worth(found)}", f"{lead}{brief}", mine)
 
