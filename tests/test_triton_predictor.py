@@ -100,6 +100,11 @@ def test_a_fused_layer_runs_its_hooks(monkeypatch):
     monkeypatch.setattr(nsl_predictor, "fuses", lambda h: True)
     monkeypatch.setattr(nsl_predictor, "planar_conv2d", planar)
     assert count_macs(net, (3, 32, 32)) == counted
+    seen, layers = [], [m for m in net.modules() if isinstance(m, SimilarityPredictor)]
+    for layer in layers:
+        layer.m2.register_full_backward_hook(lambda m, before, after: seen.append(m))
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert len(seen) == len(layers) > 0
 
 
 @pytest.mark.skipif(INTERPRETED or not why_not("triton"), reason="this is that process")

@@ -63,7 +63,8 @@ def _bounded(R: Tensor, bound: str) -> Tensor:  # (B, entries, H', W')
 
 def _second(conv: Any, h: Tensor) -> Tensor:
     "The second convolution; on a GPU a plain one has its filters padded, its result in planes."
-    watched = conv._forward_hooks or conv._forward_pre_hooks  # run with the layer only
+    hooks = conv._forward_hooks, conv._forward_pre_hooks
+    watched = any((*hooks, conv._backward_hooks, conv._backward_pre_hooks))  # run with the layer
     if type(conv) is nn.Conv2d and not watched and fuses(h):
         stride, padding = _pair(conv.stride), conv.padding
         return planar_conv2d(h, conv.weight, stride, padding)  # type: ignore[arg-type]
